@@ -1,0 +1,41 @@
+/* model.h - a model file made ready: hyperparameters, named weights, fingerprint.
+ *
+ * Adding an architecture is one row in model.c's table (metadata prefix, tensor names, switches),
+ * not another forward pass.
+ *
+ * Owns:    kvl_model owns the GGUF mapping; weights point into it. Lives until kvl_model_free.
+ * Threads: immutable after load. */
+#ifndef KVL_MODEL_H
+#define KVL_MODEL_H
+
+#include "backend.h"
+
+struct kvl_weight {
+    const struct kvl_gguf_tensor *tensor; /* NULL where the model has none */
+    uint32_t rows;                        /* outputs */
+    uint32_t columns;                     /* inputs, contiguous in the file */
+};
+
+struct kvl_layer {
+    struct kvl_weight attention_norm, q, k, v, attention_out;
+    struct kvl_weight ffn_norm, ffn_gate, ffn_up, ffn_down;
+};
+
+struct kvl_model {
+    struct kvl_gguf *gguf;
+    struct kvl_hparams hparams;
+    uint8_t fingerprint[32];
+    struct kvl_weight embedding; /* [vocab][width] */
+    struct kvl_weight output_norm;
+    struct kvl_weight output; /* the embedding again when tied */
+    struct kvl_layer *layers;
+};
+
+/* Errors: those of kvl_gguf_open; UNSUPPORTED (names the architecture, weight type or feature that
+ * is not there: other architectures, rope scaling, biases, ...); CORRUPT (a missing tensor, a shape
+ * that contradicts the metadata). */
+KVL_MUST_CHECK kvl_err kvl_model_load(
+    const char *path, struct kvl_model **out, struct kvl_errmsg *msg);
+void kvl_model_free(struct kvl_model *model); /* NULL is fine */
+
+#endif
