@@ -1,0 +1,47 @@
+/* block.h - what core and tiers both know of a block: its identity and how its bytes are cut.
+ *
+ * frame_bytes is what one frame (a group of layers) holds; the last one may be shorter. A frame is
+ * the unit of checksums, of codecs and of "so many layers are ready". */
+#ifndef KVL_BLOCK_H
+#define KVL_BLOCK_H
+
+#include <stdint.h>
+
+#include "kvl_err.h"
+#include "kvl_key.h"
+
+#define KVL_FRAMES_MAX 32u
+#define KVL_PAGE_BYTES 4096u
+
+struct kvl_layout {
+    uint64_t payload_bytes; /* as the engine sees it */
+    uint64_t slot_bytes;    /* payload rounded up to KVL_PAGE_BYTES */
+    uint64_t frame_bytes;   /* multiple of a layer's bytes; payload_bytes when there is one frame */
+    uint32_t frame_count;   /* 1..KVL_FRAMES_MAX */
+    uint32_t layers;        /* 1 for opaque blocks */
+    uint32_t layers_per_frame;
+    uint32_t element_bytes; /* 2 or 4 for planes to be split by; 1: opaque bytes */
+};
+
+/* Frames are the fewest layer groups of at least 256 KiB (fewer than KVL_FRAMES_MAX of them). */
+KVL_MUST_CHECK kvl_err kvl_layout_of_geometry(
+    const struct kvl_geometry *geometry, enum kvl_dtype dtype, struct kvl_layout *out);
+KVL_MUST_CHECK kvl_err kvl_layout_of_bytes(uint64_t payload_bytes, struct kvl_layout *out);
+uint64_t kvl_layout_frame_bytes(const struct kvl_layout *layout, uint32_t frame);
+
+/* XXH3-64 of every frame, mixed into one: the hash that seal takes and that every later copy is
+ * checked against. frame_hashes may be NULL, otherwise layout->frame_count entries. Any thread. */
+uint64_t kvl_content_hash(
+    const struct kvl_layout *layout, const void *payload, uint64_t *frame_hashes);
+
+/* A sealed block, as it is written to and found on a persistent tier. */
+struct kvl_block_record {
+    struct kvl_key key;
+    struct kvl_key parent; /* the namespace's key for a chain's first block; zero for opaque */
+    uint32_t namespace_id; /* the daemon's number of the namespace, kept in the catalog */
+    uint32_t token_count;
+    uint64_t generation; /* unique per sealed block over all time of one store */
+    uint64_t content_hash;
+};
+
+#endif

@@ -1,0 +1,319 @@
+/* store.h - the owner of all metadata: blocks, leases, tickets, namespaces, sessions, pins.
+ *
+ * One thread calls everything here, poll included; nothing blocks, no lock is taken. The table
+ * answers from RAM. A block is in zero or more tiers at once; it is visible only when sealed and
+ * its hash taken. Sealed blocks are persisted behind (disk tier present), demoted device -> host
+ * when the device runs full, dropped from host when that is full; children before parents.
+ *
+ * Clients: opened and closed by the server; closing a client (its proven death) ends its leases,
+ * returns its unsealed slots and hands keys it was filling to the first waiter.
+ *
+ * What is handed out points into the store and lives until the next call, unless said otherwise. */
+#ifndef KVL_STORE_H
+#define KVL_STORE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block.h"
+#include "catalog.h"
+#include "kvl_err.h"
+#include "kvl_key.h"
+#include "log.h"
+#include "policy.h"
+#include "ticket.h"
+#include "tier.h"
+
+#define KVL_SESSION_NAME_MAX 255u
+#define KVL_CHAIN_BLOCKS_MAX 16384u /* blocks in one request */
+
+struct kvl_store;
+
+struct kvl_store_options {
+    struct kvl_tier *device;             /* required */
+    struct kvl_tier *host;               /* NULL: demoted blocks live on disk only */
+    struct kvl_tier *disk;               /* NULL: nothing outlives the process */
+    struct kvl_catalog *catalog;         /* with disk */
+    const struct kvl_policy_ops *policy; /* NULL: lru */
+    uint64_t client_lease_bytes_max;     /* per client; 0: no limit */
+    uint32_t hash_threads;               /* seal hashing; 0: one */
+    struct kvl_log *log;
+};
+
+/* Owns: the tiers stay the caller's, and outlive the store. */
+KVL_MUST_CHECK kvl_err kvl_store_create(
+    const struct kvl_store_options *options, struct kvl_store **out, struct kvl_errmsg *msg);
+/* Flushes nothing; drain first (kvl_store_drain). NULL is fine. */
+void kvl_store_destroy(struct kvl_store *store);
+
+/* Readable when poll has work (an epoll fd over tiers and workers). */
+int kvl_store_fd(const struct kvl_store *store);
+void kvl_store_poll(struct kvl_store *store);
+/* True once every block that was on disk at start is in the table. Until then callers hold back
+ * everything but stats and hello. */
+bool kvl_store_is_loaded(const struct kvl_store *store);
+/* Blocks until all sealed blocks are durable and nothing is in flight. */
+KVL_MUST_CHECK kvl_err kvl_store_drain(struct kvl_store *store);
+
+struct kvl_ticket_pool *kvl_store_tickets(struct kvl_store *store);
+struct kvl_tier *kvl_store_tier(struct kvl_store *store, enum kvl_tier_kind kind); /* or NULL */
+uint64_t kvl_store_epoch(const struct kvl_store *store); /* random, never 0 */
+
+/* ---- clients ------------------------------------------------------------------------------ */
+
+struct kvl_client_info {
+    uint32_t pid;
+    uint32_t uid;
+    char name[64];
+    bool attached; /* has mapped the arenas: may lease */
+};
+
+KVL_MUST_CHECK kvl_err kvl_store_client_open(
+    struct kvl_store *store, const struct kvl_client_info *info, uint32_t *client);
+void kvl_store_client_close(struct kvl_store *store, uint32_t client);
+
+/* ---- namespaces --------------------------------------------------------------------------- */
+
+/* Opens or creates. For opaque namespaces token geometry is zero and block_bytes is given. */
+struct kvl_namespace_request {
+    struct kvl_key key;           /* as the client computed it */
+    struct kvl_geometry geometry; /* zero for opaque */
+    uint32_t dtype;               /* enum kvl_dtype; 0 for opaque */
+    uint64_t block_bytes;         /* opaque only */
+    char label[64];               /* for people: the model's name */
+};
+
+struct kvl_namespace_info {
+    uint32_t id;
+    struct kvl_key key;
+    struct kvl_geometry geometry;
+    uint32_t dtype;
+    struct kvl_layout layout;
+    char label[64];
+    uint64_t blocks; /* in the table now */
+};
+
+KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store,
+    const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
+/* By position; false past the last. */
+bool kvl_store_namespace_at(
+    struct kvl_store *store, uint32_t index, struct kvl_namespace_info *out);
+
+/* ---- blocks ------------------------------------------------------------------------------- */
+
+/* found[i]: bit mask (1 << enum kvl_tier_kind) of the tiers that hold block i; returns how many
+ * leading keys are somewhere (entries after the first miss are 0). */
+uint32_t kvl_store_lookup(
+    struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found);
+
+struct kvl_restored {
+    uint64_t lease;        /* read lease */
+    uint64_t offset_bytes; /* in the target tier's arena */
+    uint32_t found_tier;   /* enum kvl_tier_kind where it was when asked */
+    uint32_t token_count;
+};
+
+struct kvl_restore_request {
+    uint32_t client;
+    enum kvl_tier_kind target; /* DEVICE (resident use) or HOST (offload use) */
+    const struct kvl_key *keys;
+    uint32_t count;
+    enum kvl_io_priority priority;
+};
+
+struct kvl_restore_reply {
+    uint32_t count;           /* leading blocks leased; blocks[] has that many entries */
+    bool out_of_space;        /* more were there, but leases fill the tier */
+    struct kvl_ticket ticket; /* none when all of them were resident: nothing to wait for */
+};
+
+/* Leases what it can of a chain and starts bringing it to the target tier. The ticket's word has
+ * blocks_ready and layers_ready; final status OK, or CORRUPT / IO / CANCELED when only the leading
+ * blocks_ready blocks came (the others' leases stay the client's to release). values[0..2]: bytes
+ * moved from device, host, disk. Errors: INVALID, LIMIT (client's leases or tickets), PERM. */
+KVL_MUST_CHECK kvl_err kvl_store_restore(struct kvl_store *store,
+    const struct kvl_restore_request *request, struct kvl_restored *blocks,
+    struct kvl_restore_reply *reply);
+
+/* Restore without leases: the blocks are in the target tier when the ticket ends. values[0]: blocks
+ * moved. */
+KVL_MUST_CHECK kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t client,
+    const struct kvl_key *keys, uint32_t count, enum kvl_tier_kind target,
+    struct kvl_ticket *ticket);
+
+enum kvl_alloc_status {
+    KVL_ALLOC_GRANTED = 1, /* lease and offset are valid: fill and seal */
+    KVL_ALLOC_EXISTS = 2,  /* sealed already: restore it */
+    KVL_ALLOC_PENDING = 3, /* another client is filling this key */
+    KVL_ALLOC_NOSPC = 4,   /* leases fill the tier: this and all later ones */
+};
+
+struct kvl_allocated {
+    uint32_t status; /* enum kvl_alloc_status */
+    uint32_t reserved;
+    uint64_t lease; /* write lease */
+    uint64_t offset_bytes;
+};
+
+struct kvl_alloc_request {
+    uint32_t client;
+    uint32_t namespace_id;
+    enum kvl_tier_kind target;
+    const struct kvl_key *keys; /* zero: not known yet (a block of tokens still to be generated) */
+    uint32_t count;
+    bool wait; /* make a ticket for the first PENDING block */
+};
+
+/* The ticket, if any, ends OK with values[0] = 0 when that block was sealed, or with values[0] =
+ * the write lease and values[1] = its offset when the filler died and this client inherited the
+ * key. */
+KVL_MUST_CHECK kvl_err kvl_store_alloc(struct kvl_store *store,
+    const struct kvl_alloc_request *request, struct kvl_allocated *blocks,
+    struct kvl_ticket *ticket);
+
+struct kvl_seal_request {
+    uint32_t client;
+    uint64_t lease;
+    struct kvl_key parent;  /* the block before, or the namespace's key for the first */
+    const uint32_t *tokens; /* token_count of them: block_tokens, or fewer for a tail */
+    uint32_t token_count;
+    struct kvl_bytes extra;
+    bool opaque; /* parent unused; opaque_key instead of tokens */
+    uint8_t opaque_key[32];
+};
+
+/* The write lease becomes a read lease of the sealed block. The block becomes visible once its
+ * hash was taken, behind this call. EXISTS: the key is sealed already; the slot stays the client's
+ * private one until release. INVALID: the computed key is not the one alloc was told. */
+KVL_MUST_CHECK kvl_err kvl_store_seal(
+    struct kvl_store *store, const struct kvl_seal_request *request, struct kvl_key *key);
+
+/* Unknown or foreign leases and tickets are ignored and counted. Unsealed slots are freed. */
+void kvl_store_release(struct kvl_store *store, uint32_t client, const uint64_t *leases,
+    uint32_t lease_count, const struct kvl_ticket *tickets, uint32_t ticket_count);
+
+/* Pins (operator's) of the leading known blocks of a chain; returns how many. Survive restarts. */
+uint32_t kvl_store_pin(
+    struct kvl_store *store, const struct kvl_key *keys, uint32_t count, bool pinned);
+
+/* ---- clear, flush, verify ----------------------------------------------------------------- */
+
+enum kvl_clear_scope { KVL_CLEAR_ALL = 1, KVL_CLEAR_NAMESPACE = 2, KVL_CLEAR_SESSION = 3 };
+
+struct kvl_clear_request {
+    uint32_t client;
+    enum kvl_clear_scope scope;
+    uint32_t namespace_id;
+    const char *session; /* its record and the blocks only it uses */
+};
+
+/* Blocks under a lease vanish from the table at once and their slots when released. The ticket
+ * ends when the deletions are durable; values[0]: blocks cleared. Pinned blocks are cleared too. */
+KVL_MUST_CHECK kvl_err kvl_store_clear(
+    struct kvl_store *store, const struct kvl_clear_request *request, struct kvl_ticket *ticket);
+/* Ends when everything sealed before is durable. */
+KVL_MUST_CHECK kvl_err kvl_store_flush(
+    struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket);
+/* Reads every block of every tier and checks its hash. values[0]: blocks checked, values[1]: bad
+ * ones (dropped), values[2]: blocks in all. */
+KVL_MUST_CHECK kvl_err kvl_store_verify(
+    struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket);
+
+/* ---- sessions ----------------------------------------------------------------------------- */
+
+struct kvl_session_info {
+    char name[KVL_SESSION_NAME_MAX + 1];
+    struct kvl_key namespace_key;
+    uint64_t token_count;
+    struct kvl_key tail; /* zero: none */
+    uint32_t tail_tokens;
+    uint32_t holder_pid; /* 0: not open */
+    char holder_name[64];
+    uint64_t updated_wall_ns;
+};
+
+/* Opens for writing, creates when absent. BUSY: info's holder fields say who. INVALID: it belongs
+ * to another namespace (info.namespace_key). */
+KVL_MUST_CHECK kvl_err kvl_store_session_open(struct kvl_store *store, uint32_t client,
+    const char *name, const struct kvl_key *namespace_key, struct kvl_session_info *info);
+/* Cuts the session to from_token tokens and appends. PERM unless this client holds it. */
+KVL_MUST_CHECK kvl_err kvl_store_session_append(struct kvl_store *store, uint32_t client,
+    const char *name, uint64_t from_token, const uint32_t *tokens, uint32_t count);
+/* The sealed tail block that follows the whole blocks; zero key: none. */
+KVL_MUST_CHECK kvl_err kvl_store_session_tail(struct kvl_store *store, uint32_t client,
+    const char *name, const struct kvl_key *tail, uint32_t tail_tokens);
+KVL_MUST_CHECK kvl_err kvl_store_session_close(
+    struct kvl_store *store, uint32_t client, const char *name);
+KVL_MUST_CHECK kvl_err kvl_store_session_drop(
+    struct kvl_store *store, uint32_t client, const char *name, struct kvl_session_info *info);
+/* NOTFOUND. tokens may be NULL; else up to max tokens from from_token, *count of them. */
+KVL_MUST_CHECK kvl_err kvl_store_session_read(struct kvl_store *store, const char *name,
+    uint64_t from_token, uint32_t max, uint32_t *tokens, uint32_t *count,
+    struct kvl_session_info *info);
+/* By position in order of name; false past the last. */
+bool kvl_store_session_at(struct kvl_store *store, uint32_t index, struct kvl_session_info *out);
+
+/* ---- what people look at ------------------------------------------------------------------ */
+
+struct kvl_tier_report {
+    uint64_t capacity_bytes, used_bytes, blocks;
+    uint64_t hits;   /* restored or leased blocks that were found here (nearest tier counts) */
+    uint64_t misses; /* blocks asked for that were not here (and in no nearer tier) */
+    uint64_t read_bytes, written_bytes, evicted_blocks, corrupt_blocks, errors, inflight;
+};
+
+struct kvl_store_report {
+    struct kvl_tier_report tiers[KVL_TIER_COUNT]; /* capacity 0: tier absent */
+    uint64_t epoch, uptime_ns;
+    uint64_t blocks, ghost_blocks, table_bytes;
+    uint64_t leases, leased_bytes, clients, sessions, pins;
+    uint64_t unpersisted_blocks; /* sealed, not durable yet */
+    uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
+    bool loaded;
+};
+
+void kvl_store_report(struct kvl_store *store, struct kvl_store_report *out);
+
+struct kvl_client_report {
+    uint32_t client, pid, uid;
+    char name[64];
+    uint64_t read_leases, write_leases, leased_bytes;
+};
+bool kvl_store_client_at(struct kvl_store *store, uint32_t index, struct kvl_client_report *out);
+
+struct kvl_block_report {
+    struct kvl_key key, parent; /* parent zero: chain start of an opaque namespace */
+    uint32_t namespace_id;
+    uint32_t token_count;
+    uint8_t tiers; /* bit mask */
+    uint8_t pinned;
+    uint16_t leases;
+    uint32_t hits;
+    uint64_t last_use_wall_ns;
+    uint64_t disk_bytes;
+};
+/* Pages through the table: *cursor 0 at first; returns entries written; 0 at the end. Blocks that
+ * come or go in between may be missed, none is listed twice. */
+uint32_t kvl_store_list(
+    struct kvl_store *store, uint64_t *cursor, uint32_t max, struct kvl_block_report *out);
+
+enum kvl_event_kind {
+    KVL_EVENT_STORED = 1, /* sealed and visible */
+    KVL_EVENT_PERSISTED = 2,
+    KVL_EVENT_RESTORED = 3,
+    KVL_EVENT_EVICTED = 4, /* left this tier */
+    KVL_EVENT_CLEARED = 5,
+    KVL_EVENT_CORRUPT = 6,
+};
+struct kvl_event {
+    uint64_t sequence; /* from 1, without holes inside the ring */
+    uint32_t kind;
+    uint32_t tier;
+    struct kvl_key key;
+};
+/* Events with sequence > after, oldest first; *oldest is the first one still kept, so a gap shows
+ * as *oldest > after + 1. */
+uint32_t kvl_store_events(
+    struct kvl_store *store, uint64_t after, uint32_t max, struct kvl_event *out, uint64_t *oldest);
+
+#endif
