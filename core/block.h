@@ -9,19 +9,10 @@
 
 #include "kvl_err.h"
 #include "kvl_key.h"
+#include "kvl_types.h"
 
 #define KVL_FRAMES_MAX 32u
 #define KVL_PAGE_BYTES 4096u
-
-struct kvl_layout {
-    uint64_t payload_bytes; /* as the engine sees it */
-    uint64_t slot_bytes;    /* payload rounded up to KVL_PAGE_BYTES */
-    uint64_t frame_bytes;   /* multiple of a layer's bytes; payload_bytes when there is one frame */
-    uint32_t frame_count;   /* 1..KVL_FRAMES_MAX */
-    uint32_t layers;        /* 1 for opaque blocks */
-    uint32_t layers_per_frame;
-    uint32_t element_bytes; /* 2 or 4 for planes to be split by; 1: opaque bytes */
-};
 
 /* Frames are the fewest layer groups of at least 256 KiB (fewer than KVL_FRAMES_MAX of them). */
 KVL_MUST_CHECK kvl_err kvl_layout_of_geometry(

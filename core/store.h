@@ -19,13 +19,11 @@
 #include "catalog.h"
 #include "kvl_err.h"
 #include "kvl_key.h"
+#include "kvl_types.h"
 #include "log.h"
 #include "policy.h"
 #include "ticket.h"
 #include "tier.h"
-
-#define KVL_SESSION_NAME_MAX 255u
-#define KVL_CHAIN_BLOCKS_MAX 16384u /* blocks in one request */
 
 struct kvl_store;
 
@@ -74,25 +72,6 @@ void kvl_store_client_close(struct kvl_store *store, uint32_t client);
 
 /* ---- namespaces --------------------------------------------------------------------------- */
 
-/* Opens or creates. For opaque namespaces token geometry is zero and block_bytes is given. */
-struct kvl_namespace_request {
-    struct kvl_key key;           /* as the client computed it */
-    struct kvl_geometry geometry; /* zero for opaque */
-    uint32_t dtype;               /* enum kvl_dtype; 0 for opaque */
-    uint64_t block_bytes;         /* opaque only */
-    char label[64];               /* for people: the model's name */
-};
-
-struct kvl_namespace_info {
-    uint32_t id;
-    struct kvl_key key;
-    struct kvl_geometry geometry;
-    uint32_t dtype;
-    struct kvl_layout layout;
-    char label[64];
-    uint64_t blocks; /* in the table now */
-};
-
 KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
 /* By position; false past the last. */
@@ -105,13 +84,6 @@ bool kvl_store_namespace_at(
  * leading keys are somewhere (entries after the first miss are 0). */
 uint32_t kvl_store_lookup(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found);
-
-struct kvl_restored {
-    uint64_t lease;        /* read lease */
-    uint64_t offset_bytes; /* in the target tier's arena */
-    uint32_t found_tier;   /* enum kvl_tier_kind where it was when asked */
-    uint32_t token_count;
-};
 
 struct kvl_restore_request {
     uint32_t client;
@@ -140,20 +112,6 @@ KVL_MUST_CHECK kvl_err kvl_store_restore(struct kvl_store *store,
 KVL_MUST_CHECK kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t client,
     const struct kvl_key *keys, uint32_t count, enum kvl_tier_kind target,
     struct kvl_ticket *ticket);
-
-enum kvl_alloc_status {
-    KVL_ALLOC_GRANTED = 1, /* lease and offset are valid: fill and seal */
-    KVL_ALLOC_EXISTS = 2,  /* sealed already: restore it */
-    KVL_ALLOC_PENDING = 3, /* another client is filling this key */
-    KVL_ALLOC_NOSPC = 4,   /* leases fill the tier: this and all later ones */
-};
-
-struct kvl_allocated {
-    uint32_t status; /* enum kvl_alloc_status */
-    uint32_t reserved;
-    uint64_t lease; /* write lease */
-    uint64_t offset_bytes;
-};
 
 struct kvl_alloc_request {
     uint32_t client;
@@ -198,8 +156,6 @@ uint32_t kvl_store_pin(
 
 /* ---- clear, flush, verify ----------------------------------------------------------------- */
 
-enum kvl_clear_scope { KVL_CLEAR_ALL = 1, KVL_CLEAR_NAMESPACE = 2, KVL_CLEAR_SESSION = 3 };
-
 struct kvl_clear_request {
     uint32_t client;
     enum kvl_clear_scope scope;
@@ -220,17 +176,6 @@ KVL_MUST_CHECK kvl_err kvl_store_verify(
     struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket);
 
 /* ---- sessions ----------------------------------------------------------------------------- */
-
-struct kvl_session_info {
-    char name[KVL_SESSION_NAME_MAX + 1];
-    struct kvl_key namespace_key;
-    uint64_t token_count;
-    struct kvl_key tail; /* zero: none */
-    uint32_t tail_tokens;
-    uint32_t holder_pid; /* 0: not open */
-    char holder_name[64];
-    uint64_t updated_wall_ns;
-};
 
 /* Opens for writing, creates when absent. BUSY: info's holder fields say who. INVALID: it belongs
  * to another namespace (info.namespace_key). */
@@ -255,62 +200,15 @@ bool kvl_store_session_at(struct kvl_store *store, uint32_t index, struct kvl_se
 
 /* ---- what people look at ------------------------------------------------------------------ */
 
-struct kvl_tier_report {
-    uint64_t capacity_bytes, used_bytes, blocks;
-    uint64_t hits;   /* restored or leased blocks that were found here (nearest tier counts) */
-    uint64_t misses; /* blocks asked for that were not here (and in no nearer tier) */
-    uint64_t read_bytes, written_bytes, evicted_blocks, corrupt_blocks, errors, inflight;
-};
-
-struct kvl_store_report {
-    struct kvl_tier_report tiers[KVL_TIER_COUNT]; /* capacity 0: tier absent */
-    uint64_t epoch, uptime_ns;
-    uint64_t blocks, ghost_blocks, table_bytes;
-    uint64_t leases, leased_bytes, clients, sessions, pins;
-    uint64_t unpersisted_blocks; /* sealed, not durable yet */
-    uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
-    bool loaded;
-};
-
 void kvl_store_report(struct kvl_store *store, struct kvl_store_report *out);
 
-struct kvl_client_report {
-    uint32_t client, pid, uid;
-    char name[64];
-    uint64_t read_leases, write_leases, leased_bytes;
-};
 bool kvl_store_client_at(struct kvl_store *store, uint32_t index, struct kvl_client_report *out);
 
-struct kvl_block_report {
-    struct kvl_key key, parent; /* parent zero: chain start of an opaque namespace */
-    uint32_t namespace_id;
-    uint32_t token_count;
-    uint8_t tiers; /* bit mask */
-    uint8_t pinned;
-    uint16_t leases;
-    uint32_t hits;
-    uint64_t last_use_wall_ns;
-    uint64_t disk_bytes;
-};
 /* Pages through the table: *cursor 0 at first; returns entries written; 0 at the end. Blocks that
  * come or go in between may be missed, none is listed twice. */
 uint32_t kvl_store_list(
     struct kvl_store *store, uint64_t *cursor, uint32_t max, struct kvl_block_report *out);
 
-enum kvl_event_kind {
-    KVL_EVENT_STORED = 1, /* sealed and visible */
-    KVL_EVENT_PERSISTED = 2,
-    KVL_EVENT_RESTORED = 3,
-    KVL_EVENT_EVICTED = 4, /* left this tier */
-    KVL_EVENT_CLEARED = 5,
-    KVL_EVENT_CORRUPT = 6,
-};
-struct kvl_event {
-    uint64_t sequence; /* from 1, without holes inside the ring */
-    uint32_t kind;
-    uint32_t tier;
-    struct kvl_key key;
-};
 /* Events with sequence > after, oldest first; *oldest is the first one still kept, so a gap shows
  * as *oldest > after + 1. */
 uint32_t kvl_store_events(

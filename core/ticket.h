@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "kvl_err.h"
+#include "kvl_types.h"
 
 struct kvl_completion {
     _Atomic uint32_t sequence;
@@ -32,12 +33,6 @@ struct kvl_completion {
 _Static_assert(sizeof(struct kvl_completion) == 64, "one cache line");
 
 #define KVL_TICKET_WORDS 4096u
-
-/* number 0 with generation 0 is "no ticket". */
-struct kvl_ticket {
-    uint32_t number;
-    uint32_t generation;
-};
 
 struct kvl_ticket_pool;
 

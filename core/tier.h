@@ -23,13 +23,10 @@
 
 #include "block.h"
 #include "kvl_err.h"
+#include "kvl_types.h"
 #include "log.h"
 
 #define kvl_container_of(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
-
-enum kvl_tier_kind { KVL_TIER_DEVICE, KVL_TIER_HOST, KVL_TIER_DISK, KVL_TIER_COUNT };
-#define KVL_TIER_NAMES                                                                             \
-    { "device", "host", "disk" }
 
 enum kvl_io_op { KVL_IO_STORE, KVL_IO_LOAD };
 /* RESTORE overtakes PREFETCH overtakes BEHIND (persist, demote). */
