@@ -1,0 +1,233 @@
+/* kvloft.h - libkvloft, the client library: keep KV blocks in a kvloft daemon and get them back.
+ *
+ * Two ways of use, one library:
+ *   resident  blocks live in the daemon's device arena, mapped here: alloc, fill in place, seal;
+ *             restore, read in place, release. No copy on either side.
+ *   offload   the caller owns its KV memory: alloc on the host tier, copy in, seal; restore to the
+ *             host tier, copy out, release.
+ *
+ *   struct kvl_client *client;
+ *   struct kvl_errmsg msg;
+ *   kvl_client_open(&(struct kvl_client_options){.address = NULL, .name = "mine"}, &client, &msg);
+ *   kvl_client_namespace(client, &request, &ns);
+ *   kvl_restore(client, KVL_TIER_HOST, keys, count, blocks, &reply);
+ *   kvl_ticket_wait(client, reply.ticket, UINT32_MAX, 5000, &progress);
+ *   memcpy(mine, kvl_client_block(client, KVL_TIER_HOST, blocks[0].offset_bytes), bytes);
+ *
+ * Threads: one client object per thread, or the caller's lock; kvl_ticket_poll, kvl_ticket_wait and
+ * the block addresses may be used from any thread.
+ * Losing the daemon: every call then returns CLOSED, at once and for ever, until
+ * kvl_client_reconnect succeeds. What was mapped stays mapped and readable (blocks under a lease
+ * keep their content), so a computation under way can end. Leases and tickets of an earlier epoch
+ * are void: releasing them does nothing.
+ * Repeats: a request that got no answer is sent again with its old sequence number; the daemon
+ * executes nothing twice.
+ * Errors: kvl_err.h; calls that can say more take a kvl_errmsg (may be NULL). */
+#ifndef KVLOFT_H
+#define KVLOFT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kvl_err.h"
+#include "kvl_key.h"
+#include "kvl_types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct kvl_client;
+
+struct kvl_client_options {
+    const char *address; /* ipc://PATH, inproc://NAME, tcp://HOST:PORT; NULL: the default */
+    const char *name;    /* shown to people; NULL: the program's name */
+    uint32_t timeout_ms; /* of one call until TIMEOUT, repeats included; 0: 10,000 */
+    int attach_fd;       /* inproc only: this end of the server's attach socket pair, taken over */
+    const char *secret_file; /* tcp only */
+    bool look_only;          /* do not attach: no arenas, no leases (what tcp always is) */
+};
+
+/* ipc://$XDG_RUNTIME_DIR/kvloft/kvloft.sock, or below /tmp/kvloft-UID without that variable.
+ * TOOBIG when the buffer is too small. */
+KVL_MUST_CHECK kvl_err kvl_default_address(char *address, size_t address_bytes);
+
+/* Errors: NOTFOUND (nobody listens there), PERM, VERSION, TIMEOUT, INVALID (address). */
+KVL_MUST_CHECK kvl_err kvl_client_open(
+    const struct kvl_client_options *options, struct kvl_client **out, struct kvl_errmsg *msg);
+/* Unmaps everything, ends this client's leases. NULL is fine. */
+void kvl_client_close(struct kvl_client *client);
+/* A fresh hello at the same address. Pointers into arenas of earlier epochs stay valid until
+ * kvl_client_unmap_old or close. */
+KVL_MUST_CHECK kvl_err kvl_client_reconnect(struct kvl_client *client, struct kvl_errmsg *msg);
+void kvl_client_unmap_old(struct kvl_client *client);
+/* False once the daemon's death was noticed (looks at the attach socket; costs one poll). */
+bool kvl_client_is_connected(struct kvl_client *client);
+uint64_t kvl_client_epoch(const struct kvl_client *client); /* changes with each daemon start */
+
+/* Asynchronous use: wait until the fd is readable, then dispatch, which sends what is queued, reads
+ * replies and runs callbacks. Callbacks run inside dispatch or inside any synchronous call. They
+ * fire exactly once per accepted call, with CLOSED when the daemon is lost, also from close. */
+int kvl_client_fd(const struct kvl_client *client);
+void kvl_client_dispatch(struct kvl_client *client);
+/* Runs dispatch until no call is under way. TIMEOUT. */
+KVL_MUST_CHECK kvl_err kvl_client_drain(struct kvl_client *client);
+
+/* ---- memory ------------------------------------------------------------------------------- */
+
+/* Capacity of a mapped arena, 0 when the tier is absent or not mapped. */
+uint64_t kvl_client_arena_bytes(const struct kvl_client *client, enum kvl_tier_kind tier);
+/* Read-only view of a slot; NULL when outside the arena. Content is valid under a lease only. */
+const uint8_t *kvl_client_block(
+    const struct kvl_client *client, enum kvl_tier_kind tier, uint64_t offset_bytes);
+/* Writable view: for slots under a write lease only. */
+uint8_t *kvl_client_block_writable(
+    const struct kvl_client *client, enum kvl_tier_kind tier, uint64_t offset_bytes);
+
+/* ---- blocks (the semantics of each verb: core/store.h says the same to the server) ---------- */
+
+KVL_MUST_CHECK kvl_err kvl_client_namespace(struct kvl_client *client,
+    const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
+/* By position; NOTFOUND past the last. */
+KVL_MUST_CHECK kvl_err kvl_client_namespace_at(
+    struct kvl_client *client, uint32_t index, struct kvl_namespace_info *out);
+
+/* found: count entries, bit mask of 1 << enum kvl_tier_kind. *hits: leading keys that are
+ * somewhere. One round trip. */
+KVL_MUST_CHECK kvl_err kvl_lookup(struct kvl_client *client, const struct kvl_key *keys,
+    uint32_t count, uint8_t *found, uint32_t *hits);
+
+struct kvl_restore_result {
+    uint32_t count;           /* leading blocks leased: that many entries of blocks are set */
+    bool out_of_space;        /* more were there, but leases fill the target tier */
+    struct kvl_ticket ticket; /* none (generation 0) when nothing has to be waited for */
+};
+/* Leases the leading known blocks of a chain in the target tier (DEVICE resident, HOST offload)
+ * and starts bringing them there. blocks: count entries. */
+KVL_MUST_CHECK kvl_err kvl_restore(struct kvl_client *client, enum kvl_tier_kind target,
+    const struct kvl_key *keys, uint32_t count, struct kvl_restored *blocks,
+    struct kvl_restore_result *result);
+
+struct kvl_progress {
+    kvl_err status; /* PENDING while under way */
+    uint32_t blocks_ready;
+    uint32_t layers_ready;
+    uint64_t values[5];
+};
+/* Reads the shared word; no message. STALE for a ticket of another epoch or given back. */
+KVL_MUST_CHECK kvl_err kvl_ticket_poll(
+    const struct kvl_client *client, struct kvl_ticket ticket, struct kvl_progress *out);
+/* Waits until at least `layers` layers are ready, or the ticket has ended, or timeout_ms passed
+ * (TIMEOUT), or the daemon is lost (CLOSED). layers = UINT32_MAX: until the end. */
+KVL_MUST_CHECK kvl_err kvl_ticket_wait(struct kvl_client *client, struct kvl_ticket ticket,
+    uint32_t layers, uint32_t timeout_ms, struct kvl_progress *out);
+
+KVL_MUST_CHECK kvl_err kvl_prefetch(struct kvl_client *client, enum kvl_tier_kind target,
+    const struct kvl_key *keys, uint32_t count, struct kvl_ticket *ticket);
+
+/* keys[i] zero: not known yet. wait: a ticket for the first PENDING block. */
+KVL_MUST_CHECK kvl_err kvl_alloc(struct kvl_client *client, uint32_t namespace_id,
+    enum kvl_tier_kind target, const struct kvl_key *keys, uint32_t count, bool wait,
+    struct kvl_allocated *blocks, struct kvl_ticket *ticket);
+
+struct kvl_seal {
+    uint64_t lease;
+    struct kvl_key parent; /* the block before, or the namespace's key for the first */
+    const uint32_t *tokens;
+    uint32_t token_count; /* block_tokens, or fewer for a tail */
+    struct kvl_bytes extra;
+    bool opaque; /* opaque_key instead of parent and tokens */
+    uint8_t opaque_key[32];
+};
+struct kvl_sealed {
+    kvl_err status; /* OK, EXISTS (the slot stays private), INVALID, STALE */
+    struct kvl_key key;
+};
+KVL_MUST_CHECK kvl_err kvl_seal(struct kvl_client *client, const struct kvl_seal *blocks,
+    uint32_t count, struct kvl_sealed *sealed);
+
+KVL_MUST_CHECK kvl_err kvl_release(struct kvl_client *client, const uint64_t *leases,
+    uint32_t lease_count, const struct kvl_ticket *tickets, uint32_t ticket_count);
+
+/* Asynchronous twins. Arguments are copied before the call returns (tokens too). The callback's
+ * pointers live until it returns. AGAIN: too many calls under way (64). */
+typedef void (*kvl_alloc_done)(void *arg, kvl_err err, const struct kvl_allocated *blocks,
+    uint32_t count, struct kvl_ticket ticket);
+typedef void (*kvl_seal_done)(
+    void *arg, kvl_err err, const struct kvl_sealed *sealed, uint32_t count);
+typedef void (*kvl_plain_done)(void *arg, kvl_err err); /* any of these may be NULL */
+KVL_MUST_CHECK kvl_err kvl_alloc_async(struct kvl_client *client, uint32_t namespace_id,
+    enum kvl_tier_kind target, const struct kvl_key *keys, uint32_t count, bool wait,
+    kvl_alloc_done done, void *arg);
+KVL_MUST_CHECK kvl_err kvl_seal_async(struct kvl_client *client, const struct kvl_seal *blocks,
+    uint32_t count, kvl_seal_done done, void *arg);
+KVL_MUST_CHECK kvl_err kvl_release_async(struct kvl_client *client, const uint64_t *leases,
+    uint32_t lease_count, const struct kvl_ticket *tickets, uint32_t ticket_count,
+    kvl_plain_done done, void *arg);
+
+/* ---- sessions ----------------------------------------------------------------------------- */
+
+/* Opens for writing, creates when absent. BUSY: info's holder fields say who has it. INVALID: the
+ * name belongs to another namespace (another model). */
+KVL_MUST_CHECK kvl_err kvl_session_open(struct kvl_client *client, const char *name,
+    const struct kvl_key *namespace_key, struct kvl_session_info *info);
+/* Any client may read. *count: tokens written to tokens (max entries). */
+KVL_MUST_CHECK kvl_err kvl_session_read(struct kvl_client *client, const char *name,
+    uint64_t from_token, uint32_t max, uint32_t *tokens, uint32_t *count,
+    struct kvl_session_info *info);
+/* Cuts to from_token tokens, then appends. Durable within the persist bound. */
+KVL_MUST_CHECK kvl_err kvl_session_append(struct kvl_client *client, const char *name,
+    uint64_t from_token, const uint32_t *tokens, uint32_t count);
+KVL_MUST_CHECK kvl_err kvl_session_append_async(struct kvl_client *client, const char *name,
+    uint64_t from_token, const uint32_t *tokens, uint32_t count, kvl_plain_done done, void *arg);
+KVL_MUST_CHECK kvl_err kvl_session_tail(
+    struct kvl_client *client, const char *name, const struct kvl_key *tail, uint32_t tail_tokens);
+KVL_MUST_CHECK kvl_err kvl_session_close(struct kvl_client *client, const char *name);
+/* BUSY while someone holds it (info says who). */
+KVL_MUST_CHECK kvl_err kvl_session_drop(
+    struct kvl_client *client, const char *name, struct kvl_session_info *info);
+/* By position in order of name; NOTFOUND past the last. */
+KVL_MUST_CHECK kvl_err kvl_session_at(
+    struct kvl_client *client, uint32_t index, struct kvl_session_info *out);
+
+/* ---- operating ---------------------------------------------------------------------------- */
+
+KVL_MUST_CHECK kvl_err kvl_pin(struct kvl_client *client, const struct kvl_key *keys,
+    uint32_t count, bool pinned, uint32_t *changed);
+KVL_MUST_CHECK kvl_err kvl_clear(struct kvl_client *client, enum kvl_clear_scope scope,
+    uint32_t namespace_id, const char *session, struct kvl_ticket *ticket);
+KVL_MUST_CHECK kvl_err kvl_flush(struct kvl_client *client, struct kvl_ticket *ticket);
+KVL_MUST_CHECK kvl_err kvl_verify(struct kvl_client *client, struct kvl_ticket *ticket);
+/* Ticket state by message: for clients that are not attached. */
+KVL_MUST_CHECK kvl_err kvl_ticket_ask(
+    struct kvl_client *client, struct kvl_ticket ticket, struct kvl_progress *out);
+
+struct kvl_daemon_info {
+    char version[32];
+    uint32_t pid;
+    char device[32]; /* name of the device tier */
+    char address[108];
+    char disk_path[256]; /* empty: none */
+    uint32_t persist_ms;
+};
+KVL_MUST_CHECK kvl_err kvl_stats(
+    struct kvl_client *client, struct kvl_store_report *report, struct kvl_daemon_info *daemon);
+/* Lists by position; NOTFOUND past the last. */
+KVL_MUST_CHECK kvl_err kvl_stats_client(
+    struct kvl_client *client, uint32_t index, struct kvl_client_report *out);
+KVL_MUST_CHECK kvl_err kvl_stats_warning(
+    struct kvl_client *client, uint32_t index, char *text, size_t text_bytes);
+/* Pages: *cursor 0 at first; *count 0 at the end. */
+KVL_MUST_CHECK kvl_err kvl_list_blocks(struct kvl_client *client, uint64_t *cursor, uint32_t max,
+    struct kvl_block_report *out, uint32_t *count);
+KVL_MUST_CHECK kvl_err kvl_events(struct kvl_client *client, uint64_t after, uint32_t max,
+    struct kvl_event *out, uint32_t *count, uint64_t *oldest);
+
+/* Plain echo of `bytes` bytes, for measuring the connection. */
+KVL_MUST_CHECK kvl_err kvl_ping(struct kvl_client *client, uint32_t bytes);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

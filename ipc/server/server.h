@@ -1,0 +1,39 @@
+/* server.h - serves one store over nanomsg and the attach socket; owns the event loop.
+ *
+ * The loop: one epoll over nanomsg's receive fd, the attach listener and its connections, the
+ * store's fd and timers. It never blocks on a client: what cannot be sent is dropped (the client
+ * repeats), what cannot be understood gets a clear error.
+ *
+ * Threads: create, run and destroy on the owner thread (the store's); stop from any thread and
+ * from a signal handler. Errors of create: BUSY (somebody listens at the address), PERM, INVALID
+ * (address), NOMEM; a stale socket file nobody listens on is replaced. */
+#ifndef KVL_SERVER_H
+#define KVL_SERVER_H
+
+#include "kvl_err.h"
+#include "log.h"
+#include "store.h"
+
+struct kvl_server;
+
+struct kvl_server_options {
+    const char *address; /* ipc://, inproc://, or tcp:// (needs secret_file) */
+    const char *secret_file;
+    struct kvl_store *store;
+    struct kvl_log *log;
+    const char *device_name; /* for status */
+    const char *disk_path;   /* for status; NULL: none */
+    uint32_t persist_ms;     /* for status */
+};
+
+KVL_MUST_CHECK kvl_err kvl_server_create(
+    const struct kvl_server_options *options, struct kvl_server **out, struct kvl_errmsg *msg);
+/* Serves until kvl_server_stop. */
+KVL_MUST_CHECK kvl_err kvl_server_run(struct kvl_server *server);
+void kvl_server_stop(struct kvl_server *server);
+void kvl_server_destroy(struct kvl_server *server); /* NULL is fine */
+/* inproc: a new attach connection; the returned end goes to kvl_client_options.attach_fd. Any
+ * thread, while run is running or before. */
+KVL_MUST_CHECK kvl_err kvl_server_attach_pair(struct kvl_server *server, int *client_fd);
+
+#endif
