@@ -21,8 +21,46 @@
 enum kvl_ggml_type {
     KVL_GGML_F32 = 0,
     KVL_GGML_F16 = 1,
+    KVL_GGML_Q4_0 = 2,
     KVL_GGML_Q4_1 = 3,
+    KVL_GGML_Q5_0 = 6,
+    KVL_GGML_Q5_1 = 7,
     KVL_GGML_Q8_0 = 8,
+    KVL_GGML_Q2_K = 10,
+    KVL_GGML_Q3_K = 11,
+    KVL_GGML_Q4_K = 12,
+    KVL_GGML_Q5_K = 13,
+    KVL_GGML_Q6_K = 14,
+    KVL_GGML_IQ4_NL = 20,
+    KVL_GGML_IQ4_XS = 23,
+    KVL_GGML_BF16 = 30,
+};
+
+/* How a weight type is stored: a row is a whole number of blocks. */
+struct kvl_ggml_layout {
+    const char *name; /* "Q4_1" */
+    uint32_t block_elements;
+    uint32_t block_bytes;
+};
+
+/* NULL for a number that this reader does not know. Static storage. */
+const struct kvl_ggml_layout *kvl_ggml_layout(uint32_t type);
+
+/* GGUF's numbers of the metadata value types. */
+enum kvl_gguf_type {
+    KVL_GGUF_U8 = 0,
+    KVL_GGUF_I8 = 1,
+    KVL_GGUF_U16 = 2,
+    KVL_GGUF_I16 = 3,
+    KVL_GGUF_U32 = 4,
+    KVL_GGUF_I32 = 5,
+    KVL_GGUF_F32 = 6,
+    KVL_GGUF_BOOL = 7,
+    KVL_GGUF_STRING = 8,
+    KVL_GGUF_ARRAY = 9,
+    KVL_GGUF_U64 = 10,
+    KVL_GGUF_I64 = 11,
+    KVL_GGUF_F64 = 12,
 };
 
 struct kvl_gguf;
@@ -37,13 +75,14 @@ struct kvl_gguf_tensor {
     uint32_t type; /* enum kvl_ggml_type, or another of ggml's numbers */
     uint32_t dim_count;
     uint64_t dims[4]; /* dims[0] is contiguous (the input width of a matrix), unused ones are 1 */
-    const void *data; /* inside the mapping, aligned to the file's general.alignment */
+    const void
+        *data; /* inside the mapping, aligned to the file's general.alignment, at most 4096 */
     uint64_t data_bytes;
 };
 
 /* Array metadata of scalars or strings, in file order. */
 struct kvl_gguf_array {
-    uint32_t element_type; /* GGUF value type number: 4 u32, 5 i32, 6 f32, 7 bool, 8 string, ... */
+    uint32_t element_type; /* enum kvl_gguf_type; never an array */
     uint64_t count;
     const void *data;                      /* scalars: unaligned little-endian elements */
     const struct kvl_gguf_string *strings; /* strings: count entries; NULL for scalars */
@@ -51,7 +90,13 @@ struct kvl_gguf_array {
 
 KVL_MUST_CHECK kvl_err kvl_gguf_open(
     const char *path, struct kvl_gguf **out, struct kvl_errmsg *msg);
+/* The same from `bytes` bytes at data, which are copied; name stands in messages. */
+KVL_MUST_CHECK kvl_err kvl_gguf_open_memory(const void *data, uint64_t bytes, const char *name,
+    struct kvl_gguf **out, struct kvl_errmsg *msg);
 void kvl_gguf_close(struct kvl_gguf *gguf); /* NULL is fine */
+
+/* The path (or name) it was opened by, for messages. */
+const char *kvl_gguf_path(const struct kvl_gguf *gguf);
 
 /* Metadata by key. False when absent or of another kind; integer getters accept every integer
  * type whose value fits. */

@@ -1,0 +1,46 @@
+/* gguf_internal.h - what the GGUF parser, its getters and the fingerprint share. */
+#ifndef KVL_GGUF_INTERNAL_H
+#define KVL_GGUF_INTERNAL_H
+
+#include <sys/stat.h>
+
+#include "gguf.h"
+
+/* One metadata pair. `value` spans the value as it stands in the file (a string's length and an
+ * array's head included); `payload` starts after those. */
+struct kvl_gguf_pair {
+    struct kvl_gguf_string key;
+    uint32_t type;         /* enum kvl_gguf_type */
+    uint32_t element_type; /* of an array */
+    uint64_t count;        /* of an array */
+    const uint8_t *value;
+    uint64_t value_bytes;
+    const uint8_t *payload;
+    uint64_t payload_bytes;
+    struct kvl_gguf_string *strings; /* of an array of strings; owned */
+};
+
+struct kvl_gguf {
+    const uint8_t *bytes; /* the whole file */
+    uint64_t size_bytes;
+    bool mapped; /* bytes is a mapping of fd; otherwise from posix_memalign */
+    int fd;      /* -1 when opened from memory */
+    struct stat identity;
+    char *path;
+    struct kvl_gguf_pair *pairs; /* file order */
+    uint64_t pair_count;
+    struct kvl_gguf_tensor *tensors; /* file order */
+    uint64_t tensor_count;
+    const struct kvl_gguf_pair **pairs_by_key;
+    const struct kvl_gguf_tensor **tensors_by_name;
+};
+
+/* Fills pairs, tensors and both orders from bytes. On an error what was allocated stays for
+ * kvl_gguf_close. Errors: SHORT, CORRUPT, VERSION, UNSUPPORTED, NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_gguf_parse(struct kvl_gguf *gguf, struct kvl_errmsg *msg);
+
+/* Byte order, a prefix first: <0, 0, >0. */
+int kvl_gguf_string_compare(struct kvl_gguf_string left, struct kvl_gguf_string right);
+const struct kvl_gguf_pair *kvl_gguf_find_pair(const struct kvl_gguf *gguf, const char *key);
+
+#endif
