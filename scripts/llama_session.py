@@ -31,11 +31,12 @@ def requantize_to_f32(source, target, threads):
 
 
 class LlamaSession:
-    """Greedy use of one sequence; K and V in f16 (llama.cpp's default), no flash attention."""
+    """Greedy use of one sequence. K and V are f16 (llama.cpp's default) unless kv_f32; without
+    flash attention, whose CPU code sums V in f16."""
 
     BATCH = 512
 
-    def __init__(self, path, context_tokens, threads, flash_attention=False):
+    def __init__(self, path, context_tokens, threads, flash_attention=False, kv_f32=False):
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
@@ -49,8 +50,9 @@ class LlamaSession:
         params.n_ubatch = self.BATCH
         params.n_threads = threads
         params.n_threads_batch = threads
-        params.type_k = llama_cpp.GGML_TYPE_F16
-        params.type_v = llama_cpp.GGML_TYPE_F16
+        kv_type = llama_cpp.GGML_TYPE_F32 if kv_f32 else llama_cpp.GGML_TYPE_F16
+        params.type_k = kv_type
+        params.type_v = kv_type
         params.flash_attn_type = 1 if flash_attention else 0
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:

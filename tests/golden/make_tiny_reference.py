@@ -1,0 +1,277 @@
+#!/usr/bin/env python3
+"""Writes data/tiny_f32.gguf, tiny_mixed.gguf and tiny_reference.json.
+
+Two random models of architecture llama, small enough to keep, and what a forward pass in plain
+numpy float64 gives for them: K (after RoPE) and V of every layer at some positions, and the last
+logits. K and V of layer l depend on the hidden state that enters layer l, so comparing them layer
+by layer finds the first layer that is wrong. Run by scripts/make-references.
+
+The pass is written from the definition of the model (RMS norm; attention with rotary embedding of
+pairs (2i, 2i+1), grouped query heads; SwiGLU), reads its weights back from the GGUF file with
+dequantisers of its own, and is itself compared with llama.cpp on the same file.
+"""
+import argparse
+import json
+import os
+import struct
+import sys
+import tempfile
+
+import gguf
+import numpy as np
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "..", "..", "scripts"))
+from llama_session import LlamaSession, requantize_to_f32, version  # noqa: E402
+
+BLOCK_TOKENS = 16
+TOKEN_COUNT = 37
+POSITIONS = [0, 1, 15, 16, 17, 31, 32, 36]  # around the block edges, and the last one
+LOGIT_ROWS = 3
+
+# The second has more than one 32-element block a row, and heads * head_dim other than the width.
+SHAPES = {
+    "tiny_f32": {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64,
+                 "rope_base": 10000.0, "epsilon": 1e-5, "tied": False, "seed": 11},
+    "tiny_mixed": {"layers": 2, "width": 64, "heads": 6, "kv_heads": 2, "head_dim": 16, "ffn": 96,
+                   "rope_base": 100000.0, "epsilon": 1e-6, "tied": True, "seed": 12},
+}
+
+F32, F16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16
+Q4_1, Q8_0 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0
+
+MIXED_TYPES = {"token_embd": Q8_0, "attn_q": Q4_1, "attn_k": Q8_0, "attn_v": F16,
+               "attn_output": F32, "ffn_gate": Q4_1, "ffn_up": F16, "ffn_down": Q8_0}
+
+MERGES = ["t h", "th e", "i n", "e r", "a n", "o n", "\u0120 t", "\u0120t he", "\u0120 a", "r e",
+          "\u0120 \u0120", "e n", "o r", "\u0120 w", "i s", "a t", "in g", "o u", "\u0120 s",
+          "\u0120s t", "e s", "\u0120 o", "\u0120o f", "l l", "e d", "i t", "\u010a \u010a",
+          "\u0120a n", "\u0120an d"]
+TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
+            "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+def byte_characters():
+    """GPT-2's printable stand-ins of the 256 bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    table = {b: chr(b) for b in printable}
+    table.update({b: chr(256 + i) for i, b in enumerate(others)})
+    return [table[b] for b in range(256)]
+
+
+def vocabulary():
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    merged = [m.replace(" ", "") for m in MERGES]
+    tokens = special + byte_characters() + merged
+    control, normal = 3, 1
+    return tokens, [control] * len(special) + [normal] * (len(tokens) - len(special))
+
+
+def random_weights(shape, vocab):
+    """name -> float32 [rows][columns]; scaled so that attention is neither flat nor one-hot."""
+    rng = np.random.default_rng(shape["seed"])
+
+    def matrix(rows, columns, gain=1.0):
+        return (rng.standard_normal((rows, columns)) * gain / columns ** 0.5).astype(np.float32)
+
+    def norm(n):
+        return (1.0 + 0.2 * rng.standard_normal(n)).astype(np.float32)
+
+    width, ffn, head = shape["width"], shape["ffn"], shape["head_dim"]
+    weights = {"token_embd": matrix(vocab, width, 2.0), "output_norm": norm(width)}
+    if not shape["tied"]:
+        weights["output"] = matrix(vocab, width, 2.0)
+    for layer in range(shape["layers"]):
+        weights.update({f"blk.{layer}.{name}": value for name, value in {
+            "attn_norm": norm(width), "ffn_norm": norm(width),
+            "attn_q": matrix(shape["heads"] * head, width, 2.0),
+            "attn_k": matrix(shape["kv_heads"] * head, width, 2.0),
+            "attn_v": matrix(shape["kv_heads"] * head, width),
+            "attn_output": matrix(width, shape["heads"] * head),
+            "ffn_gate": matrix(ffn, width, 1.5), "ffn_up": matrix(ffn, width),
+            "ffn_down": matrix(width, ffn)}.items()})
+    return weights
+
+
+def quantise(values, kind):
+    """Rows of 32-element blocks as ggml stores them."""
+    blocks = values.reshape(values.shape[0], -1, 32).astype(np.float32)
+    if kind == Q8_0:
+        scale = (np.abs(blocks).max(-1, keepdims=True) / 127).astype(np.float16)
+        quants = np.round(blocks / scale.astype(np.float32)).clip(-127, 127).astype(np.int8)
+        parts = [scale.view(np.uint8), quants.view(np.uint8)]
+    else:  # Q4_1: element i in the low nibble of byte i, element i + 16 in the high one
+        low = blocks.min(-1, keepdims=True).astype(np.float16)
+        scale = ((blocks.max(-1, keepdims=True) - low) / 15).astype(np.float16)
+        quants = np.round((blocks - low) / scale.astype(np.float32)).clip(0, 15).astype(np.uint8)
+        parts = [scale.view(np.uint8), low.view(np.uint8), quants[..., :16] | quants[..., 16:] << 4]
+    return np.concatenate(parts, -1).reshape(values.shape[0], -1)
+
+
+def dequantise(raw, kind, rows, columns):
+    """float64 [rows][columns] from a tensor's bytes in the file."""
+    if kind == F32:
+        return np.frombuffer(raw, "<f4").astype(np.float64).reshape(rows, columns)
+    if kind == F16:
+        return np.frombuffer(raw, "<f2").astype(np.float64).reshape(rows, columns)
+    out = []
+    size = {Q8_0: 34, Q4_1: 20}[kind]
+    for at in range(0, len(raw), size):
+        if kind == Q8_0:
+            scale, *quants = struct.unpack_from("<e32b", raw, at)
+            out.extend(scale * q for q in quants)
+        else:
+            scale, low, *packed = struct.unpack_from("<ee16B", raw, at)
+            out.extend(scale * (q & 15) + low for q in packed)
+            out.extend(scale * (q >> 4) + low for q in packed)
+    return np.array(out, np.float64).reshape(rows, columns)
+
+
+def write_model(path, name, shape, weights):
+    writer = gguf.GGUFWriter(path, "llama")
+    tokens, types = vocabulary()
+    writer.add_name(name)
+    writer.add_block_count(shape["layers"])
+    writer.add_context_length(512)
+    writer.add_embedding_length(shape["width"])
+    writer.add_feed_forward_length(shape["ffn"])
+    writer.add_head_count(shape["heads"])
+    writer.add_head_count_kv(shape["kv_heads"])
+    writer.add_key_length(shape["head_dim"])
+    writer.add_value_length(shape["head_dim"])
+    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_rope_freq_base(shape["rope_base"])
+    writer.add_layer_norm_rms_eps(shape["epsilon"])
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(TEMPLATE)
+    for tensor, values in weights.items():
+        part = tensor.rsplit(".", 1)[-1]
+        kind = MIXED_TYPES.get(part, F32) if name == "tiny_mixed" else F32
+        if kind in (F32, F16):
+            writer.add_tensor(tensor + ".weight", values.astype([np.float32, np.float16][kind]))
+        else:
+            writer.add_tensor(tensor + ".weight", quantise(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def read_weights(path):
+    weights = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        columns, rows = [int(n) for n in tensor.shape] + [1] * (2 - len(tensor.shape))
+        values = dequantise(tensor.data.tobytes(), tensor.tensor_type, rows, columns)
+        weights[tensor.name.removesuffix(".weight")] = values
+    return weights
+
+
+def rms_norm(x, gain, epsilon):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * gain
+
+
+def rotate(x, base):
+    """x [token][head][dim]: the pair (2i, 2i+1) at position p turns by p * base^(-2i/dim)."""
+    dim = x.shape[-1]
+    angles = np.outer(np.arange(len(x)), base ** (-np.arange(0, dim, 2) / dim))[:, None, :]
+    even, odd = x[..., 0::2], x[..., 1::2]
+    out = np.empty_like(x)
+    out[..., 0::2] = even * np.cos(angles) - odd * np.sin(angles)
+    out[..., 1::2] = even * np.sin(angles) + odd * np.cos(angles)
+    return out
+
+
+def attend(q, k, v):
+    """Causal attention; query head h reads KV head h // (heads / kv_heads)."""
+    count, heads, dim = q.shape
+    group = heads // k.shape[1]
+    mask = np.triu(np.full((count, count), -np.inf), 1)
+    out = np.empty_like(q)
+    for head in range(heads):
+        scores = q[:, head] @ k[:, head // group].T / dim ** 0.5 + mask
+        scores = np.exp(scores - scores.max(-1, keepdims=True))
+        out[:, head] = scores / scores.sum(-1, keepdims=True) @ v[:, head // group]
+    return out.reshape(count, heads * dim)
+
+
+def forward(weights, shape, tokens):
+    """-> K and V per layer [token][kv_head][dim], logits [token][vocab]."""
+    epsilon, dim = float(np.float32(shape["epsilon"])), shape["head_dim"]
+    hidden = weights["token_embd"][tokens]
+    keys, values = [], []
+    for layer in range(shape["layers"]):
+        w = {n: weights[f"blk.{layer}.{n}"] for n in (
+            "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
+            "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
+        x = rms_norm(hidden, w["attn_norm"].ravel(), epsilon)
+        q, k, v = ((x @ w[name].T).reshape(len(tokens), -1, dim)
+                   for name in ("attn_q", "attn_k", "attn_v"))
+        q, k = rotate(q, shape["rope_base"]), rotate(k, shape["rope_base"])
+        keys.append(k)
+        values.append(v)
+        hidden = hidden + attend(q, k, v) @ w["attn_output"].T
+        x = rms_norm(hidden, w["ffn_norm"].ravel(), epsilon)
+        gate = x @ w["ffn_gate"].T
+        hidden = hidden + (gate / (1 + np.exp(-gate)) * (x @ w["ffn_up"].T)) @ w["ffn_down"].T
+    x = rms_norm(hidden, weights["output_norm"].ravel(), epsilon)
+    return keys, values, x @ weights.get("output", weights["token_embd"]).T
+
+
+def compare_with_llama(path, tokens, logits):
+    """Largest difference of the last logits from llama.cpp's, over the largest logit."""
+    with tempfile.TemporaryDirectory() as folder:
+        f32 = os.path.join(folder, "f32.gguf")
+        requantize_to_f32(path, f32, 1)
+        session = LlamaSession(f32, 256, 1, kv_f32=True)
+        theirs = session.last_logits(tokens)
+        session.close()
+    difference = float(np.abs(theirs - logits[-1]).max() / np.abs(logits[-1]).max())
+    assert difference < 1e-5, f"{path}: numpy and llama.cpp differ by {difference}"
+    return difference
+
+
+def rounded(values):
+    return [float(f"{value:.9g}") for value in np.asarray(values).ravel()]
+
+
+def make(name, shape, out):
+    path = os.path.join(out, name + ".gguf")
+    write_model(path, name, shape, random_weights(shape, len(vocabulary()[0])))
+    rng = np.random.default_rng(3)
+    tokens = [int(t) for t in rng.integers(3, len(vocabulary()[0]), TOKEN_COUNT)]
+    keys, values, logits = forward(read_weights(path), shape, tokens)
+    return {"file": name + ".gguf", "tokens": tokens, "block_tokens": BLOCK_TOKENS,
+            "positions": POSITIONS, "largest_difference_from_llama_cpp":
+                float(f"{compare_with_llama(path, tokens, logits):.2g}"),
+            "k": [rounded(k[POSITIONS]) for k in keys],
+            "v": [rounded(v[POSITIONS]) for v in values],
+            "logits": [rounded(row) for row in logits[-LOGIT_ROWS:]]}
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", required=True)
+    out = parser.parse_args().out
+    models = [make(name, shape, out) for name, shape in SHAPES.items()]
+    lines = ",\n".join(json.dumps(model).replace(", \"", ",\n  \"") for model in models)
+    with open(os.path.join(out, "tiny_reference.json"), "w", encoding="utf-8") as file:
+        file.write("{\"made_by\": " + json.dumps(dict(version(), numpy=np.__version__))
+                   + ",\n\"models\": [\n" + lines + "\n]}\n")
+    for model in models:
+        print(model["file"], "differs from llama.cpp by",
+              model["largest_difference_from_llama_cpp"], "of the largest logit")
+
+
+if __name__ == "__main__":
+    main()
