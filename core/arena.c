@@ -54,10 +54,6 @@ struct kvl_arena {
 
 /* ---- bit runs ----------------------------------------------------------------------------- */
 
-static bool bit_get(const uint64_t *bits, uint64_t i) {
-    return bits[i / BITS] >> (i % BITS) & 1;
-}
-
 static void bits_set(uint64_t *bits, uint64_t first, uint64_t count, bool value) {
     for (uint64_t i = first; i < first + count;) {
         uint64_t shift = i % BITS;
@@ -246,7 +242,7 @@ void kvl_arena_free(struct kvl_arena *arena, uint64_t offset_bytes) {
     const uint64_t in_slab_bytes = offset_bytes - slab->first_unit * arena->unit_bytes;
     const uint64_t slot = in_slab_bytes / slot_bytes;
     assert(in_slab_bytes % slot_bytes == 0 && slot < slab->slot_count);
-    assert(!bit_get(slab->free_slots, slot));
+    assert(bit_find(slab->free_slots, slot, slot + 1, true) > slot);
     bits_set(slab->free_slots, slot, 1, true);
     if (slot / BITS < slab->first_word)
         slab->first_word = (uint32_t)(slot / BITS);
