@@ -1,0 +1,230 @@
+/* cmd_blocks.c - pin, unpin, prefetch, clear, flush, verify: commands that act on blocks. */
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+/* The chain that `--session NAME` or one KEY names. */
+static int chosen_chain(const struct cli_options *options, struct kvl_client *client, int argc,
+    char **argv, struct kvl_key **keys, uint32_t *count) {
+    if (options->session)
+        return cli_chain_of_session(client, options->session, keys, count);
+    (void)argc;
+    return cli_chain_of_block(client, argv[0], keys, count);
+}
+
+static bool names_one_chain(const struct cli_options *options, int argc) {
+    return options->session ? argc == 0 : argc == 1;
+}
+
+static int run_pinning(const struct cli_options *options, int argc, char **argv, bool pinned) {
+    const char *verb = pinned ? "pin" : "unpin";
+    struct kvl_key *keys = NULL;
+    uint32_t count = 0, changed = 0;
+    if (!names_one_chain(options, argc))
+        return cli_wrong("%s takes --session NAME or one KEY (the start of a block's key)", verb);
+    struct kvl_client *client = cli_connect(options);
+    if (!client)
+        return CLI_FAILED;
+    int status = chosen_chain(options, client, argc, argv, &keys, &count);
+    if (status == CLI_DONE) {
+        kvl_err err = count ? kvl_pin(client, keys, count, pinned, &changed) : KVL_OK;
+        if (err != KVL_OK)
+            status = cli_error("cannot %s: %s", verb, kvl_err_text(err));
+        else if (options->json)
+            status = cli_print_json(json_pack("{s:I}", "blocks", (json_int_t)changed));
+        else
+            printf("%sned %" PRIu32 " of %" PRIu32 " blocks\n", verb, changed, count);
+    }
+    free(keys);
+    kvl_client_close(client);
+    return status;
+}
+
+static int run_pin(const struct cli_options *options, int argc, char **argv) {
+    return run_pinning(options, argc, argv, true);
+}
+
+static int run_unpin(const struct cli_options *options, int argc, char **argv) {
+    return run_pinning(options, argc, argv, false);
+}
+
+static int tier_by_name(const char *name) {
+    static const char *const names[KVL_TIER_COUNT] = KVL_TIER_NAMES;
+    for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
+        if (name && strcmp(name, names[tier]) == 0)
+            return tier;
+    return -1;
+}
+
+static int run_prefetch(const struct cli_options *options, int argc, char **argv) {
+    int tier = options->tier ? tier_by_name(options->tier) : KVL_TIER_DEVICE;
+    struct kvl_key *keys = NULL;
+    struct kvl_ticket ticket = {0, 0};
+    struct kvl_progress progress;
+    uint32_t count = 0;
+    if (!names_one_chain(options, argc))
+        return cli_wrong("prefetch takes --session NAME or one KEY (the start of a block's key)");
+    if (tier != KVL_TIER_DEVICE && tier != KVL_TIER_HOST)
+        return cli_wrong("--tier is device or host");
+    struct kvl_client *client = cli_connect(options);
+    if (!client)
+        return CLI_FAILED;
+    int status = chosen_chain(options, client, argc, argv, &keys, &count);
+    if (status == CLI_DONE) {
+        memset(&progress, 0, sizeof progress);
+        kvl_err err =
+            count ? kvl_prefetch(client, (enum kvl_tier_kind)tier, keys, count, &ticket) : KVL_OK;
+        if (err == KVL_OK)
+            err = cli_wait_ticket(client, ticket, "prefetch", 0, &progress);
+        if (err != KVL_OK)
+            status = cli_error("prefetch ended early: %s", kvl_err_text(err));
+        else if (options->json)
+            status = cli_print_json(json_pack(
+                "{s:I,s:I}", "blocks", (json_int_t)count, "moved", (json_int_t)progress.values[0]));
+        else
+            printf("%" PRIu64 " of %" PRIu32 " blocks moved\n", progress.values[0], count);
+    }
+    free(keys);
+    kvl_client_close(client);
+    return status;
+}
+
+/* Finds a namespace by the start of its key or by its label. */
+static int namespace_by_name(struct kvl_client *client, const char *name, uint32_t *id) {
+    struct kvl_namespace_info info;
+    uint32_t matches = 0;
+    for (uint32_t i = 0; kvl_client_namespace_at(client, i, &info) == KVL_OK; i++) {
+        char hex[2 * KVL_KEY_BYTES + 1];
+        kvl_key_hex(&info.key, hex);
+        if (strncmp(hex, name, strlen(name)) == 0 || strcmp(info.label, name) == 0) {
+            *id = info.id;
+            matches++;
+        }
+    }
+    if (matches == 1)
+        return CLI_DONE;
+    return cli_error(matches ? "more than one namespace is named %s; give more digits of its key"
+                             : "there is no namespace %s; see `kvloft ls`",
+        name);
+}
+
+/* A slow verb whose only result is its ticket. */
+static int finish_ticket(struct kvl_client *client, kvl_err err, struct kvl_ticket ticket,
+    const char *what, int done_value, struct kvl_progress *progress) {
+    memset(progress, 0, sizeof *progress);
+    if (err == KVL_OK)
+        err = cli_wait_ticket(client, ticket, what, done_value, progress);
+    return err == KVL_OK ? CLI_DONE : cli_error("%s failed: %s", what, kvl_err_text(err));
+}
+
+static int run_clear(const struct cli_options *options, int argc, char **argv) {
+    struct kvl_ticket ticket = {0, 0};
+    struct kvl_progress progress;
+    uint32_t id = 0;
+    (void)argv;
+    int scopes =
+        (options->all ? 1 : 0) + (options->session ? 1 : 0) + (options->namespace_name ? 1 : 0);
+    if (argc > 0 || scopes != 1)
+        return cli_wrong("clear takes one of --all, --session NAME, --namespace NAME");
+    struct kvl_client *client = cli_connect(options);
+    if (!client)
+        return CLI_FAILED;
+    enum kvl_clear_scope scope = options->all       ? KVL_CLEAR_ALL
+                                 : options->session ? KVL_CLEAR_SESSION
+                                                    : KVL_CLEAR_NAMESPACE;
+    int status = options->namespace_name ? namespace_by_name(client, options->namespace_name, &id)
+                                         : CLI_DONE;
+    if (status == CLI_DONE) {
+        kvl_err err = kvl_clear(client, scope, id, options->session, &ticket);
+        if (err == KVL_ERR_NOTFOUND)
+            status = cli_error("there is no session '%s'", options->session);
+        else
+            status = finish_ticket(client, err, ticket, "clear", 0, &progress);
+    }
+    if (status == CLI_DONE && options->json)
+        status =
+            cli_print_json(json_pack("{s:I}", "cleared_blocks", (json_int_t)progress.values[0]));
+    else if (status == CLI_DONE)
+        printf("%" PRIu64 " blocks cleared\n", progress.values[0]);
+    kvl_client_close(client);
+    return status;
+}
+
+static int run_flush(const struct cli_options *options, int argc, char **argv) {
+    struct kvl_ticket ticket = {0, 0};
+    struct kvl_progress progress;
+    (void)argv;
+    if (argc > 0)
+        return cli_wrong("flush takes no words");
+    struct kvl_client *client = cli_connect(options);
+    if (!client)
+        return CLI_FAILED;
+    kvl_err err = kvl_flush(client, &ticket);
+    int status = finish_ticket(client, err, ticket, "flush", -1, &progress);
+    if (status == CLI_DONE && options->json)
+        status = cli_print_json(json_pack("{s:b}", "durable", 1));
+    kvl_client_close(client);
+    return status;
+}
+
+static int run_verify(const struct cli_options *options, int argc, char **argv) {
+    struct kvl_ticket ticket = {0, 0};
+    struct kvl_progress progress;
+    (void)argv;
+    if (argc > 0)
+        return cli_wrong("verify takes no words");
+    struct kvl_client *client = cli_connect(options);
+    if (!client)
+        return CLI_FAILED;
+    kvl_err err = kvl_verify(client, &ticket);
+    int status = finish_ticket(client, err, ticket, "verify", 0, &progress);
+    if (status == CLI_DONE && options->json)
+        status = cli_print_json(json_pack("{s:I,s:I}", "blocks", (json_int_t)progress.values[0],
+            "bad", (json_int_t)progress.values[1]));
+    else if (status == CLI_DONE)
+        printf("%" PRIu64 " blocks checked, %" PRIu64 " bad%s\n", progress.values[0],
+            progress.values[1], progress.values[1] ? " (dropped)" : "");
+    if (status == CLI_DONE && progress.values[1] > 0)
+        status = CLI_FAILED;
+    kvl_client_close(client);
+    return status;
+}
+
+const struct cli_command cli_pin = {
+    .name = "pin",
+    .summary = "keep the blocks of a session or of a chain from being evicted",
+    .usage = "--session NAME | KEY [--connect ADDR] [--json]",
+    .run = run_pin,
+};
+const struct cli_command cli_unpin = {
+    .name = "unpin",
+    .summary = "take a pin back",
+    .usage = "--session NAME | KEY [--connect ADDR] [--json]",
+    .run = run_unpin,
+};
+const struct cli_command cli_prefetch = {
+    .name = "prefetch",
+    .summary = "bring a session or a chain into a faster tier",
+    .usage = "--session NAME | KEY [--tier device|host] [--connect ADDR] [--json]",
+    .run = run_prefetch,
+};
+const struct cli_command cli_clear = {
+    .name = "clear",
+    .summary = "forget blocks, for good",
+    .usage = "--all | --session NAME | --namespace NAME [--connect ADDR] [--json]",
+    .run = run_clear,
+};
+const struct cli_command cli_flush = {
+    .name = "flush",
+    .summary = "return when every sealed block is durable",
+    .usage = "[--connect ADDR] [--json]",
+    .run = run_flush,
+};
+const struct cli_command cli_verify = {
+    .name = "verify",
+    .summary = "read every block of every tier and check it",
+    .usage = "[--connect ADDR] [--json]; exit 1 when bad blocks were found",
+    .run = run_verify,
+};

@@ -1,0 +1,130 @@
+/* kvloft.c - the operator's tool: one subcommand a file, chosen here. */
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+static const struct cli_command *const commands[] = {&cli_status, &cli_ls, &cli_session, &cli_pin,
+    &cli_unpin, &cli_prefetch, &cli_clear, &cli_flush, &cli_verify, &cli_doctor, &cli_replay,
+    &cli_bench};
+
+enum {
+    OPT_WAIT = 256,
+    OPT_SESSION,
+    OPT_NAMESPACE,
+    OPT_TIER,
+    OPT_POLICY,
+    OPT_CAPACITY,
+    OPT_DISK_PATH,
+    OPT_ALL,
+    OPT_KEYS,
+    OPT_VERSION
+};
+
+static const struct option long_options[] = {{"connect", required_argument, NULL, 'c'},
+    {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, OPT_VERSION}, {"wait", required_argument, NULL, OPT_WAIT},
+    {"session", required_argument, NULL, OPT_SESSION},
+    {"namespace", required_argument, NULL, OPT_NAMESPACE},
+    {"tier", required_argument, NULL, OPT_TIER}, {"policy", required_argument, NULL, OPT_POLICY},
+    {"capacity-blocks", required_argument, NULL, OPT_CAPACITY},
+    {"disk-path", required_argument, NULL, OPT_DISK_PATH}, {"all", no_argument, NULL, OPT_ALL},
+    {"keys", no_argument, NULL, OPT_KEYS}, {NULL, 0, NULL, 0}};
+
+static void print_help(FILE *out) {
+    fputs("usage: kvloft COMMAND [--connect ADDR] [--json] ...\n\n", out);
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        fprintf(out, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
+    fputs("\n`kvloft COMMAND --help` says what a command takes. ADDR is ipc://PATH or\n"
+          "tcp://HOST:PORT; by default the daemon of this user.\n",
+        out);
+}
+
+static bool parse_number(const char *text, double *value) {
+    char *end;
+    *value = strtod(text, &end);
+    return end != text && *end == '\0' && *value >= 0.0 && *value <= 1e15;
+}
+
+/* False after a message for a bad value; the option itself was unknown when name is NULL. */
+static bool apply_option(struct cli_options *options, int option, const char *value) {
+    double number = 0;
+    bool is_number = option == OPT_WAIT || option == OPT_CAPACITY;
+    if (is_number && !parse_number(value, &number)) {
+        cli_wrong("'%s' is not a number", value);
+        return false;
+    }
+    switch (option) {
+    case 'c':
+        options->address = value;
+        return true;
+    case 'j':
+        options->json = true;
+        return true;
+    case 'h':
+        options->help = true;
+        return true;
+    case OPT_WAIT:
+        options->wait_seconds = number;
+        return true;
+    case OPT_SESSION:
+        options->session = value;
+        return true;
+    case OPT_NAMESPACE:
+        options->namespace_name = value;
+        return true;
+    case OPT_TIER:
+        options->tier = value;
+        return true;
+    case OPT_POLICY:
+        options->policy = value;
+        return true;
+    case OPT_CAPACITY:
+        options->capacity_blocks = (uint64_t)number;
+        return true;
+    case OPT_DISK_PATH:
+        options->disk_path = value;
+        return true;
+    case OPT_ALL:
+        options->all = true;
+        return true;
+    case OPT_KEYS:
+        options->keys = true;
+        return true;
+    default: /* getopt has said what is wrong */
+        return false;
+    }
+}
+
+static const struct cli_command *find_command(const char *name) {
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
+        if (strcmp(commands[i]->name, name) == 0)
+            return commands[i];
+    return NULL;
+}
+
+int main(int argc, char **argv) {
+    struct cli_options options = {.policy = "lru"};
+    int option;
+    while ((option = getopt_long(argc, argv, "hj", long_options, NULL)) != -1) {
+        if (option == OPT_VERSION) {
+            puts("kvloft " KVL_VERSION);
+            return CLI_DONE;
+        }
+        if (!apply_option(&options, option, optarg))
+            return CLI_USAGE;
+    }
+    if (optind == argc) {
+        print_help(options.help ? stdout : stderr);
+        return options.help ? CLI_DONE : CLI_USAGE;
+    }
+    const struct cli_command *command = find_command(argv[optind]);
+    if (!command)
+        return cli_wrong("there is no command '%s'; `kvloft --help` lists them", argv[optind]);
+    if (options.help) {
+        printf("usage: kvloft %s %s\n\n%s\n", command->name, command->usage, command->summary);
+        return CLI_DONE;
+    }
+    return command->run(&options, argc - optind - 1, argv + optind + 1);
+}
