@@ -1,0 +1,249 @@
+/* attention.c - see attention.h. Rows of a unit are (token, query head of one KV head), token by
+ * token, so they share every converted key and value. */
+#include "attention.h"
+
+#include <math.h>
+#include <string.h>
+
+struct kvl_kv_slot kvl_kv_slot(const struct kvl_hparams *hparams, const struct kvl_batch *batch,
+    uint32_t layer, uint32_t position) {
+    const uint64_t element = kvl_kv_dtype_bytes(batch->kv_dtype);
+    const uint64_t keys = (uint64_t)hparams->kv_heads * batch->block_tokens * hparams->k_dim;
+    const uint64_t values = (uint64_t)hparams->kv_heads * batch->block_tokens * hparams->v_dim;
+    const uint64_t token = position % batch->block_tokens;
+    uint8_t *of_layer =
+        batch->blocks[position / batch->block_tokens] + layer * (keys + values) * element;
+    return (struct kvl_kv_slot){
+        .key = of_layer + token * hparams->k_dim * element,
+        .value = of_layer + (keys + token * hparams->v_dim) * element,
+        .key_stride = (uint64_t)batch->block_tokens * hparams->k_dim * element,
+        .value_stride = (uint64_t)batch->block_tokens * hparams->v_dim * element,
+    };
+}
+
+/* Some consecutive tokens of the chunk and one KV head, on one thread. */
+struct rows {
+    const struct kvl_attention *attention;
+    struct kvl_cpu_scratch *scratch;
+    uint32_t kv_head;
+    uint32_t first; /* position */
+    uint32_t tokens;
+    uint32_t count; /* tokens * query heads of the KV head */
+};
+
+static uint32_t min_of(uint32_t a, uint32_t b) {
+    return a < b ? a : b;
+}
+
+static struct rows rows_of(const struct kvl_attention *attention, uint32_t thread, uint32_t kv_head,
+    uint32_t token, uint32_t tokens) {
+    return (struct rows){
+        .attention = attention,
+        .scratch = &attention->cpu->scratch[thread],
+        .kv_head = kv_head,
+        .first = attention->first + token,
+        .tokens = tokens,
+        .count = tokens * attention->cpu->group,
+    };
+}
+
+/* How many of the tile's positions the row may see. */
+static uint32_t visible(const struct rows *rows, uint32_t row, uint32_t tile, uint32_t count) {
+    const uint32_t position = rows->first + row / rows->attention->cpu->group;
+    return position < tile ? 0 : min_of(position - tile + 1, count);
+}
+
+static void load_queries(const struct rows *rows) {
+    struct kvl_cpu *cpu = rows->attention->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const float factor = 1.0f / sqrtf((float)h->k_dim);
+    const uint32_t floats = cpu->group * h->k_dim; /* of a token: its heads are adjacent */
+    for (uint32_t t = 0; t < rows->tokens; t++) {
+        const size_t token = rows->first - rows->attention->first + t;
+        const float *q = cpu->q + (token * h->heads + rows->kv_head * cpu->group) * h->k_dim;
+        cpu->kernels->scale(q, floats, factor, rows->scratch->queries + (size_t)t * floats);
+    }
+}
+
+static void load_tile(const struct rows *rows, uint32_t tile, uint32_t count) {
+    const struct kvl_attention *attention = rows->attention;
+    const struct kvl_hparams *h = &attention->cpu->model->hparams;
+    const uint8_t *keys[KVL_TILE_TOKENS], *values[KVL_TILE_TOKENS];
+    for (uint32_t p = 0; p < count; p++) {
+        const struct kvl_kv_slot slot =
+            kvl_kv_slot(h, attention->batch, attention->layer, tile + p);
+        keys[p] = slot.key + rows->kv_head * slot.key_stride;
+        values[p] = slot.value + rows->kv_head * slot.value_stride;
+    }
+    const enum kvl_kv_dtype dtype = attention->batch->kv_dtype;
+    attention->cpu->kernels->load_keys(
+        &(struct kvl_kv_tile){keys, count, h->k_dim, dtype}, rows->scratch->keys);
+    attention->cpu->kernels->load_values(
+        &(struct kvl_kv_tile){values, count, h->v_dim, dtype}, rows->scratch->values);
+}
+
+/* scores[row][position] = query . key */
+static void score_tile(const struct rows *rows, uint32_t count) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    const uint32_t k_dim = cpu->model->hparams.k_dim;
+    for (uint32_t p = 0; p < count; p += KVL_STRIP_ROWS) {
+        cpu->kernels->gemm(&(struct kvl_gemm){
+            .x = rows->scratch->queries,
+            .x_stride = k_dim,
+            .strip = rows->scratch->keys + (size_t)p * k_dim,
+            .y = rows->scratch->scores + p,
+            .y_stride = KVL_TILE_TOKENS,
+            .rows = rows->count,
+            .k = k_dim,
+        });
+    }
+}
+
+/* out[row] += weights[row][0..count) values, for rows that see the same `count` positions */
+static void gather_values(const struct rows *rows, struct kvl_attention_part part, uint32_t row,
+    uint32_t row_count, uint32_t count) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    for (uint32_t c = 0; c < cpu->v_stride; c += KVL_STRIP_ROWS) {
+        cpu->kernels->gemm(&(struct kvl_gemm){
+            .x = rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS,
+            .x_stride = KVL_TILE_TOKENS,
+            .strip = rows->scratch->values + (size_t)c * KVL_TILE_TOKENS,
+            .y = part.out + (size_t)row * cpu->v_stride + c,
+            .y_stride = cpu->v_stride,
+            .rows = row_count,
+            .k = count,
+            .accumulate = true,
+        });
+    }
+}
+
+static void attend_tile(
+    const struct rows *rows, struct kvl_attention_part part, uint32_t tile, uint32_t count) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    load_tile(rows, tile, count);
+    score_tile(rows, count);
+    for (uint32_t row = 0; row < rows->count; row++) {
+        const uint32_t seen = visible(rows, row, tile, count);
+        if (seen > 0) {
+            cpu->kernels->softmax_tile(rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS, seen,
+                &part.softmax[row], part.out + (size_t)row * cpu->v_stride, cpu->v_stride);
+        }
+    }
+    if (visible(rows, 0, tile, count) == count) {
+        gather_values(rows, part, 0, rows->count, count);
+        return;
+    }
+    for (uint32_t row = 0; row < rows->count; row += cpu->group) {
+        gather_values(rows, part, row, cpu->group, visible(rows, row, tile, count));
+    }
+}
+
+static void attend_partition(
+    const struct rows *rows, struct kvl_attention_part part, uint32_t partition) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    for (uint32_t row = 0; row < rows->count; row++) {
+        part.softmax[row] = (struct kvl_softmax){.max = -INFINITY};
+    }
+    memset(part.out, 0, (size_t)rows->count * cpu->v_stride * sizeof(float));
+    const uint32_t begin = partition * KVL_PARTITION_TOKENS;
+    const uint32_t end = min_of(begin + KVL_PARTITION_TOKENS, rows->first + rows->tokens);
+    for (uint32_t tile = begin; tile < end; tile += KVL_TILE_TOKENS) {
+        attend_tile(rows, part, tile, min_of(end - tile, KVL_TILE_TOKENS));
+    }
+}
+
+/* Rows before the partition saw nothing of it, and stay as they are. */
+static void merge_partition(const struct rows *rows, struct kvl_attention_part total,
+    struct kvl_attention_part part, uint32_t partition) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    for (uint32_t row = 0; row < rows->count; row++) {
+        if (visible(rows, row, partition * KVL_PARTITION_TOKENS, 1) > 0) {
+            cpu->kernels->softmax_merge(&total.softmax[row],
+                total.out + (size_t)row * cpu->v_stride, &part.softmax[row],
+                part.out + (size_t)row * cpu->v_stride, cpu->v_stride);
+        }
+    }
+}
+
+static void store_rows(const struct rows *rows, struct kvl_attention_part total) {
+    struct kvl_cpu *cpu = rows->attention->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    for (uint32_t row = 0; row < rows->count; row++) {
+        const size_t token = rows->first - rows->attention->first + row / cpu->group;
+        const uint32_t head = rows->kv_head * cpu->group + row % cpu->group;
+        cpu->kernels->scale(total.out + (size_t)row * cpu->v_stride, h->v_dim,
+            1.0f / total.softmax[row].sum, cpu->attended + (token * h->heads + head) * h->v_dim);
+    }
+}
+
+static uint32_t partitions_below(uint32_t end) {
+    return end / KVL_PARTITION_TOKENS + (end % KVL_PARTITION_TOKENS != 0);
+}
+
+/* ---- many tokens: a unit is a block of them, all of the context ---- */
+
+static void block_unit(void *arg, uint32_t thread, uint32_t unit) {
+    const struct kvl_attention *attention = arg;
+    const struct kvl_cpu *cpu = attention->cpu;
+    const uint32_t kv_heads = cpu->model->hparams.kv_heads;
+    const uint32_t blocks = (attention->tokens + cpu->query_tokens - 1) / cpu->query_tokens;
+    /* The last tokens see the most: taken first, they leave no thread waiting at the end. */
+    const uint32_t token = (blocks - 1 - unit / kv_heads) * cpu->query_tokens;
+    const struct rows rows = rows_of(attention, thread, unit % kv_heads, token,
+        min_of(attention->tokens - token, cpu->query_tokens));
+    load_queries(&rows);
+    attend_partition(&rows, rows.scratch->total, 0);
+    const uint32_t partitions = partitions_below(rows.first + rows.tokens);
+    for (uint32_t partition = 1; partition < partitions; partition++) {
+        attend_partition(&rows, rows.scratch->part, partition);
+        merge_partition(&rows, rows.scratch->total, rows.scratch->part, partition);
+    }
+    store_rows(&rows, rows.scratch->total);
+}
+
+/* ---- a few tokens: a unit is one partition of the context ---- */
+
+static struct kvl_attention_part split_part(
+    const struct kvl_attention *attention, uint32_t kv_head, uint32_t partition) {
+    const struct kvl_cpu *cpu = attention->cpu;
+    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
+    const size_t row = ((size_t)kv_head * partitions + partition) * attention->tokens * cpu->group;
+    return (struct kvl_attention_part){
+        cpu->split.softmax + row, cpu->split.out + row * cpu->v_stride};
+}
+
+static void partition_unit(void *arg, uint32_t thread, uint32_t unit) {
+    const struct kvl_attention *attention = arg;
+    const uint32_t kv_heads = attention->cpu->model->hparams.kv_heads;
+    const uint32_t kv_head = unit % kv_heads;
+    const uint32_t partition = unit / kv_heads;
+    const struct rows rows = rows_of(attention, thread, kv_head, 0, attention->tokens);
+    load_queries(&rows);
+    attend_partition(&rows, split_part(attention, kv_head, partition), partition);
+}
+
+static void merge_split(const struct kvl_attention *attention) {
+    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
+    for (uint32_t kv_head = 0; kv_head < attention->cpu->model->hparams.kv_heads; kv_head++) {
+        const struct rows rows = rows_of(attention, 0, kv_head, 0, attention->tokens);
+        const struct kvl_attention_part total = split_part(attention, kv_head, 0);
+        for (uint32_t partition = 1; partition < partitions; partition++) {
+            merge_partition(&rows, total, split_part(attention, kv_head, partition), partition);
+        }
+        store_rows(&rows, total);
+    }
+}
+
+void kvl_attend(const struct kvl_attention *attention) {
+    struct kvl_cpu *cpu = attention->cpu;
+    const uint32_t kv_heads = cpu->model->hparams.kv_heads;
+    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
+    if (attention->tokens <= cpu->query_tokens &&
+        (uint64_t)attention->tokens * partitions <= cpu->split_pairs) {
+        kvl_pool_run(cpu->pool, partition_unit, (void *)attention, kv_heads * partitions);
+        merge_split(attention);
+        return;
+    }
+    const uint32_t blocks = (attention->tokens + cpu->query_tokens - 1) / cpu->query_tokens;
+    kvl_pool_run(cpu->pool, block_unit, (void *)attention, kv_heads * blocks);
+}

@@ -1,0 +1,211 @@
+/* cpu.c - makes and ends an instance of the CPU backend (cpu.h): picks the kernels, packs the
+ * weights, lays out the scratch memory. */
+#include "cpu.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- scratch memory: one allocation, cut into 64-byte aligned arrays of floats ---- */
+
+enum { ARENA_ALIGN_FLOATS = 16 };
+
+struct arena {
+    float *base;     /* NULL while only counting */
+    uint64_t floats; /* handed out so far */
+};
+
+static float *take(struct arena *arena, uint64_t floats) {
+    float *taken = arena->base == NULL ? NULL : arena->base + arena->floats;
+    arena->floats += (floats + ARENA_ALIGN_FLOATS - 1) / ARENA_ALIGN_FLOATS * ARENA_ALIGN_FLOATS;
+    return taken;
+}
+
+_Static_assert(sizeof(struct kvl_softmax) == 2 * sizeof(float), "softmax states are two floats");
+
+static struct kvl_attention_part take_part(
+    struct arena *arena, const struct kvl_cpu *cpu, uint64_t rows) {
+    struct kvl_attention_part part = {
+        .softmax = (struct kvl_softmax *)(void *)take(arena, rows * 2)};
+    part.out = take(arena, rows * cpu->v_stride);
+    return part;
+}
+
+static uint64_t widest_input(const struct kvl_hparams *h) {
+    const uint64_t attended = (uint64_t)h->heads * h->v_dim;
+    const uint64_t widest = h->width > h->ffn_width ? h->width : h->ffn_width;
+    return widest > attended ? widest : attended;
+}
+
+static void take_thread(struct arena *arena, const struct kvl_cpu *cpu, struct kvl_cpu_scratch *s) {
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const uint64_t rows = (uint64_t)cpu->query_tokens * cpu->group;
+    s->strip = take(arena, widest_input(h) * KVL_STRIP_ROWS);
+    s->tile_a = take(arena, KVL_MATMUL_TOKENS * KVL_PANEL_ROWS);
+    s->tile_b = take(arena, KVL_MATMUL_TOKENS * KVL_PANEL_ROWS);
+    s->queries = take(arena, rows * h->k_dim);
+    s->keys = take(arena, (uint64_t)KVL_TILE_TOKENS * h->k_dim);
+    s->values = take(arena, (uint64_t)KVL_TILE_TOKENS * cpu->v_stride);
+    s->scores = take(arena, rows * KVL_TILE_TOKENS);
+    s->part = take_part(arena, cpu, rows);
+    s->total = take_part(arena, cpu, rows);
+}
+
+static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const uint64_t tokens =
+        cpu->context_max < KVL_CHUNK_TOKENS ? cpu->context_max : KVL_CHUNK_TOKENS;
+    cpu->output_norm = take(arena, h->width);
+    for (uint32_t i = 0; i < h->layers; i++) {
+        cpu->layers[i].attention_norm = take(arena, h->width);
+        cpu->layers[i].ffn_norm = take(arena, h->width);
+    }
+    cpu->x = take(arena, tokens * h->width);
+    cpu->normed = take(arena, tokens * h->width);
+    cpu->q = take(arena, tokens * h->heads * h->k_dim);
+    cpu->k = take(arena, tokens * h->kv_heads * h->k_dim);
+    cpu->v = take(arena, tokens * h->kv_heads * h->v_dim);
+    cpu->attended = take(arena, tokens * h->heads * h->v_dim);
+    cpu->ffn = take(arena, tokens * h->ffn_width);
+    cpu->cosines = take(arena, tokens * h->rope_dims);
+    cpu->sines = take(arena, tokens * h->rope_dims);
+    cpu->split = take_part(arena, cpu, (uint64_t)cpu->split_pairs * h->heads);
+    for (uint32_t i = 0; i < kvl_pool_threads(cpu->pool); i++) {
+        take_thread(arena, cpu, &cpu->scratch[i]);
+    }
+}
+
+static kvl_err create_scratch(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const uint32_t partitions = cpu->context_max / KVL_PARTITION_TOKENS + 1;
+    cpu->group = h->heads / h->kv_heads;
+    cpu->v_stride = (h->v_dim + KVL_STRIP_ROWS - 1) / KVL_STRIP_ROWS * KVL_STRIP_ROWS;
+    cpu->query_tokens = cpu->group < KVL_QUERY_ROWS ? KVL_QUERY_ROWS / cpu->group : 1;
+    cpu->split_pairs =
+        partitions > KVL_SPLIT_PARTITIONS_MIN ? partitions : KVL_SPLIT_PARTITIONS_MIN;
+    cpu->scratch = calloc(kvl_pool_threads(cpu->pool), sizeof *cpu->scratch);
+    cpu->layers = calloc(h->layers, sizeof *cpu->layers);
+    if (cpu->scratch == NULL || cpu->layers == NULL) {
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for %u layers", h->layers);
+    }
+    struct arena arena = {0};
+    lay_out(&arena, cpu);
+    cpu->arena = aligned_alloc(ARENA_ALIGN_FLOATS * sizeof(float), arena.floats * sizeof(float));
+    if (cpu->arena == NULL) {
+        return kvl_fail(msg, KVL_ERR_NOMEM,
+            "out of memory for %llu MiB of scratch: ask for a smaller context",
+            (unsigned long long)(arena.floats * sizeof(float) >> 20));
+    }
+    arena = (struct arena){.base = cpu->arena};
+    lay_out(&arena, cpu);
+    return KVL_OK;
+}
+
+/* ---- weights ---- */
+
+static kvl_err pack_layer(struct kvl_cpu *cpu, uint32_t index, struct kvl_errmsg *msg) {
+    const struct kvl_layer *from = &cpu->model->layers[index];
+    struct kvl_cpu_layer *to = &cpu->layers[index];
+    kvl_unpack_row(&from->attention_norm, 0, to->attention_norm);
+    kvl_unpack_row(&from->ffn_norm, 0, to->ffn_norm);
+    const struct {
+        const struct kvl_weight *from;
+        struct kvl_packed *to;
+    } matrices[] = {
+        {&from->q, &to->q},
+        {&from->k, &to->k},
+        {&from->v, &to->v},
+        {&from->attention_out, &to->attention_out},
+        {&from->ffn_gate, &to->ffn_gate},
+        {&from->ffn_up, &to->ffn_up},
+        {&from->ffn_down, &to->ffn_down},
+    };
+    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
+        const kvl_err err = kvl_pack(matrices[i].from, cpu->pool, matrices[i].to, msg);
+        if (err != KVL_OK) {
+            return err;
+        }
+    }
+    return KVL_OK;
+}
+
+static kvl_err pack_weights(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
+    for (uint32_t i = 0; i < cpu->model->hparams.layers; i++) {
+        const kvl_err err = pack_layer(cpu, i, msg);
+        if (err != KVL_OK) {
+            return err;
+        }
+    }
+    kvl_unpack_row(&cpu->model->output_norm, 0, cpu->output_norm);
+    return kvl_pack(&cpu->model->output, cpu->pool, &cpu->output, msg);
+}
+
+/* ---- the instance ---- */
+
+static void destroy_layers(struct kvl_cpu *cpu) {
+    for (uint32_t i = 0; cpu->layers != NULL && i < cpu->model->hparams.layers; i++) {
+        struct kvl_cpu_layer *layer = &cpu->layers[i];
+        struct kvl_packed *const matrices[] = {&layer->q, &layer->k, &layer->v,
+            &layer->attention_out, &layer->ffn_gate, &layer->ffn_up, &layer->ffn_down};
+        for (size_t m = 0; m < sizeof matrices / sizeof matrices[0]; m++) {
+            kvl_packed_free(matrices[m]);
+        }
+    }
+    free(cpu->layers);
+}
+
+static void destroy(struct kvl_backend *backend) {
+    struct kvl_cpu *cpu = (struct kvl_cpu *)(void *)backend;
+    if (cpu == NULL) {
+        return;
+    }
+    kvl_pool_destroy(cpu->pool);
+    destroy_layers(cpu);
+    kvl_packed_free(&cpu->output);
+    free(cpu->scratch);
+    free(cpu->arena);
+    free(cpu);
+}
+
+kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_model *model,
+    const struct kvl_backend_options *options, struct kvl_backend **out, struct kvl_errmsg *msg) {
+    struct kvl_cpu *cpu = calloc(1, sizeof *cpu);
+    if (cpu == NULL) {
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    }
+    cpu->base.ops = &kvl_backend_cpu;
+    cpu->model = model;
+    cpu->kernels = kernels;
+    cpu->context_max =
+        options->context_max != 0 ? options->context_max : model->hparams.context_max;
+    kvl_err err = kvl_pool_create(options->threads, &cpu->pool, msg);
+    if (err != KVL_OK) {
+        goto cleanup;
+    }
+    err = create_scratch(cpu, msg);
+    if (err != KVL_OK) {
+        goto cleanup;
+    }
+    err = pack_weights(cpu, msg);
+    if (err != KVL_OK) {
+        goto cleanup;
+    }
+    *out = &cpu->base;
+    cpu = NULL;
+
+cleanup:
+    destroy(cpu == NULL ? NULL : &cpu->base);
+    return err;
+}
+
+static kvl_err create(const struct kvl_model *model, const struct kvl_backend_options *options,
+    struct kvl_backend **out, struct kvl_errmsg *msg) {
+    return kvl_cpu_create(kvl_cpu_kernels_best(), model, options, out, msg);
+}
+
+const struct kvl_backend_ops kvl_backend_cpu = {
+    .name = "cpu",
+    .arithmetic_id = "cpu-f32-1", /* all kernel tables give the same bits */
+    .create = create,
+    .forward = kvl_cpu_forward,
+    .destroy = destroy,
+};

@@ -1,0 +1,83 @@
+/* cpu.h - the CPU backend's instance: packed weights, threads, scratch memory.
+ *
+ * All memory is taken at create; a forward pass allocates nothing. A batch is cut into chunks of at
+ * most KVL_CHUNK_TOKENS tokens, which the kernels' row invariance makes invisible. */
+#ifndef KVL_CPU_H
+#define KVL_CPU_H
+
+#include "../model.h"
+#include "kernels.h"
+#include "pack.h"
+#include "pool.h"
+
+enum {
+    KVL_CHUNK_TOKENS = 512,
+    KVL_MATMUL_TOKENS = 96,         /* tokens of a matmul unit: their rows stay in L2 */
+    KVL_PARTITION_TOKENS = 256,     /* part of the context with a softmax of its own, from 0 on */
+    KVL_QUERY_ROWS = 96,            /* query rows that share one converted tile of keys, about */
+    KVL_SPLIT_PARTITIONS_MIN = 256, /* (token, partition) pairs attended in parallel, at least */
+};
+
+struct kvl_cpu_layer {
+    float *attention_norm; /* [width] */
+    float *ffn_norm;       /* [width] */
+    struct kvl_packed q, k, v, attention_out;
+    struct kvl_packed ffn_gate, ffn_up, ffn_down;
+};
+
+/* What attention keeps for `rows` query rows over a part of the context. */
+struct kvl_attention_part {
+    struct kvl_softmax *softmax; /* [rows] */
+    float *out;                  /* [rows][v_stride] */
+};
+
+/* One thread's own. */
+struct kvl_cpu_scratch {
+    float *strip;  /* [max columns][16] unpacked weights */
+    float *tile_a; /* [KVL_MATMUL_TOKENS][32] outputs */
+    float *tile_b;
+    float *queries; /* [rows][k_dim] scaled queries of one KV head */
+    float *keys;    /* [4][k_dim][16] */
+    float *values;  /* [v_stride / 16][64][16] */
+    float *scores;  /* [rows][64] */
+    struct kvl_attention_part part, total;
+};
+
+struct kvl_cpu {
+    struct kvl_backend base;
+    const struct kvl_model *model;
+    const struct kvl_cpu_kernels *kernels;
+    struct kvl_pool *pool;
+    uint32_t context_max;
+
+    struct kvl_cpu_layer *layers;
+    float *output_norm;
+    struct kvl_packed output;
+
+    /* One chunk's activations, [token][...] */
+    float *x;        /* [width] residual stream */
+    float *normed;   /* [width] */
+    float *q;        /* [heads][k_dim] */
+    float *k;        /* [kv_heads][k_dim] */
+    float *v;        /* [kv_heads][v_dim] */
+    float *attended; /* [heads][v_dim] */
+    float *ffn;      /* [ffn_width] */
+    float *cosines;  /* [rope_dims] */
+    float *sines;    /* [rope_dims] */
+
+    uint32_t group;        /* query heads per KV head */
+    uint32_t v_stride;     /* v_dim rounded up to 16 */
+    uint32_t query_tokens; /* tokens of an attention unit */
+    uint32_t split_pairs;  /* room in `split`: (token, partition) pairs of every head */
+    struct kvl_attention_part split;
+    struct kvl_cpu_scratch *scratch; /* [threads] */
+    float *arena;                    /* all of the above */
+};
+
+/* As kvl_backend_cpu.create, with the kernels chosen by the caller. */
+KVL_MUST_CHECK kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels,
+    const struct kvl_model *model, const struct kvl_backend_options *options,
+    struct kvl_backend **out, struct kvl_errmsg *msg);
+KVL_MUST_CHECK kvl_err kvl_cpu_forward(struct kvl_backend *backend, const struct kvl_batch *batch);
+
+#endif

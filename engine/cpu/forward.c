@@ -1,0 +1,184 @@
+/* forward.c - the forward pass of a llama-like decoder, from token ids to logits, top to bottom.
+ *
+ * What is big runs on the pool: products in matmul.c, attention in attention.c. Shapes are in
+ * cpu.h; t is a token's index in the chunk, position its place in the context. */
+#include <math.h>
+
+#include "attention.h"
+#include "cpu.h"
+#include "matmul.h"
+
+/* Consecutive tokens of a batch, as many as the scratch memory holds. */
+struct chunk {
+    struct kvl_cpu *cpu;
+    const struct kvl_batch *batch;
+    uint32_t offset; /* in the batch */
+    uint32_t tokens;
+    uint32_t position;
+    const float *norm; /* weights of the norm that runs next */
+    uint32_t layer;
+};
+
+/* x = the tokens' embeddings; the angles of their positions. Both serve all layers. */
+static void embed_token(void *arg, uint32_t thread, uint32_t t) {
+    (void)thread;
+    const struct chunk *chunk = arg;
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    kvl_unpack_row(&cpu->model->embedding, chunk->batch->tokens[chunk->offset + t],
+        cpu->x + (size_t)t * h->width);
+    /* theta_i = position * base^(-2i / dims), in double: exact enough to round once */
+    for (uint32_t i = 0; i < h->rope_dims; i += 2) {
+        const double exponent = -(double)i / h->rope_dims;
+        const double theta = (chunk->position + t) * pow(h->rope_base, exponent);
+        float *cosines = cpu->cosines + (size_t)t * h->rope_dims + i;
+        float *sines = cpu->sines + (size_t)t * h->rope_dims + i;
+        cosines[0] = cosines[1] = (float)cos(theta);
+        sines[1] = (float)sin(theta);
+        sines[0] = -sines[1];
+    }
+}
+
+static void normalize_token(void *arg, uint32_t thread, uint32_t t) {
+    (void)thread;
+    const struct chunk *chunk = arg;
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const size_t row = (size_t)t * h->width;
+    cpu->kernels->rms_norm(cpu->x + row, chunk->norm, h->width, h->rms_epsilon, cpu->normed + row);
+}
+
+static void normalize(struct chunk *chunk, const float *weights) {
+    chunk->norm = weights;
+    kvl_pool_run(chunk->cpu->pool, normalize_token, chunk, chunk->tokens);
+}
+
+/* Turns the token's q and k by its position's angles, and writes k and v into its block. */
+static void place_token(void *arg, uint32_t thread, uint32_t t) {
+    (void)thread;
+    const struct chunk *chunk = arg;
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_cpu_kernels *kernels = cpu->kernels;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const float *cosines = cpu->cosines + (size_t)t * h->rope_dims;
+    const float *sines = cpu->sines + (size_t)t * h->rope_dims;
+    const struct kvl_kv_slot slot = kvl_kv_slot(h, chunk->batch, chunk->layer, chunk->position + t);
+    for (uint32_t head = 0; head < h->heads; head++) {
+        float *q = cpu->q + ((size_t)t * h->heads + head) * h->k_dim;
+        kernels->rope(q, h->rope_dims, cosines, sines);
+    }
+    for (uint32_t head = 0; head < h->kv_heads; head++) {
+        float *k = cpu->k + ((size_t)t * h->kv_heads + head) * h->k_dim;
+        const float *v = cpu->v + ((size_t)t * h->kv_heads + head) * h->v_dim;
+        kernels->rope(k, h->rope_dims, cosines, sines);
+        kernels->store_kv(chunk->batch->kv_dtype, k, h->k_dim, slot.key + head * slot.key_stride);
+        kernels->store_kv(
+            chunk->batch->kv_dtype, v, h->v_dim, slot.value + head * slot.value_stride);
+    }
+}
+
+static void attention_of(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
+    struct kvl_cpu *cpu = chunk->cpu;
+    normalize(chunk, layer->attention_norm);
+    const struct kvl_matmul qkv[] = {
+        {.weight = &layer->q, .x = cpu->normed, .y = cpu->q},
+        {.weight = &layer->k, .x = cpu->normed, .y = cpu->k},
+        {.weight = &layer->v, .x = cpu->normed, .y = cpu->v},
+    };
+    kvl_matmul(cpu, qkv, 3, chunk->tokens);
+    kvl_pool_run(cpu->pool, place_token, chunk, chunk->tokens);
+    kvl_attend(&(struct kvl_attention){
+        .cpu = cpu,
+        .batch = chunk->batch,
+        .layer = chunk->layer,
+        .first = chunk->position,
+        .tokens = chunk->tokens,
+    });
+    const struct kvl_matmul out = {
+        .weight = &layer->attention_out, .x = cpu->attended, .y = cpu->x, .accumulate = true};
+    kvl_matmul(cpu, &out, 1, chunk->tokens);
+}
+
+static void feed_forward_of(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
+    struct kvl_cpu *cpu = chunk->cpu;
+    normalize(chunk, layer->ffn_norm);
+    kvl_gated_matmul(cpu, &layer->ffn_gate, &layer->ffn_up, cpu->normed, cpu->ffn, chunk->tokens);
+    const struct kvl_matmul down = {
+        .weight = &layer->ffn_down, .x = cpu->ffn, .y = cpu->x, .accumulate = true};
+    kvl_matmul(cpu, &down, 1, chunk->tokens);
+}
+
+/* Logits of those of the batch's last logits_rows tokens that lie in this chunk. */
+static void logits_of(struct chunk *chunk) {
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_batch *batch = chunk->batch;
+    const uint32_t first_row = batch->count - batch->logits_rows;
+    const uint32_t end = chunk->offset + chunk->tokens;
+    if (end <= first_row) {
+        return;
+    }
+    const uint32_t begin = first_row > chunk->offset ? first_row : chunk->offset;
+    normalize(chunk, cpu->output_norm);
+    const struct kvl_matmul output = {
+        .weight = &cpu->output,
+        .x = cpu->normed + (size_t)(begin - chunk->offset) * cpu->model->hparams.width,
+        .y = batch->logits + (size_t)(begin - first_row) * cpu->model->hparams.vocab,
+    };
+    kvl_matmul(cpu, &output, 1, end - begin);
+}
+
+static kvl_err forward_chunk(struct chunk *chunk) {
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_batch *batch = chunk->batch;
+    kvl_pool_run(cpu->pool, embed_token, chunk, chunk->tokens);
+    for (uint32_t i = 0; i < cpu->model->hparams.layers; i++) {
+        /* Once a layer is there it stays, so only the first chunk has to wait for it. */
+        if (batch->before_layer != NULL && chunk->offset == 0) {
+            const kvl_err err = batch->before_layer(batch->before_layer_arg, i);
+            if (err != KVL_OK) {
+                return err;
+            }
+        }
+        chunk->layer = i;
+        attention_of(chunk, &cpu->layers[i]);
+        feed_forward_of(chunk, &cpu->layers[i]);
+    }
+    logits_of(chunk);
+    return KVL_OK;
+}
+
+static bool is_valid(const struct kvl_cpu *cpu, const struct kvl_batch *batch) {
+    if (batch->count == 0 || batch->block_tokens == 0 || batch->logits_rows > batch->count ||
+        kvl_kv_dtype_bytes(batch->kv_dtype) == 0 || batch->position > cpu->context_max ||
+        batch->count > cpu->context_max - batch->position) {
+        return false;
+    }
+    for (uint32_t i = 0; i < batch->count; i++) {
+        if (batch->tokens[i] >= cpu->model->hparams.vocab) {
+            return false;
+        }
+    }
+    return true;
+}
+
+kvl_err kvl_cpu_forward(struct kvl_backend *backend, const struct kvl_batch *batch) {
+    struct kvl_cpu *cpu = (struct kvl_cpu *)(void *)backend; /* base comes first */
+    if (!is_valid(cpu, batch)) {
+        return KVL_ERR_INVALID;
+    }
+    for (uint32_t offset = 0; offset < batch->count; offset += KVL_CHUNK_TOKENS) {
+        const uint32_t left = batch->count - offset;
+        struct chunk chunk = {
+            .cpu = cpu,
+            .batch = batch,
+            .offset = offset,
+            .tokens = left < KVL_CHUNK_TOKENS ? left : KVL_CHUNK_TOKENS,
+            .position = batch->position + offset,
+        };
+        const kvl_err err = forward_chunk(&chunk);
+        if (err != KVL_OK) {
+            return err;
+        }
+    }
+    return KVL_OK;
+}

@@ -1,0 +1,103 @@
+/* kernels.h - the arithmetic of the CPU backend, one table of functions per instruction set.
+ *
+ * The bits are a contract. Every sum runs in one fixed order that depends on nothing but the
+ * shapes of the model: a product sums over k sequentially, one fused multiply-add per k, SIMD lanes
+ * being different outputs; a reduction over a row keeps 8 lane sums, element i going to lane i % 8,
+ * and adds the lanes as ((0+4)+(2+6))+((1+5)+(3+7)). All tables are compiled from the same
+ * kernels_body.h over 8-lane vectors, so they give the same bits and share one arithmetic id.
+ *
+ * Packed panel of 32 weight rows (pack.h makes it), `columns` = k, all little endian:
+ *   F32   [k][32] f32
+ *   F16   [k][32] f16
+ *   Q8_0  per 32 k: d[32] f16, then [8 groups of 4 k][32 rows] u32, byte j is k = 4 * group + j
+ *   Q4_1  per 32 k: d[32] f16, m[32] f16, then [4 groups of 8 k][32 rows] u32, nibble j is
+ *         k = 8 * group + j
+ * It takes as many bytes as the rows take in the file. */
+#ifndef KVL_CPU_KERNELS_H
+#define KVL_CPU_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "../backend.h"
+
+enum {
+    KVL_PANEL_ROWS = 32,  /* weight rows of a packed panel */
+    KVL_STRIP_ROWS = 16,  /* outputs of a strip: what the GEMM kernel makes at a time */
+    KVL_TILE_TOKENS = 64, /* positions of an attention tile, counted from position 0 */
+};
+
+/* y[rows][16] = x[rows][k] * strip[k][16], or y += with `accumulate` (the sum then starts from y).
+ * Strides in floats. */
+struct kvl_gemm {
+    const float *x;
+    size_t x_stride;
+    const float *strip;
+    float *y;
+    size_t y_stride;
+    uint32_t rows;
+    uint32_t k;
+    bool accumulate;
+};
+
+/* Keys or values of one tile: the address of each position's head vector. */
+struct kvl_kv_tile {
+    const uint8_t *const *positions; /* [count], count <= KVL_TILE_TOKENS */
+    uint32_t count;
+    uint32_t dim;
+    enum kvl_kv_dtype dtype;
+};
+
+/* A row's softmax over a part of the context, not yet normalised: value = out / sum. */
+struct kvl_softmax {
+    float max;
+    float sum;
+};
+
+struct kvl_cpu_kernels {
+    const char *name;
+    bool (*available)(void);
+
+    /* Strip `half` (0 or 1) of a panel as f32 [columns][16]. */
+    void (*unpack_strip)(
+        uint32_t type, const void *panel, uint32_t half, uint32_t columns, float *strip);
+    void (*gemm)(const struct kvl_gemm *product);
+    /* y[32] = panel * x[columns]; the bits of unpack_strip and gemm with one row. */
+    void (*matvec)(uint32_t type, const void *panel, uint32_t columns, const float *x, float *y,
+        bool accumulate);
+
+    /* y = x / sqrt(mean(x^2) + epsilon) * weight */
+    void (*rms_norm)(const float *x, const float *weight, uint32_t width, float epsilon, float *y);
+    /* Turns the pairs (2i, 2i+1) of x[dims]. cosines: c0 c0 c1 c1 ..., sines: -s0 s0 -s1 s1 ... */
+    void (*rope)(float *x, uint32_t dims, const float *cosines, const float *sines);
+    /* out = gate / (1 + exp(-gate)) * up; out may be gate. */
+    void (*swiglu)(const float *gate, const float *up, uint32_t count, float *out);
+    void (*scale)(const float *x, uint32_t count, float factor, float *y);
+
+    void (*store_kv)(enum kvl_kv_dtype dtype, const float *x, uint32_t count, void *out);
+    /* f32 [ceil(count/16)][dim][16 positions]; positions from count on are 0. */
+    void (*load_keys)(const struct kvl_kv_tile *tile, float *strips);
+    /* f32 [ceil(dim/16)][64 positions][16 channels]; channels from dim on are 0. */
+    void (*load_values)(const struct kvl_kv_tile *tile, float *strips);
+    /* scores[count] -> exp(scores - max) in place, where max takes this tile in. out[dim] and the
+     * sum so far are rescaled to the new max. */
+    void (*softmax_tile)(
+        float *scores, uint32_t count, struct kvl_softmax *softmax, float *out, uint32_t dim);
+    /* Joins the next part of the context to what came before it. */
+    void (*softmax_merge)(struct kvl_softmax *softmax, float *out, const struct kvl_softmax *next,
+        const float *next_out, uint32_t dim);
+
+    /* Elementwise e^x; within 2 ulp for -87.3 <= x <= 88.3, 0 below, clamped above. */
+    void (*exp)(const float *x, uint32_t count, float *y);
+};
+
+extern const struct kvl_cpu_kernels kvl_cpu_kernels_portable;
+#ifdef __x86_64__
+extern const struct kvl_cpu_kernels kvl_cpu_kernels_avx2;
+#endif
+
+/* The fastest table that this CPU can run. */
+const struct kvl_cpu_kernels *kvl_cpu_kernels_best(void);
+
+#endif

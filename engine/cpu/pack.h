@@ -1,0 +1,33 @@
+/* pack.h - weights of the file, rearranged once into panels of 32 rows (layout: kernels.h) that
+ * both the GEMM and the matrix-vector kernel read from front to back.
+ *
+ * A matrix takes as many bytes as in the file; rows that fill up the last panel are zero.
+ * Owns: kvl_packed_free releases the panels; the GGUF mapping is not needed afterwards. */
+#ifndef KVL_CPU_PACK_H
+#define KVL_CPU_PACK_H
+
+#include "../model.h"
+#include "pool.h"
+
+struct kvl_packed {
+    uint8_t *panels;
+    uint64_t panel_bytes;
+    uint32_t panel_count;
+    uint32_t type; /* enum kvl_ggml_type */
+    uint32_t rows;
+    uint32_t columns;
+};
+
+/* Errors: NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_pack(const struct kvl_weight *weight, struct kvl_pool *pool,
+    struct kvl_packed *out, struct kvl_errmsg *msg);
+void kvl_packed_free(struct kvl_packed *packed); /* zeroed is fine */
+
+static inline const uint8_t *kvl_packed_panel(const struct kvl_packed *packed, uint32_t panel) {
+    return packed->panels + panel * packed->panel_bytes;
+}
+
+/* Row `row` of a weight as f32, straight from the file. */
+void kvl_unpack_row(const struct kvl_weight *weight, uint32_t row, float *out);
+
+#endif
