@@ -13,8 +13,10 @@
 
 #define KVL_FRAMES_MAX 32u
 #define KVL_PAGE_BYTES 4096u
+#define KVL_PAYLOAD_BYTES_MAX (1ull << 30)
 
-/* Frames are the fewest layer groups of at least 256 KiB (fewer than KVL_FRAMES_MAX of them). */
+/* Errors: INVALID (absurd, or no bytes), TOOBIG (over KVL_PAYLOAD_BYTES_MAX).
+ * Frames are the smallest layer groups of at least 256 KiB (at most KVL_FRAMES_MAX of them). */
 KVL_MUST_CHECK kvl_err kvl_layout_of_geometry(
     const struct kvl_geometry *geometry, enum kvl_dtype dtype, struct kvl_layout *out);
 KVL_MUST_CHECK kvl_err kvl_layout_of_bytes(uint64_t payload_bytes, struct kvl_layout *out);
@@ -24,6 +26,9 @@ uint64_t kvl_layout_frame_bytes(const struct kvl_layout *layout, uint32_t frame)
  * checked against. frame_hashes may be NULL, otherwise layout->frame_count entries. Any thread. */
 uint64_t kvl_content_hash(
     const struct kvl_layout *layout, const void *payload, uint64_t *frame_hashes);
+
+/* The second half of it, for whoever hashed the frames one by one. */
+uint64_t kvl_content_hash_of_frames(const struct kvl_layout *layout, const uint64_t *frame_hashes);
 
 /* A sealed block, as it is written to and found on a persistent tier. */
 struct kvl_block_record {

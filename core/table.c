@@ -1,0 +1,296 @@
+/* table.c - see table.h.
+ *
+ *   index slot: u32 tag (the key's bytes 4..7) | u32 number + 1; 0: empty, UINT32_MAX: deleted
+ *
+ * Growth: a new index is made, inserts go there, and every change moves KVL_MOVE_SLOTS slots of
+ * the old one over; a find looks into both. Zeroed memory is an empty index, so making one costs
+ * no more than its pages as they are touched. */
+#include "table.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KVL_CHUNK_ENTRIES 1024u
+#define KVL_INDEX_SLOTS_MIN 1024u
+#define KVL_MOVE_SLOTS 32u
+#define KVL_TABLE_ENTRIES_MAX (1u << 30)
+#define KVL_SLOT_DELETED UINT32_MAX
+#define KVL_FIND_BATCH 16u
+
+struct index_slot {
+    uint32_t tag;
+    uint32_t number_plus_one;
+};
+
+struct index {
+    struct index_slot *slots;
+    uint32_t mask;
+    uint32_t filled; /* deleted ones too */
+};
+
+struct kvl_table {
+    struct index now;
+    struct index old; /* slots NULL: none */
+    uint32_t old_moved;
+    struct kvl_entry **chunks;
+    uint32_t chunk_count;
+    uint32_t chunk_room;
+    uint32_t end;
+    uint32_t first_free;
+    uint32_t count;
+};
+
+static kvl_err index_init(struct index *index, uint32_t slots) {
+    index->slots = calloc(slots, sizeof(index->slots[0]));
+    index->mask = slots - 1;
+    index->filled = 0;
+    return index->slots == NULL ? KVL_ERR_NOMEM : KVL_OK;
+}
+
+kvl_err kvl_table_create(struct kvl_table **out) {
+    struct kvl_table *table = calloc(1, sizeof(*table));
+    if (table == NULL)
+        return KVL_ERR_NOMEM;
+    if (index_init(&table->now, KVL_INDEX_SLOTS_MIN) != KVL_OK) {
+        free(table);
+        return KVL_ERR_NOMEM;
+    }
+    table->first_free = KVL_BLOCK_NONE;
+    *out = table;
+    return KVL_OK;
+}
+
+void kvl_table_destroy(struct kvl_table *table) {
+    if (table == NULL)
+        return;
+    for (uint32_t i = 0; i < table->chunk_count; i++)
+        free(table->chunks[i]);
+    free(table->chunks);
+    free(table->now.slots);
+    free(table->old.slots);
+    free(table);
+}
+
+struct kvl_entry *kvl_table_at(const struct kvl_table *table, uint32_t block) {
+    assert(block < table->end);
+    return &table->chunks[block / KVL_CHUNK_ENTRIES][block % KVL_CHUNK_ENTRIES];
+}
+
+static uint32_t key_home(const struct kvl_key *key) {
+    uint32_t home;
+    memcpy(&home, key->bytes, sizeof(home));
+    return home;
+}
+
+static uint32_t key_tag(const struct kvl_key *key) {
+    uint32_t tag;
+    memcpy(&tag, key->bytes + 4, sizeof(tag));
+    return tag;
+}
+
+/* The slot that holds the key, or NULL. */
+static struct index_slot *index_find(
+    const struct kvl_table *table, const struct index *index, const struct kvl_key *key) {
+    uint32_t tag = key_tag(key);
+    for (uint32_t at = key_home(key) & index->mask;; at = (at + 1) & index->mask) {
+        struct index_slot *slot = &index->slots[at];
+        if (slot->number_plus_one == 0)
+            return NULL;
+        if (slot->tag == tag && slot->number_plus_one != KVL_SLOT_DELETED &&
+            kvl_key_equal(&kvl_table_at(table, slot->number_plus_one - 1)->key, key))
+            return slot;
+    }
+}
+
+static void index_add(struct index *index, const struct kvl_key *key, uint32_t block) {
+    uint32_t at = key_home(key) & index->mask;
+    while (index->slots[at].number_plus_one != 0)
+        at = (at + 1) & index->mask;
+    index->slots[at] = (struct index_slot){key_tag(key), block + 1};
+    index->filled++;
+}
+
+static struct index_slot *find_slot(const struct kvl_table *table, const struct kvl_key *key) {
+    struct index_slot *slot = index_find(table, &table->now, key);
+    if (slot == NULL && table->old.slots != NULL)
+        slot = index_find(table, &table->old, key);
+    return slot;
+}
+
+uint32_t kvl_table_find(const struct kvl_table *table, const struct kvl_key *key) {
+    const struct index_slot *slot = find_slot(table, key);
+    return slot == NULL ? KVL_BLOCK_NONE : slot->number_plus_one - 1;
+}
+
+/* First slot of the key's probe run with its tag; the entry may still be another's. */
+static uint32_t guess(const struct index *index, const struct kvl_key *key) {
+    uint32_t tag = key_tag(key);
+    for (uint32_t at = key_home(key) & index->mask;; at = (at + 1) & index->mask) {
+        const struct index_slot *slot = &index->slots[at];
+        if (slot->number_plus_one == 0)
+            return KVL_BLOCK_NONE;
+        if (slot->tag == tag && slot->number_plus_one != KVL_SLOT_DELETED)
+            return slot->number_plus_one - 1;
+    }
+}
+
+static void find_batch(
+    const struct kvl_table *table, const struct kvl_key *keys, uint32_t count, uint32_t *blocks) {
+    for (uint32_t i = 0; i < count; i++)
+        __builtin_prefetch(&table->now.slots[key_home(&keys[i]) & table->now.mask]);
+    for (uint32_t i = 0; i < count; i++) {
+        blocks[i] = guess(&table->now, &keys[i]);
+        if (blocks[i] != KVL_BLOCK_NONE) {
+            const struct kvl_entry *entry = kvl_table_at(table, blocks[i]);
+            __builtin_prefetch(entry);
+            __builtin_prefetch((const uint8_t *)entry + sizeof(*entry) - 1);
+        }
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        bool right = blocks[i] != KVL_BLOCK_NONE &&
+                     kvl_key_equal(&kvl_table_at(table, blocks[i])->key, &keys[i]);
+        if (!right && (blocks[i] != KVL_BLOCK_NONE || table->old.slots != NULL))
+            blocks[i] = kvl_table_find(table, &keys[i]);
+    }
+}
+
+void kvl_table_find_many(
+    const struct kvl_table *table, const struct kvl_key *keys, uint32_t count, uint32_t *blocks) {
+    for (uint32_t i = 0; i < count; i += KVL_FIND_BATCH) {
+        uint32_t batch = count - i < KVL_FIND_BATCH ? count - i : KVL_FIND_BATCH;
+        find_batch(table, keys + i, batch, blocks + i);
+    }
+}
+
+static void move_some(struct kvl_table *table) {
+    if (table->old.slots == NULL)
+        return;
+    for (uint32_t i = 0; i < KVL_MOVE_SLOTS && table->old_moved <= table->old.mask; i++) {
+        struct index_slot *slot = &table->old.slots[table->old_moved++];
+        if (slot->number_plus_one == 0 || slot->number_plus_one == KVL_SLOT_DELETED)
+            continue;
+        uint32_t block = slot->number_plus_one - 1;
+        index_add(&table->now, &kvl_table_at(table, block)->key, block);
+        /* Deleted, not empty: runs that pass over it go on. */
+        slot->number_plus_one = KVL_SLOT_DELETED;
+    }
+    if (table->old_moved > table->old.mask) {
+        free(table->old.slots);
+        table->old = (struct index){0};
+    }
+}
+
+static bool index_is_full(const struct index *index) {
+    return index->filled >= index->mask / 4 * 3;
+}
+
+/* A move is always over before the new index fills: it takes slots / KVL_MOVE_SLOTS inserts, and
+ * the new index has room for at least three eighths of its slots more. */
+static kvl_err make_room(struct kvl_table *table) {
+    if (!index_is_full(&table->now))
+        return KVL_OK;
+    while (table->old.slots != NULL)
+        move_some(table);
+    uint32_t slots = table->now.mask + 1;
+    bool mostly_deleted = table->count < slots / 8 * 3;
+    struct index bigger;
+    if (index_init(&bigger, mostly_deleted ? slots : slots * 2) != KVL_OK)
+        return KVL_ERR_NOMEM;
+    table->old = table->now;
+    table->old_moved = 0;
+    table->now = bigger;
+    return KVL_OK;
+}
+
+static kvl_err add_chunk(struct kvl_table *table) {
+    if (table->chunk_count == table->chunk_room) {
+        uint32_t room = table->chunk_room == 0 ? 64 : table->chunk_room * 2;
+        struct kvl_entry **chunks = realloc(table->chunks, room * sizeof(chunks[0]));
+        if (chunks == NULL)
+            return KVL_ERR_NOMEM;
+        table->chunks = chunks;
+        table->chunk_room = room;
+    }
+    struct kvl_entry *chunk = malloc(KVL_CHUNK_ENTRIES * sizeof(*chunk));
+    if (chunk == NULL)
+        return KVL_ERR_NOMEM;
+    table->chunks[table->chunk_count++] = chunk;
+    return KVL_OK;
+}
+
+static kvl_err take_number(struct kvl_table *table, uint32_t *block) {
+    if (table->first_free != KVL_BLOCK_NONE) {
+        *block = table->first_free;
+        table->first_free = kvl_table_at(table, *block)->parent;
+        return KVL_OK;
+    }
+    if (table->end >= KVL_TABLE_ENTRIES_MAX)
+        return KVL_ERR_LIMIT;
+    if (table->end == table->chunk_count * KVL_CHUNK_ENTRIES && add_chunk(table) != KVL_OK)
+        return KVL_ERR_NOMEM;
+    *block = table->end++;
+    return KVL_OK;
+}
+
+kvl_err kvl_table_insert(struct kvl_table *table, const struct kvl_key *key, uint32_t *block) {
+    kvl_err err = make_room(table);
+    if (err == KVL_OK)
+        err = take_number(table, block);
+    if (err != KVL_OK)
+        return err;
+    struct kvl_entry *entry = kvl_table_at(table, *block);
+    *entry = (struct kvl_entry){.key = *key, .parent = KVL_BLOCK_NONE, .flags = KVL_ENTRY_USED};
+    index_add(&table->now, key, *block);
+    table->count++;
+    move_some(table);
+    return KVL_OK;
+}
+
+void kvl_table_remove(struct kvl_table *table, uint32_t block) {
+    struct kvl_entry *entry = kvl_table_at(table, block);
+    assert(entry->flags & KVL_ENTRY_USED);
+    assert(entry->children == 0 && entry->parent == KVL_BLOCK_NONE);
+    struct index_slot *slot = find_slot(table, &entry->key);
+    assert(slot != NULL);
+    slot->number_plus_one = KVL_SLOT_DELETED;
+    *entry = (struct kvl_entry){.parent = table->first_free};
+    table->first_free = block;
+    table->count--;
+    move_some(table);
+}
+
+void kvl_table_link(struct kvl_table *table, uint32_t block, uint32_t parent) {
+    struct kvl_entry *entry = kvl_table_at(table, block);
+    assert(entry->parent == KVL_BLOCK_NONE && parent != block);
+    entry->parent = parent;
+    kvl_table_at(table, parent)->children++;
+}
+
+uint32_t kvl_table_unlink(struct kvl_table *table, uint32_t block) {
+    struct kvl_entry *entry = kvl_table_at(table, block);
+    uint32_t parent = entry->parent;
+    if (parent != KVL_BLOCK_NONE) {
+        assert(kvl_table_at(table, parent)->children > 0);
+        kvl_table_at(table, parent)->children--;
+        entry->parent = KVL_BLOCK_NONE;
+    }
+    return parent;
+}
+
+uint32_t kvl_table_end(const struct kvl_table *table) {
+    return table->end;
+}
+
+uint32_t kvl_table_count(const struct kvl_table *table) {
+    return table->count;
+}
+
+uint64_t kvl_table_bytes(const struct kvl_table *table) {
+    uint64_t bytes = sizeof(*table) + table->chunk_room * sizeof(table->chunks[0]);
+    bytes += (uint64_t)table->chunk_count * KVL_CHUNK_ENTRIES * sizeof(struct kvl_entry);
+    bytes += ((uint64_t)table->now.mask + 1) * sizeof(struct index_slot);
+    if (table->old.slots != NULL)
+        bytes += ((uint64_t)table->old.mask + 1) * sizeof(struct index_slot);
+    return bytes;
+}
