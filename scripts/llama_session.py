@@ -31,12 +31,15 @@ def requantize_to_f32(source, target, threads):
 
 
 class LlamaSession:
-    """Greedy use of one sequence. K and V are f16 (llama.cpp's default) unless kv_f32; without
-    flash attention, whose CPU code sums V in f16."""
+    """Greedy use of one sequence. K and V are f16 (llama.cpp's default) unless kv_f32.
+
+    flash_attention: "off" for references (its CPU code sums V in f16), "auto" is the default of
+    llama.cpp itself."""
 
     BATCH = 512
+    FLASH = {"auto": -1, "off": 0, "on": 1}
 
-    def __init__(self, path, context_tokens, threads, flash_attention=False, kv_f32=False):
+    def __init__(self, path, context_tokens, threads, flash_attention="off", kv_f32=False):
         model_params = llama_cpp.llama_model_default_params()
         model_params.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), model_params)
@@ -53,7 +56,7 @@ class LlamaSession:
         kv_type = llama_cpp.GGML_TYPE_F32 if kv_f32 else llama_cpp.GGML_TYPE_F16
         params.type_k = kv_type
         params.type_v = kv_type
-        params.flash_attn_type = 1 if flash_attention else 0
+        params.flash_attn_type = self.FLASH[flash_attention]
         self.context = llama_cpp.llama_init_from_model(self.model, params)
         if not self.context:
             raise RuntimeError("llama.cpp cannot make a context")
