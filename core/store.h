@@ -113,6 +113,13 @@ KVL_MUST_CHECK kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t clie
     const struct kvl_key *keys, uint32_t count, enum kvl_tier_kind target,
     struct kvl_ticket *ticket);
 
+/* The operator's push downwards: the blocks of a chain leave every tier above `target` (HOST or
+ * DISK), copied there first where they are not yet; leased blocks stay. The ticket ends when they
+ * are there; values[0]: blocks that left a tier. */
+KVL_MUST_CHECK kvl_err kvl_store_demote(struct kvl_store *store, uint32_t client,
+    const struct kvl_key *keys, uint32_t count, enum kvl_tier_kind target,
+    struct kvl_ticket *ticket);
+
 struct kvl_alloc_request {
     uint32_t client;
     uint32_t namespace_id;

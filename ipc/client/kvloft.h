@@ -126,6 +126,11 @@ KVL_MUST_CHECK kvl_err kvl_ticket_wait(struct kvl_client *client, struct kvl_tic
 KVL_MUST_CHECK kvl_err kvl_prefetch(struct kvl_client *client, enum kvl_tier_kind target,
     const struct kvl_key *keys, uint32_t count, struct kvl_ticket *ticket);
 
+/* Pushes the blocks of a chain down to HOST or DISK, out of every tier above; leased ones stay.
+ * values[0]: blocks that left a tier. */
+KVL_MUST_CHECK kvl_err kvl_demote(struct kvl_client *client, enum kvl_tier_kind target,
+    const struct kvl_key *keys, uint32_t count, struct kvl_ticket *ticket);
+
 /* keys[i] zero: not known yet. wait: a ticket for the first PENDING block. */
 KVL_MUST_CHECK kvl_err kvl_alloc(struct kvl_client *client, uint32_t namespace_id,
     enum kvl_tier_kind target, const struct kvl_key *keys, uint32_t count, bool wait,
