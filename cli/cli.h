@@ -38,7 +38,7 @@ struct cli_command {
 };
 
 extern const struct cli_command cli_status, cli_ls, cli_session, cli_pin, cli_unpin, cli_prefetch,
-    cli_clear, cli_flush, cli_verify, cli_doctor, cli_replay, cli_bench;
+    cli_demote, cli_clear, cli_flush, cli_verify, cli_doctor, cli_replay, cli_bench;
 
 __attribute__((format(printf, 1, 2))) int cli_error(const char *format, ...); /* CLI_FAILED */
 __attribute__((format(printf, 1, 2))) int cli_wrong(const char *format, ...); /* CLI_USAGE */

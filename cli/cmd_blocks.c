@@ -1,4 +1,5 @@
-/* cmd_blocks.c - pin, unpin, prefetch, clear, flush, verify: commands that act on blocks. */
+/* cmd_blocks.c - pin, unpin, prefetch, demote, clear, flush, verify: commands that act on blocks.
+ */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,11 +7,10 @@
 #include "cli.h"
 
 /* The chain that `--session NAME` or one KEY names. */
-static int chosen_chain(const struct cli_options *options, struct kvl_client *client, int argc,
-    char **argv, struct kvl_key **keys, uint32_t *count) {
+static int chosen_chain(const struct cli_options *options, struct kvl_client *client, char **argv,
+    struct kvl_key **keys, uint32_t *count) {
     if (options->session)
         return cli_chain_of_session(client, options->session, keys, count);
-    (void)argc;
     return cli_chain_of_block(client, argv[0], keys, count);
 }
 
@@ -27,7 +27,7 @@ static int run_pinning(const struct cli_options *options, int argc, char **argv,
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
-    int status = chosen_chain(options, client, argc, argv, &keys, &count);
+    int status = chosen_chain(options, client, argv, &keys, &count);
     if (status == CLI_DONE) {
         kvl_err err = count ? kvl_pin(client, keys, count, pinned, &changed) : KVL_OK;
         if (err != KVL_OK)
@@ -58,37 +58,57 @@ static int tier_by_name(const char *name) {
     return -1;
 }
 
-static int run_prefetch(const struct cli_options *options, int argc, char **argv) {
-    int tier = options->tier ? tier_by_name(options->tier) : KVL_TIER_DEVICE;
+/* A slow verb whose only result is its ticket. */
+static int finish_ticket(struct kvl_client *client, kvl_err err, struct kvl_ticket ticket,
+    const char *what, int done_value, struct kvl_progress *progress) {
+    memset(progress, 0, sizeof *progress);
+    if (err == KVL_OK)
+        err = cli_wait_ticket(client, ticket, what, done_value, progress);
+    return err == KVL_OK ? CLI_DONE : cli_error("%s failed: %s", what, kvl_err_text(err));
+}
+
+typedef kvl_err (*move_verb)(struct kvl_client *client, enum kvl_tier_kind target,
+    const struct kvl_key *keys, uint32_t count, struct kvl_ticket *ticket);
+
+/* prefetch and demote: the same words, the other direction. */
+static int run_move(const struct cli_options *options, int argc, char **argv, const char *name,
+    move_verb verb, int tier) {
     struct kvl_key *keys = NULL;
     struct kvl_ticket ticket = {0, 0};
-    struct kvl_progress progress;
+    struct kvl_progress progress = {.status = KVL_OK};
     uint32_t count = 0;
     if (!names_one_chain(options, argc))
-        return cli_wrong("prefetch takes --session NAME or one KEY (the start of a block's key)");
-    if (tier != KVL_TIER_DEVICE && tier != KVL_TIER_HOST)
-        return cli_wrong("--tier is device or host");
+        return cli_wrong("%s takes --session NAME or one KEY (the start of a block's key)", name);
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
-    int status = chosen_chain(options, client, argc, argv, &keys, &count);
-    if (status == CLI_DONE) {
-        memset(&progress, 0, sizeof progress);
-        kvl_err err =
-            count ? kvl_prefetch(client, (enum kvl_tier_kind)tier, keys, count, &ticket) : KVL_OK;
-        if (err == KVL_OK)
-            err = cli_wait_ticket(client, ticket, "prefetch", 0, &progress);
-        if (err != KVL_OK)
-            status = cli_error("prefetch ended early: %s", kvl_err_text(err));
-        else if (options->json)
-            status = cli_print_json(json_pack(
-                "{s:I,s:I}", "blocks", (json_int_t)count, "moved", (json_int_t)progress.values[0]));
-        else
-            printf("%" PRIu64 " of %" PRIu32 " blocks moved\n", progress.values[0], count);
+    int status = chosen_chain(options, client, argv, &keys, &count);
+    if (status == CLI_DONE && count > 0) {
+        kvl_err err = verb(client, (enum kvl_tier_kind)tier, keys, count, &ticket);
+        status = finish_ticket(client, err, ticket, name, 0, &progress);
     }
+    if (status == CLI_DONE && options->json)
+        status = cli_print_json(json_pack(
+            "{s:I,s:I}", "blocks", (json_int_t)count, "moved", (json_int_t)progress.values[0]));
+    else if (status == CLI_DONE)
+        printf("%" PRIu64 " of %" PRIu32 " blocks moved\n", progress.values[0], count);
     free(keys);
     kvl_client_close(client);
     return status;
+}
+
+static int run_prefetch(const struct cli_options *options, int argc, char **argv) {
+    int tier = options->tier ? tier_by_name(options->tier) : KVL_TIER_DEVICE;
+    if (tier != KVL_TIER_DEVICE && tier != KVL_TIER_HOST)
+        return cli_wrong("prefetch --tier is device or host");
+    return run_move(options, argc, argv, "prefetch", kvl_prefetch, tier);
+}
+
+static int run_demote(const struct cli_options *options, int argc, char **argv) {
+    int tier = tier_by_name(options->tier);
+    if (tier != KVL_TIER_HOST && tier != KVL_TIER_DISK)
+        return cli_wrong("demote needs --tier host or --tier disk");
+    return run_move(options, argc, argv, "demote", kvl_demote, tier);
 }
 
 /* Finds a namespace by the start of its key or by its label. */
@@ -108,15 +128,6 @@ static int namespace_by_name(struct kvl_client *client, const char *name, uint32
     return cli_error(matches ? "more than one namespace is named %s; give more digits of its key"
                              : "there is no namespace %s; see `kvloft ls`",
         name);
-}
-
-/* A slow verb whose only result is its ticket. */
-static int finish_ticket(struct kvl_client *client, kvl_err err, struct kvl_ticket ticket,
-    const char *what, int done_value, struct kvl_progress *progress) {
-    memset(progress, 0, sizeof *progress);
-    if (err == KVL_OK)
-        err = cli_wait_ticket(client, ticket, what, done_value, progress);
-    return err == KVL_OK ? CLI_DONE : cli_error("%s failed: %s", what, kvl_err_text(err));
 }
 
 static int run_clear(const struct cli_options *options, int argc, char **argv) {
@@ -209,6 +220,12 @@ const struct cli_command cli_prefetch = {
     .summary = "bring a session or a chain into a faster tier",
     .usage = "--session NAME | KEY [--tier device|host] [--connect ADDR] [--json]",
     .run = run_prefetch,
+};
+const struct cli_command cli_demote = {
+    .name = "demote",
+    .summary = "push a session or a chain down, to free faster memory",
+    .usage = "--session NAME | KEY --tier host|disk [--connect ADDR] [--json]",
+    .run = run_demote,
 };
 const struct cli_command cli_clear = {
     .name = "clear",

@@ -6,8 +6,8 @@
 #include "cli.h"
 
 static const struct cli_command *const commands[] = {&cli_status, &cli_ls, &cli_session, &cli_pin,
-    &cli_unpin, &cli_prefetch, &cli_clear, &cli_flush, &cli_verify, &cli_doctor, &cli_replay,
-    &cli_bench};
+    &cli_unpin, &cli_prefetch, &cli_demote, &cli_clear, &cli_flush, &cli_verify, &cli_doctor,
+    &cli_replay, &cli_bench};
 
 enum {
     OPT_WAIT = 256,
