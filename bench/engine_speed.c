@@ -1,0 +1,239 @@
+/* engine_speed.c - how fast the CPU backend prefills and decodes, beside what the cores could do at
+ * most in the same minute: the peak of fused multiply-adds on registers, and the bandwidth of
+ * reading memory.
+ *
+ *   kvl_bench_engine MODEL [threads [tokens...]]
+ *
+ * Prefill is timed over `tokens` tokens from position 0, decode over the steps that follow; the
+ * decode figure is the median step. Token ids are arbitrary: speed does not depend on them. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cpu/pool.h"
+#include "model.h"
+
+enum { BLOCK_TOKENS = 64, DECODE_STEPS = 48, PEAK_UNITS = 64, READ_BYTES = 256 << 20 };
+
+static double now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* ---- what the machine can do ---- */
+
+typedef float lanes __attribute__((vector_size(32)));
+static volatile float sink;
+
+enum { PEAK_CHAINS = 12, PEAK_STEPS = 200000 };
+
+#ifdef __x86_64__
+__attribute__((target("avx2,fma"))) static void peak_unit(
+    void *arg, uint32_t thread, uint32_t unit) {
+    (void)thread;
+    lanes sum[PEAK_CHAINS];
+    const lanes factor = *(const lanes *)arg;
+    for (int i = 0; i < PEAK_CHAINS; i++) {
+        sum[i] = factor * (float)(unit + 1);
+    }
+    for (int step = 0; step < PEAK_STEPS; step++) {
+#pragma GCC unroll 12
+        for (int i = 0; i < PEAK_CHAINS; i++) {
+            __asm__("vfmadd231ps %1, %1, %0" : "+x"(sum[i]) : "x"(factor));
+        }
+    }
+    for (int i = 1; i < PEAK_CHAINS; i++) {
+        sum[0] += sum[i];
+    }
+    sink = sum[0][0];
+}
+
+static double peak_gflops(struct kvl_pool *pool) {
+    lanes factor = {1e-3f, 1e-3f, 1e-3f, 1e-3f, 1e-3f, 1e-3f, 1e-3f, 1e-3f};
+    double best = 0;
+    for (int run = 0; run < 3; run++) {
+        const double begin = now_s();
+        kvl_pool_run(pool, peak_unit, &factor, PEAK_UNITS);
+        const double flops = 16.0 * PEAK_CHAINS * PEAK_STEPS * PEAK_UNITS;
+        const double gflops = flops / (now_s() - begin) * 1e-9;
+        best = gflops > best ? gflops : best;
+    }
+    return best;
+}
+#else
+static double peak_gflops(struct kvl_pool *pool) {
+    (void)pool;
+    return 0;
+}
+#endif
+
+static void read_unit(void *arg, uint32_t thread, uint32_t unit) {
+    (void)thread;
+    const uint64_t *words = arg;
+    const size_t count = READ_BYTES / PEAK_UNITS / sizeof *words;
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i++) {
+        sum += words[unit * count + i];
+    }
+    sink = (float)sum;
+}
+
+static double read_gb_per_s(struct kvl_pool *pool) {
+    uint64_t *words = malloc(READ_BYTES);
+    if (words == NULL) {
+        return 0;
+    }
+    memset(words, 1, READ_BYTES);
+    double best = 0;
+    for (int run = 0; run < 4; run++) {
+        const double begin = now_s();
+        kvl_pool_run(pool, read_unit, words, PEAK_UNITS);
+        const double rate = READ_BYTES / (now_s() - begin) * 1e-9;
+        best = rate > best ? rate : best;
+    }
+    free(words);
+    return best;
+}
+
+/* ---- the model ---- */
+
+/* Multiply-adds, as 2 each, of `tokens` tokens from position 0 on, logits of the last one. */
+static double prefill_flops(const struct kvl_hparams *h, double tokens) {
+    const double attention = (double)h->width * h->heads * (h->k_dim + h->v_dim) +
+                             (double)h->width * h->kv_heads * (h->k_dim + h->v_dim);
+    const double ffn = 3.0 * h->width * h->ffn_width;
+    const double scores = (double)h->heads * (h->k_dim + h->v_dim) * (tokens + 1) / 2;
+    return 2 * (h->layers * (attention + ffn + scores) * tokens + (double)h->width * h->vocab);
+}
+
+struct session {
+    struct kvl_backend *backend;
+    struct kvl_batch batch;
+    uint32_t *tokens;
+    uint8_t **blocks;
+};
+
+static int forward(struct session *s, uint32_t position, uint32_t count, double *seconds) {
+    s->batch.tokens = s->tokens + position;
+    s->batch.position = position;
+    s->batch.count = count;
+    const double begin = now_s();
+    const kvl_err err = s->backend->ops->forward(s->backend, &s->batch);
+    *seconds = now_s() - begin;
+    if (err != KVL_OK) {
+        fprintf(stderr, "forward: %s\n", kvl_err_text(err));
+    }
+    return err == KVL_OK ? 0 : 1;
+}
+
+static int measure(struct session *s, const struct kvl_hparams *h, uint32_t tokens, double peak) {
+    double prefill_s, steps_s[DECODE_STEPS];
+    if (forward(s, 0, tokens, &prefill_s) != 0) {
+        return 1;
+    }
+    for (uint32_t i = 0; i < DECODE_STEPS; i++) {
+        if (forward(s, tokens + i, 1, &steps_s[i]) != 0) {
+            return 1;
+        }
+    }
+    qsort(steps_s, DECODE_STEPS, sizeof steps_s[0], by_value);
+    const double gflops = prefill_flops(h, tokens) / prefill_s * 1e-9;
+    printf("%6u tokens: prefill %7.1f tok/s  %6.1f GFLOPS  %3.0f %% of peak   decode %6.1f tok/s "
+           "(best %6.1f)\n",
+        tokens, tokens / prefill_s, gflops, 100 * gflops / peak, 1 / steps_s[DECODE_STEPS / 2],
+        1 / steps_s[0]);
+    fflush(stdout);
+    return 0;
+}
+
+static int measure_all(struct session *s, const struct kvl_hparams *h, const uint32_t *counts,
+    int count_of_counts, double peak) {
+    uint32_t most = 0;
+    for (int i = 0; i < count_of_counts; i++) {
+        most = counts[i] > most ? counts[i] : most;
+    }
+    const uint32_t tokens = most + DECODE_STEPS;
+    const uint32_t blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
+    const uint64_t block_bytes = kvl_block_bytes(h, BLOCK_TOKENS, KVL_KV_F16);
+    int status = 1;
+    uint8_t *arena = calloc(blocks, block_bytes);
+    s->tokens = calloc(tokens, sizeof *s->tokens);
+    s->blocks = calloc(blocks, sizeof *s->blocks);
+    s->batch = (struct kvl_batch){.block_tokens = BLOCK_TOKENS,
+        .kv_dtype = KVL_KV_F16,
+        .blocks = s->blocks,
+        .logits_rows = 1};
+    s->batch.logits = calloc(h->vocab, sizeof(float));
+    if (arena == NULL || s->tokens == NULL || s->blocks == NULL || s->batch.logits == NULL) {
+        fprintf(stderr, "out of memory\n");
+        goto cleanup;
+    }
+    for (uint32_t i = 0; i < blocks; i++) {
+        s->blocks[i] = arena + i * block_bytes;
+    }
+    for (uint32_t i = 0; i < tokens; i++) {
+        s->tokens[i] = i * 2654435761u % h->vocab;
+    }
+    double warm_up_s;
+    status = forward(s, 0, 16, &warm_up_s);
+    for (int i = 0; i < count_of_counts && status == 0; i++) {
+        status = measure(s, h, counts[i], peak);
+    }
+
+cleanup:
+    free(s->batch.logits);
+    free(s->blocks);
+    free(s->tokens);
+    free(arena);
+    return status;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        fprintf(stderr, "usage: %s MODEL [threads [tokens...]]\n", argv[0]);
+        return 2;
+    }
+    uint32_t counts[16] = {512, 2048, 7900};
+    int count_of_counts = argc > 3 ? (argc - 3 > 16 ? 16 : argc - 3) : 3;
+    for (int i = 0; i < count_of_counts && argc > 3; i++) {
+        counts[i] = (uint32_t)strtoul(argv[3 + i], NULL, 10);
+    }
+    const struct kvl_backend_options options = {
+        .threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0};
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_model *model = NULL;
+    struct kvl_pool *pool = NULL;
+    struct session session = {0};
+    int status = 1;
+    if (kvl_pool_create(options.threads, &pool, &msg) != KVL_OK) {
+        goto cleanup;
+    }
+    const double peak = peak_gflops(pool);
+    printf("%u threads: peak %.1f GFLOPS of f32 FMA, %.1f GB/s of reading\n",
+        kvl_pool_threads(pool), peak, read_gb_per_s(pool));
+    if (kvl_model_load(argv[1], &model, &msg) != KVL_OK) {
+        goto cleanup;
+    }
+    const double begin = now_s();
+    if (kvl_backend_cpu.create(model, &options, &session.backend, &msg) != KVL_OK) {
+        goto cleanup;
+    }
+    printf("packed in %.0f ms\n", 1e3 * (now_s() - begin));
+    status = measure_all(&session, &model->hparams, counts, count_of_counts, peak);
+
+cleanup:
+    if (msg.text[0] != '\0') {
+        fprintf(stderr, "%s\n", msg.text);
+    }
+    kvl_backend_cpu.destroy(session.backend);
+    kvl_model_free(model);
+    kvl_pool_destroy(pool);
+    return status;
+}
