@@ -8,6 +8,9 @@
     key[0] = SHA-256(ns || tokens[0]);  key[i] = SHA-256(key[i-1] || tokens[i])
     tokens = u32le count || u32le ids || extra bytes
 
+Offload clients' own keys (core/kvl_key.h): ns = SHA-256 over the fields "opaque" | u64le
+block_bytes | name | fidelity | tenant salt; key = SHA-256(ns || the client's 32 bytes).
+
 Standard library only. Never change it to agree with the C code: one of the two is wrong then.
 """
 import hashlib
@@ -109,11 +112,30 @@ def vectors():
     ]
 
 
-def compact(value):
-    """One vector's parts a line; token lists stay on one line."""
-    return json.dumps(value, separators=(", ", ": "))
+def opaque_vector(name, block_bytes, salt=b"", fidelity="lossless"):
+    fields = [b"opaque", struct.pack("<Q", block_bytes), name.encode("utf-8"),
+              fidelity.encode("ascii"), salt]
+    ns = hashlib.sha256(b"".join(field(data) for data in fields)).digest()
+    opaque = hashlib.sha256(name.encode("utf-8")).digest()
+    return {"name": name, "block_bytes": block_bytes, "salt": salt.hex(), "fidelity": fidelity,
+            "namespace": ns.hex(), "opaque": opaque.hex(),
+            "key": hashlib.sha256(ns + opaque).hexdigest()}
+
+
+def opaque_vectors():
+    return [
+        opaque_vector("vllm", 1 << 20),
+        opaque_vector("vllm", 1 << 20, salt=b"tenant-a"),
+        opaque_vector("over 4 GiB", (1 << 32) + 4096),
+        opaque_vector("", 1),
+    ]
+
+
+def lines(entries):
+    """One vector a line."""
+    return ",\n".join("  " + json.dumps(entry) for entry in entries)
 
 
 if __name__ == "__main__":
-    lines = ",\n".join("  " + compact(entry) for entry in vectors())
-    print("{\"made_by\": \"tests/golden/keys_reference.py\", \"vectors\": [\n" + lines + "\n]}")
+    print("{\"made_by\": \"tests/golden/keys_reference.py\", \"vectors\": [\n" + lines(vectors())
+          + "\n], \"opaque\": [\n" + lines(opaque_vectors()) + "\n]}")
