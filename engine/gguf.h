@@ -114,7 +114,7 @@ const struct kvl_gguf_tensor *kvl_gguf_tensor(const struct kvl_gguf *gguf, const
 /* SHA-256 over everything that changes the model's numbers: the `general.architecture` value and
  * every `<architecture>.*` metadata pair (name, type, value bytes, in file order), then every
  * tensor's name, type, dims and data, in order of name; all fields length-prefixed. Never the file
- * name, tokenizer or other metadata. Cached on disk under
+ * name, tokenizer or other metadata; fingerprint.c has the bytes. Cached on disk under
  * ${XDG_CACHE_HOME:-~/.cache}/kvloft/fingerprints by device, inode, size, mtime and ctime; a cache
  * that cannot be read or written only costs time. */
 KVL_MUST_CHECK kvl_err kvl_gguf_fingerprint(
