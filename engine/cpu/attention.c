@@ -65,21 +65,59 @@ static void load_queries(const struct rows *rows) {
     }
 }
 
+/* Where the keys and values of some consecutive positions are; a new look-up for each block. */
+struct tile_places {
+    const uint8_t *keys[KVL_TILE_TOKENS], *values[KVL_TILE_TOKENS];
+};
+
+static void find_tile(
+    const struct rows *rows, uint32_t tile, uint32_t count, struct tile_places *places) {
+    const struct kvl_attention *attention = rows->attention;
+    const struct kvl_hparams *h = &attention->cpu->model->hparams;
+    const struct kvl_batch *batch = attention->batch;
+    const uint64_t element = kvl_kv_dtype_bytes(batch->kv_dtype);
+    for (uint32_t p = 0; p < count;) {
+        const struct kvl_kv_slot slot = kvl_kv_slot(h, batch, attention->layer, tile + p);
+        const uint8_t *key = slot.key + rows->kv_head * slot.key_stride;
+        const uint8_t *value = slot.value + rows->kv_head * slot.value_stride;
+        const uint32_t in_block = batch->block_tokens - (tile + p) % batch->block_tokens;
+        const uint32_t end = min_of(count, p + in_block);
+        for (; p < end; p++, key += h->k_dim * element, value += h->v_dim * element) {
+            places->keys[p] = key;
+            places->values[p] = value;
+        }
+    }
+}
+
+static void prefetch(const uint8_t *bytes, uint64_t count) {
+    for (uint64_t i = 0; i < count; i += 64) {
+        __builtin_prefetch(bytes + i);
+    }
+}
+
+/* Memory answers while the tile before is computed; else each decode step would wait for it. */
+static void prefetch_tile(const struct rows *rows, uint32_t tile, uint32_t count) {
+    const struct kvl_attention *attention = rows->attention;
+    const struct kvl_hparams *h = &attention->cpu->model->hparams;
+    const uint64_t element = kvl_kv_dtype_bytes(attention->batch->kv_dtype);
+    struct tile_places places;
+    find_tile(rows, tile, count, &places);
+    for (uint32_t p = 0; p < count; p++) {
+        prefetch(places.keys[p], h->k_dim * element);
+        prefetch(places.values[p], h->v_dim * element);
+    }
+}
+
 static void load_tile(const struct rows *rows, uint32_t tile, uint32_t count) {
     const struct kvl_attention *attention = rows->attention;
     const struct kvl_hparams *h = &attention->cpu->model->hparams;
-    const uint8_t *keys[KVL_TILE_TOKENS], *values[KVL_TILE_TOKENS];
-    for (uint32_t p = 0; p < count; p++) {
-        const struct kvl_kv_slot slot =
-            kvl_kv_slot(h, attention->batch, attention->layer, tile + p);
-        keys[p] = slot.key + rows->kv_head * slot.key_stride;
-        values[p] = slot.value + rows->kv_head * slot.value_stride;
-    }
     const enum kvl_kv_dtype dtype = attention->batch->kv_dtype;
+    struct tile_places places;
+    find_tile(rows, tile, count, &places);
     attention->cpu->kernels->load_keys(
-        &(struct kvl_kv_tile){keys, count, h->k_dim, dtype}, rows->scratch->keys);
+        &(struct kvl_kv_tile){places.keys, count, h->k_dim, dtype}, rows->scratch->keys);
     attention->cpu->kernels->load_values(
-        &(struct kvl_kv_tile){values, count, h->v_dim, dtype}, rows->scratch->values);
+        &(struct kvl_kv_tile){places.values, count, h->v_dim, dtype}, rows->scratch->values);
 }
 
 /* scores[row][position] = query . key */
@@ -147,7 +185,12 @@ static void attend_partition(
     memset(part.out, 0, (size_t)rows->count * cpu->v_stride * sizeof(float));
     const uint32_t begin = partition * KVL_PARTITION_TOKENS;
     const uint32_t end = min_of(begin + KVL_PARTITION_TOKENS, rows->first + rows->tokens);
+    prefetch_tile(rows, begin, min_of(end - begin, KVL_TILE_TOKENS));
     for (uint32_t tile = begin; tile < end; tile += KVL_TILE_TOKENS) {
+        const uint32_t next = tile + KVL_TILE_TOKENS;
+        if (next < end) {
+            prefetch_tile(rows, next, min_of(end - next, KVL_TILE_TOKENS));
+        }
         attend_tile(rows, part, tile, min_of(end - tile, KVL_TILE_TOKENS));
     }
 }

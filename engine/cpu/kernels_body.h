@@ -237,17 +237,24 @@ static void gemm(const struct kvl_gemm *g) {
 
 /* ---- one token: weights are unpacked in registers ---- */
 
+/* One k of all rows at a time: four chains of sums, and few enough values for 16 registers. */
 static inline void matvec_q4_1(const uint8_t *panel, uint32_t columns, const float *x, vec8 *sum) {
     for (uint32_t k = 0; k < columns; k += QUANT_BLOCK, panel += Q4_1_BLOCK_BYTES) {
         const uint8_t *quants = panel + 2 * SCALE_BYTES;
-        for (uint32_t g = 0; g < QUANT_BLOCK / 8; g++) {
-            const float *xk = x + k + g * 8;
-            for (uint32_t v = 0; v < PANEL_VECTORS; v++, quants += LANES * 4) {
-                const vec8 d = v8_load_f16(panel + v * LANES * 2);
-                const vec8 m = v8_load_f16(panel + SCALE_BYTES + v * LANES * 2);
-                const vec8i packed = v8i_load(quants);
-                for (int j = 0; j < 8; j++) {
-                    sum[v] = v8_fma(q4_1_weight(packed, j, d, m), v8_set1(xk[j]), sum[v]);
+        vec8 d[PANEL_VECTORS], m[PANEL_VECTORS];
+        for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+            d[v] = v8_load_f16(panel + v * LANES * 2);
+            m[v] = v8_load_f16(panel + SCALE_BYTES + v * LANES * 2);
+        }
+        for (uint32_t g = 0; g < QUANT_BLOCK / 8; g++, quants += Q4_1_GROUP_BYTES) {
+            vec8i packed[PANEL_VECTORS];
+            for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+                packed[v] = v8i_load(quants + v * LANES * 4);
+            }
+            for (int j = 0; j < 8; j++) {
+                const vec8 xk = v8_set1(x[k + g * 8 + (uint32_t)j]);
+                for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+                    sum[v] = v8_fma(q4_1_weight(packed[v], j, d[v], m[v]), xk, sum[v]);
                 }
             }
         }
@@ -257,13 +264,19 @@ static inline void matvec_q4_1(const uint8_t *panel, uint32_t columns, const flo
 static inline void matvec_q8_0(const uint8_t *panel, uint32_t columns, const float *x, vec8 *sum) {
     for (uint32_t k = 0; k < columns; k += QUANT_BLOCK, panel += Q8_0_BLOCK_BYTES) {
         const uint8_t *quants = panel + SCALE_BYTES;
-        for (uint32_t g = 0; g < QUANT_BLOCK / 4; g++) {
-            const float *xk = x + k + g * 4;
-            for (uint32_t v = 0; v < PANEL_VECTORS; v++, quants += LANES * 4) {
-                const vec8 d = v8_load_f16(panel + v * LANES * 2);
-                const vec8i packed = v8i_load(quants);
-                for (int j = 0; j < 4; j++) {
-                    sum[v] = v8_fma(q8_0_weight(packed, j, d), v8_set1(xk[j]), sum[v]);
+        vec8 d[PANEL_VECTORS];
+        for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+            d[v] = v8_load_f16(panel + v * LANES * 2);
+        }
+        for (uint32_t g = 0; g < QUANT_BLOCK / 4; g++, quants += Q8_0_GROUP_BYTES) {
+            vec8i packed[PANEL_VECTORS];
+            for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+                packed[v] = v8i_load(quants + v * LANES * 4);
+            }
+            for (int j = 0; j < 4; j++) {
+                const vec8 xk = v8_set1(x[k + g * 4 + (uint32_t)j]);
+                for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+                    sum[v] = v8_fma(q8_0_weight(packed[v], j, d[v]), xk, sum[v]);
                 }
             }
         }
