@@ -207,6 +207,7 @@ kvl_err block_store(struct test_block *block) {
     if (err != KVL_OK)
         return err;
     block_submit(block, KVL_IO_STORE, KVL_IO_BEHIND);
+    block->fixture->tier->ops->quiesce(block->fixture->tier); /* rather than the persist bound */
     block_wait(block);
     block->stored = block->io.status == KVL_OK;
     return block->io.status;
