@@ -5,7 +5,8 @@
  * UTF-8. For bytes that are not UTF-8, llama.cpp puts U+FFFD; here each keeps its own byte token,
  * so that detokenizing gives the same bytes, and only a byte that the vocabulary has no token for
  * becomes U+FFFD. A valid character of which some byte has no token loses that byte, there as here
- * (SmolLM2: seven control characters and U+40000..U+BFFFF).
+ * (SmolLM2: six control characters and U+40000..U+BFFFF). What is a letter or a digit is up to the
+ * installed PCRE2 (10.42: Unicode 14); later characters may be cut otherwise than by llama.cpp.
  *
  * Owns:    the tokenizer borrows the GGUF, which has to outlive it. Pieces live until destroy.
  * Threads: kvl_tokenize one caller at a time (it fills a cache of words); getters from any.
