@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <xxhash.h>
+
 #include "workers.h"
 
 #define JOBS 1024u
@@ -86,14 +88,22 @@ static bool list_remove(struct job_list *list, struct copy_job *job) {
 
 /* ---- transfers ---------------------------------------------------------------------------- */
 
-/* On a copy worker. The copy is what gets hashed, not its source: a fault on the way shows. */
+/* On a copy worker. The copy is what gets hashed, not its source, so that a fault on the way shows;
+ * frame by frame, while it is still in the cache. */
 static void copy_run(struct kvl_job *base) {
     struct copy_job *job = kvl_container_of(base, struct copy_job, job);
     const struct kvl_io *io = job->io;
     uint8_t *to = io->op == KVL_IO_STORE ? job->slot : io->buffer;
     const uint8_t *from = io->op == KVL_IO_STORE ? io->buffer : job->slot;
-    memcpy(to, from, io->layout->payload_bytes);
-    bool same = kvl_content_hash(io->layout, to, NULL) == io->record.content_hash;
+    uint64_t hashes[KVL_FRAMES_MAX];
+    for (uint32_t frame = 0; frame < io->layout->frame_count; frame++) {
+        const uint64_t bytes = kvl_layout_frame_bytes(io->layout, frame);
+        memcpy(to, from, bytes);
+        hashes[frame] = XXH3_64bits(to, bytes);
+        to += bytes;
+        from += bytes;
+    }
+    bool same = kvl_content_hash_of_frames(io->layout, hashes) == io->record.content_hash;
     job->status = same ? KVL_OK : KVL_ERR_CORRUPT;
 }
 
