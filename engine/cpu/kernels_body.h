@@ -477,6 +477,7 @@ static void load_keys(const struct kvl_kv_tile *tile, float *strips) {
 static inline __attribute__((always_inline)) void load_values_as(
     const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, float *strips) {
     const uint32_t dim = tile->dim;
+    const uint32_t padded = (dim + KVL_STRIP_ROWS - 1) / KVL_STRIP_ROWS * KVL_STRIP_ROWS;
     const size_t strip_floats = (size_t)KVL_TILE_TOKENS * KVL_STRIP_ROWS;
     for (uint32_t p = 0; p < tile->count; p++) {
         const uint8_t *vector = tile->positions[p];
@@ -486,7 +487,7 @@ static inline __attribute__((always_inline)) void load_values_as(
                          c % KVL_STRIP_ROWS,
                 load_kv8(dtype, vector, c));
         }
-        for (; c % KVL_STRIP_ROWS != 0; c++) {
+        for (; c < padded; c++) {
             strips[c / KVL_STRIP_ROWS * strip_floats + p * KVL_STRIP_ROWS + c % KVL_STRIP_ROWS] =
                 c < dim ? load_kv1(dtype, vector, c) : 0;
         }

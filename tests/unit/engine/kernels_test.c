@@ -1,0 +1,371 @@
+/* kernels_test.c - weights mean what their formats say, to the bit; AVX2 gives the bits of plain C;
+ * the GEMM gives those of the matrix-vector kernel; e^x and the 16-bit floats are as exact as
+ * stated. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/half.h"
+#include "cpu/kernels.h"
+#include "cpu/pack.h"
+#include "tiny_model.h"
+
+enum { ROWS = 75, COLUMNS = 96, PANELS = 3 };
+
+static const uint32_t types[] = {KVL_GGML_F32, KVL_GGML_F16, KVL_GGML_Q8_0, KVL_GGML_Q4_1};
+
+static const struct kvl_cpu_kernels *const portable = &kvl_cpu_kernels_portable;
+
+static const struct kvl_cpu_kernels *fast_or_skip(void) {
+    if (kvl_cpu_kernels_best() == portable) {
+        print_message("this CPU has no table but the portable one\n");
+        skip();
+    }
+    return kvl_cpu_kernels_best();
+}
+
+static float *random_floats(uint32_t count, uint64_t seed) {
+    float *floats = malloc(count * sizeof(float));
+    assert_non_null(floats);
+    for (uint32_t i = 0; i < count; i++) {
+        floats[i] = 4 * tiny_random(&seed);
+    }
+    return floats;
+}
+
+/* A random packed matrix, with what it was packed from. */
+struct matrix {
+    struct kvl_gguf_tensor tensor;
+    struct kvl_weight weight;
+    struct kvl_packed packed;
+    uint8_t *data;
+};
+
+static void matrix_init(struct matrix *m, uint32_t type) {
+    uint64_t seed = type + 5, bytes;
+    struct kvl_pool *pool;
+    m->data = tiny_weights(type, (uint64_t)ROWS * COLUMNS, 0.3, &seed, &bytes);
+    m->tensor = (struct kvl_gguf_tensor){
+        .type = type, .dim_count = 2, .dims = {COLUMNS, ROWS, 1, 1}, .data = m->data};
+    m->weight = (struct kvl_weight){&m->tensor, ROWS, COLUMNS};
+    assert_int_equal(kvl_pool_create(2, &pool, NULL), KVL_OK);
+    assert_int_equal(kvl_pack(&m->weight, pool, &m->packed, NULL), KVL_OK);
+    kvl_pool_destroy(pool);
+    assert_int_equal(m->packed.panel_count, PANELS);
+    assert_int_equal(m->packed.panel_bytes * ROWS, bytes * KVL_PANEL_ROWS); /* no larger */
+}
+
+static void matrix_deinit(struct matrix *m) {
+    kvl_packed_free(&m->packed);
+    free(m->data);
+}
+
+/* ---- weights ---- */
+
+static void check_strips(const struct kvl_cpu_kernels *kernels, const struct matrix *m) {
+    float strip[COLUMNS * KVL_STRIP_ROWS];
+    for (uint32_t row = 0; row < PANELS * KVL_PANEL_ROWS; row++) {
+        kernels->unpack_strip(m->packed.type, kvl_packed_panel(&m->packed, row / KVL_PANEL_ROWS),
+            row / KVL_STRIP_ROWS % 2, COLUMNS, strip);
+        for (uint32_t k = 0; k < COLUMNS; k++) {
+            /* The double is exact but for Q4_1's sum; rounding it once is the format's value. */
+            const float expected = row < ROWS ? (float)tiny_weight(m->packed.type, m->data,
+                                                    (uint64_t)row * COLUMNS + k)
+                                              : 0;
+            assert_true(strip[k * KVL_STRIP_ROWS + row % KVL_STRIP_ROWS] == expected);
+        }
+    }
+}
+
+static void packed_weights_are_what_the_format_says(void **state) {
+    (void)state;
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        struct matrix m;
+        float row[COLUMNS];
+        matrix_init(&m, types[t]);
+        check_strips(portable, &m);
+        check_strips(kvl_cpu_kernels_best(), &m);
+        for (uint32_t r = 0; r < ROWS; r++) {
+            kvl_unpack_row(&m.weight, r, row);
+            for (uint32_t k = 0; k < COLUMNS; k++) {
+                assert_true(
+                    row[k] == (float)tiny_weight(types[t], m.data, (uint64_t)r * COLUMNS + k));
+            }
+        }
+        matrix_deinit(&m);
+    }
+}
+
+/* ---- products ---- */
+
+static void expect_product(
+    const float *strip, const float *x, const float *start, float y[KVL_STRIP_ROWS]) {
+    for (uint32_t r = 0; r < KVL_STRIP_ROWS; r++) {
+        y[r] = start[r];
+        for (uint32_t k = 0; k < COLUMNS; k++) {
+            y[r] = fmaf(strip[k * KVL_STRIP_ROWS + r], x[k], y[r]);
+        }
+    }
+}
+
+/* All numbers of rows, both kernels, against one loop of fmaf. */
+static void check_products(const struct kvl_cpu_kernels *kernels, const struct matrix *m) {
+    enum { TOKENS = 13, STRIDE = 40 };
+    float strip[COLUMNS * KVL_STRIP_ROWS], expected[KVL_STRIP_ROWS], y[TOKENS * STRIDE];
+    float *x = random_floats(TOKENS * COLUMNS, 3), *start = random_floats(KVL_PANEL_ROWS, 4);
+    const uint8_t *panel = kvl_packed_panel(&m->packed, 1);
+    for (uint32_t unit = 0; unit < 2 * TOKENS; unit++) {
+        const uint32_t half = unit % 2, tokens = unit / 2 + 1;
+        kernels->unpack_strip(m->packed.type, panel, half, COLUMNS, strip);
+        for (uint32_t t = 0; t < tokens; t++) {
+            memcpy(y + t * STRIDE, start + half * KVL_STRIP_ROWS, sizeof expected);
+        }
+        kernels->gemm(&(struct kvl_gemm){.x = x,
+            .x_stride = COLUMNS,
+            .strip = strip,
+            .y = y,
+            .y_stride = STRIDE,
+            .rows = tokens,
+            .k = COLUMNS,
+            .accumulate = true});
+        for (uint32_t t = 0; t < tokens; t++) {
+            float all[KVL_PANEL_ROWS];
+            expect_product(strip, x + t * COLUMNS, start + half * KVL_STRIP_ROWS, expected);
+            assert_memory_equal(y + t * STRIDE, expected, sizeof expected);
+            memcpy(all, start, sizeof all);
+            kernels->matvec(m->packed.type, panel, COLUMNS, x + t * COLUMNS, all, true);
+            assert_memory_equal(all + half * KVL_STRIP_ROWS, expected, sizeof expected);
+        }
+    }
+    free(x);
+    free(start);
+}
+
+static void products_sum_in_one_order(void **state) {
+    (void)state;
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        struct matrix m;
+        matrix_init(&m, types[t]);
+        check_products(portable, &m);
+        check_products(kvl_cpu_kernels_best(), &m);
+        matrix_deinit(&m);
+    }
+}
+
+/* ---- the rest: AVX2 against plain C ---- */
+
+static void rows_have_the_same_bits(void **state) {
+    (void)state;
+    const struct kvl_cpu_kernels *fast = fast_or_skip();
+    enum { MOST = 70 };
+    for (uint32_t n = 1; n <= MOST; n++) {
+        float *x = random_floats(MOST, n), *w = random_floats(MOST, n + 100);
+        float a[MOST], b[MOST];
+        portable->rms_norm(x, w, n, 1e-5f, a);
+        fast->rms_norm(x, w, n, 1e-5f, b);
+        assert_memory_equal(a, b, n * sizeof(float));
+        portable->swiglu(x, w, n, a);
+        fast->swiglu(x, w, n, b);
+        assert_memory_equal(a, b, n * sizeof(float));
+        portable->scale(x, n, 0.3f, a);
+        fast->scale(x, n, 0.3f, b);
+        assert_memory_equal(a, b, n * sizeof(float));
+        memcpy(a, x, sizeof a);
+        memcpy(b, x, sizeof b);
+        portable->rope(a, n / 2 * 2, w, x);
+        fast->rope(b, n / 2 * 2, w, x);
+        assert_memory_equal(a, b, n * sizeof(float));
+        free(x);
+        free(w);
+    }
+}
+
+static void softmax_has_the_same_bits(void **state) {
+    (void)state;
+    const struct kvl_cpu_kernels *fast = fast_or_skip();
+    enum { DIM = 48 };
+    for (uint32_t count = 1; count <= KVL_TILE_TOKENS; count++) {
+        struct kvl_softmax s[2] = {{-INFINITY, 0}, {-INFINITY, 0}};
+        float out[2][DIM] = {{0}};
+        for (uint32_t tile = 0; tile < 3; tile++) {
+            float scores[2][KVL_TILE_TOKENS];
+            float *x = random_floats(KVL_TILE_TOKENS, count * 3 + tile);
+            for (int k = 0; k < 2; k++) {
+                memcpy(scores[k], x, sizeof scores[k]);
+                out[k][tile] += 1;
+            }
+            portable->softmax_tile(scores[0], count, &s[0], out[0], DIM);
+            fast->softmax_tile(scores[1], count, &s[1], out[1], DIM);
+            assert_memory_equal(scores[0], scores[1], count * sizeof(float));
+            free(x);
+        }
+        const struct kvl_softmax next = {.max = 1.5f, .sum = 3};
+        portable->softmax_merge(&s[0], out[0], &next, out[1], DIM);
+        fast->softmax_merge(&s[1], out[1], &next, out[1], DIM);
+        assert_memory_equal(&s[0], &s[1], sizeof s[0]);
+        assert_memory_equal(out[0], out[1], sizeof out[0]);
+    }
+}
+
+static void check_kv(enum kvl_kv_dtype dtype, uint32_t dim, uint32_t count) {
+    const struct kvl_cpu_kernels *fast = kvl_cpu_kernels_best();
+    enum { MOST = 40 };
+    const uint32_t strips = (dim + KVL_STRIP_ROWS - 1) / KVL_STRIP_ROWS;
+    uint8_t stored[2][KVL_TILE_TOKENS][MOST * 4];
+    const uint8_t *places[KVL_TILE_TOKENS];
+    float *x = random_floats(KVL_TILE_TOKENS * MOST, dim);
+    for (uint32_t p = 0; p < count; p++) {
+        portable->store_kv(dtype, x + p * MOST, dim, stored[0][p]);
+        fast->store_kv(dtype, x + p * MOST, dim, stored[1][p]);
+        assert_memory_equal(stored[0][p], stored[1][p], dim * kvl_kv_dtype_bytes(dtype));
+        places[p] = stored[0][p];
+    }
+    const struct kvl_kv_tile tile = {places, count, dim, dtype};
+    float keys[2][KVL_TILE_TOKENS * MOST], values[2][KVL_TILE_TOKENS * 48];
+    memset(keys, 0xFF, sizeof keys); /* the kernels must clear what no position fills */
+    memset(values, 0xFF, sizeof values);
+    portable->load_keys(&tile, keys[0]);
+    fast->load_keys(&tile, keys[1]);
+    assert_memory_equal(keys[0], keys[1], sizeof keys[0]);
+    portable->load_values(&tile, values[0]);
+    fast->load_values(&tile, values[1]);
+    assert_memory_equal(values[0], values[1], sizeof values[0]);
+    for (uint32_t p = 0; p < (count + 15) / 16 * 16; p++) {
+        for (uint32_t c = 0; c < strips * 16; c++) {
+            const float value = p < count && c < dim ? x[p * MOST + c] : 0;
+            const float rounded = dtype == KVL_KV_F16    ? kvl_f16_to_f32(kvl_f32_to_f16(value))
+                                  : dtype == KVL_KV_BF16 ? kvl_bf16_to_f32(kvl_f32_to_bf16(value))
+                                                         : value;
+            assert_true(c >= dim || keys[1][(p / 16 * dim + c) * 16 + p % 16] == rounded);
+            assert_true(
+                p >= count || values[1][(c / 16 * KVL_TILE_TOKENS + p) * 16 + c % 16] == rounded);
+        }
+    }
+    free(x);
+}
+
+static void kv_comes_back_rounded_once(void **state) {
+    (void)state;
+    static const uint32_t dims[] = {1, 8, 10, 16, 21, 32, 40};
+    for (int dtype = KVL_KV_F16; dtype <= KVL_KV_F32; dtype++) {
+        for (size_t d = 0; d < sizeof dims / sizeof dims[0]; d++) {
+            for (uint32_t count = 1; count <= KVL_TILE_TOKENS; count++) {
+                check_kv((enum kvl_kv_dtype)dtype, dims[d], count);
+            }
+        }
+    }
+}
+
+/* ---- e^x ---- */
+
+static void exp_is_within_two_ulp(void **state) {
+    (void)state;
+    double worst = 0;
+    float x[8], y[2][8];
+    for (float at = -87.3f; at < 88.3f; at += 8 * 1.7e-4f) {
+        for (int i = 0; i < 8; i++) {
+            x[i] = at + (float)i * 1.7e-4f;
+        }
+        kvl_cpu_kernels_best()->exp(x, 8, y[0]);
+        portable->exp(x, 8, y[1]);
+        assert_memory_equal(y[0], y[1], sizeof y[0]);
+        for (int i = 0; i < 8; i++) {
+            const double exact = exp((double)fminf(x[i], 88.3f));
+            const double ulp = ldexp(1, ilogb(exact) - 23);
+            worst = fmax(worst, fabs(y[0][i] - exact) / ulp);
+        }
+    }
+    print_message("e^x: at most %.3f ulp off\n", worst);
+    assert_true(worst < 2);
+}
+
+static void exp_has_the_right_ends(void **state) {
+    (void)state;
+    const struct kvl_cpu_kernels *const tables[] = {portable, kvl_cpu_kernels_best()};
+    const float x[] = {-INFINITY, -1000, -88, 0, 1000, INFINITY, NAN};
+    for (int t = 0; t < 2; t++) {
+        float y[7];
+        tables[t]->exp(x, 7, y);
+        assert_true(y[0] == 0 && y[1] == 0 && y[2] == 0 && y[3] == 1);
+        assert_true(y[4] > 2e38f && isfinite(y[4]) && y[5] == y[4] && isnan(y[6]));
+    }
+}
+
+/* ---- 16-bit floats: the portable conversions against the format's definition ---- */
+
+static double half_by_definition(uint32_t half) {
+    const int exponent = (int)(half >> 10 & 31);
+    const double fraction = half & 1023;
+    const double magnitude =
+        exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+    return half >> 15 != 0 ? -magnitude : magnitude;
+}
+
+static void every_f16_goes_there_and_back(void **state) {
+    (void)state;
+    for (uint32_t half = 0; half < 65536; half++) {
+        const float value = kvl_f16_to_f32((uint16_t)half);
+        if ((half & 0x7FFF) > 0x7C00) {
+            assert_true(isnan(value));
+            assert_true((kvl_f32_to_f16(value) & 0x7FFF) > 0x7C00);
+            continue;
+        }
+        assert_int_equal(kvl_f32_to_f16(value), half);
+        assert_true((half & 0x7FFF) == 0x7C00 ? isinf(value) : value == half_by_definition(half));
+    }
+}
+
+/* Halfway between neighbours goes to the even one, a hair beside it to the nearer one. */
+static void f16_rounds_to_nearest_even(void **state) {
+    (void)state;
+    for (uint32_t half = 0; half < 0x7BFF; half++) {
+        const double middle = (half_by_definition(half) + half_by_definition(half + 1)) / 2;
+        const float exact = (float)middle;
+        assert_int_equal(kvl_f32_to_f16(exact), half + half % 2);
+        assert_int_equal(kvl_f32_to_f16(nextafterf(exact, 0)), half);
+        assert_int_equal(kvl_f32_to_f16(-nextafterf(exact, 1e9f)), 0x8000 + half + 1);
+    }
+    assert_int_equal(kvl_f32_to_f16(65519.996f), 0x7BFF);
+    assert_int_equal(kvl_f32_to_f16(65520), 0x7C00);
+    assert_int_equal(kvl_f32_to_bf16(kvl_float_of(0x3F808000)), 0x3F80);
+    assert_int_equal(kvl_f32_to_bf16(kvl_float_of(0x3F818000)), 0x3F82);
+    assert_int_equal(kvl_f32_to_bf16(kvl_float_of(0x7FFFFFFF)) & 0x7FC0, 0x7FC0);
+}
+
+static void f16_tables_agree(void **state) {
+    (void)state;
+    const struct kvl_cpu_kernels *fast = fast_or_skip();
+    uint64_t seed = 9;
+    for (uint32_t i = 0; i < 200000; i += 8) {
+        float x[8];
+        uint16_t a[8], b[8];
+        for (int j = 0; j < 8; j++) {
+            x[j] = ldexpf(tiny_random(&seed), (int)(i / 8 % 50) - 30);
+        }
+        portable->store_kv(KVL_KV_F16, x, 8, a);
+        fast->store_kv(KVL_KV_F16, x, 8, b);
+        assert_memory_equal(a, b, sizeof a);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(packed_weights_are_what_the_format_says),
+        cmocka_unit_test(products_sum_in_one_order),
+        cmocka_unit_test(rows_have_the_same_bits),
+        cmocka_unit_test(softmax_has_the_same_bits),
+        cmocka_unit_test(kv_comes_back_rounded_once),
+        cmocka_unit_test(exp_is_within_two_ulp),
+        cmocka_unit_test(exp_has_the_right_ends),
+        cmocka_unit_test(every_f16_goes_there_and_back),
+        cmocka_unit_test(f16_rounds_to_nearest_even),
+        cmocka_unit_test(f16_tables_agree),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

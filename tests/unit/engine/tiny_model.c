@@ -1,0 +1,372 @@
+/* tiny_model.c - see tiny_model.h. */
+#include "tiny_model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { F32 = 0, F16 = 1, Q4_1 = 3, Q8_0 = 8, MAX_FILES = 64 };
+static const double EPSILON = 1e-5, ROPE_BASE = 10000;
+
+static void *allocate(uint64_t bytes) {
+    void *memory = calloc(1, bytes);
+    if (memory == NULL) {
+        abort();
+    }
+    return memory;
+}
+
+/* splitmix64 */
+static uint64_t next_random(uint64_t *state) {
+    uint64_t z = *state += 0x9E3779B97F4A7C15;
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9;
+    z = (z ^ z >> 27) * 0x94D049BB133111EB;
+    return z ^ z >> 31;
+}
+
+float tiny_random(uint64_t *state) {
+    return (float)(next_random(state) >> 40) * 0x1p-23f - 1.0f;
+}
+
+/* ---- encoded weights ---- */
+
+static double half_value(const uint8_t *bytes) {
+    const unsigned half = (unsigned)(bytes[0] | bytes[1] << 8);
+    const int exponent = half >> 10 & 31;
+    const double fraction = half & 1023;
+    const double magnitude =
+        exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
+    return half >> 15 ? -magnitude : magnitude;
+}
+
+/* An f16 near the value, cut towards zero; below 2^-14 it is 0. */
+static void put_half(uint8_t *bytes, double value) {
+    int exponent;
+    const double mantissa = frexp(fabs(value), &exponent); /* [0.5, 1) */
+    unsigned half = 0;
+    if (exponent > -14) {
+        half = (unsigned)(exponent + 14) << 10 | ((unsigned)(mantissa * 2048) & 1023);
+    }
+    half |= value < 0 ? 0x8000u : 0;
+    bytes[0] = (uint8_t)half;
+    bytes[1] = (uint8_t)(half >> 8);
+}
+
+double tiny_weight(uint32_t type, const uint8_t *data, uint64_t index) {
+    float value;
+    const uint8_t *block;
+    switch (type) {
+    case Q4_1:
+        block = data + index / 32 * 20;
+        return half_value(block) * (block[4 + index % 16] >> (index % 32 < 16 ? 0 : 4) & 15) +
+               half_value(block + 2);
+    case Q8_0:
+        block = data + index / 32 * 34;
+        return half_value(block) * (int8_t)block[2 + index % 32];
+    case F16:
+        return half_value(data + index * 2);
+    default:
+        memcpy(&value, data + index * 4, sizeof value);
+        return value;
+    }
+}
+
+uint8_t *tiny_weights(
+    uint32_t type, uint64_t count, double magnitude, uint64_t *seed, uint64_t *bytes) {
+    *bytes = type == Q4_1   ? count / 32 * 20
+             : type == Q8_0 ? count / 32 * 34
+             : type == F16  ? count * 2
+                            : count * 4;
+    uint8_t *data = allocate(*bytes);
+    for (uint64_t i = 0; i < count; i++) {
+        const float value = (float)magnitude * tiny_random(seed);
+        if (type == F32) {
+            memcpy(data + i * 4, &value, 4);
+        } else if (type == F16) {
+            put_half(data + i * 2, value);
+        } else if (i % 32 == 0) {
+            uint8_t *block = data + i / 32 * (type == Q4_1 ? 20 : 34);
+            const double scale = magnitude * (1.5 + tiny_random(seed)) / 2;
+            for (int b = 2; b < (type == Q4_1 ? 20 : 34); b++) {
+                block[b] = (uint8_t)next_random(seed);
+            }
+            put_half(block, type == Q4_1 ? scale / 7.5 : scale / 127);
+            if (type == Q4_1) {
+                put_half(block + 2, -scale * 0.97);
+            }
+        }
+    }
+    return data;
+}
+
+/* ---- the model ---- */
+
+struct tiny_shape tiny_shape_default(void) {
+    return (struct tiny_shape){.layers = 2,
+        .width = 96,
+        .ffn_width = 160,
+        .heads = 6,
+        .kv_heads = 2,
+        .k_dim = 16,
+        .v_dim = 16,
+        .rope_dims = 16,
+        .vocab = 70,
+        .type = F32,
+        .embedding_type = F32,
+        .tied = true,
+        .seed = 1};
+}
+
+struct matrix {
+    char name[48];
+    uint32_t type;
+    uint32_t rows, columns;
+    uint8_t *data;
+    uint64_t bytes;
+};
+
+enum { PER_LAYER = 9, MAX_MATRICES = 3 + 8 * PER_LAYER };
+enum { ATTN_NORM, Q, K, V, ATTN_OUT, FFN_NORM, GATE, UP, DOWN };
+
+struct tiny {
+    struct matrix embedding, output_norm, output;
+    struct matrix layers[8][PER_LAYER];
+};
+
+static void fill(struct matrix *m, const char *name, uint32_t type, uint32_t rows, uint32_t columns,
+    uint64_t *seed) {
+    snprintf(m->name, sizeof m->name, "%s.weight", name);
+    m->type = type;
+    m->rows = rows;
+    m->columns = columns;
+    m->data = tiny_weights(
+        type, (uint64_t)rows * columns, rows == 1 ? 1.5 : 2.5 / sqrt(columns), seed, &m->bytes);
+}
+
+static struct tiny *tiny_create(const struct tiny_shape *s) {
+    static const char *const names[PER_LAYER] = {"attn_norm", "attn_q", "attn_k", "attn_v",
+        "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"};
+    const uint32_t rows[PER_LAYER] = {1, s->heads * s->k_dim, s->kv_heads * s->k_dim,
+        s->kv_heads * s->v_dim, s->width, 1, s->ffn_width, s->ffn_width, s->width};
+    const uint32_t columns[PER_LAYER] = {s->width, s->width, s->width, s->width,
+        s->heads * s->v_dim, s->width, s->width, s->width, s->ffn_width};
+    struct tiny *tiny = allocate(sizeof *tiny);
+    uint64_t seed = s->seed;
+    fill(&tiny->embedding, "token_embd", s->embedding_type, s->vocab, s->width, &seed);
+    for (uint32_t l = 0; l < s->layers; l++) {
+        for (int i = 0; i < PER_LAYER; i++) {
+            char name[40];
+            snprintf(name, sizeof name, "blk.%u.%s", l, names[i]);
+            fill(&tiny->layers[l][i], name, rows[i] == 1 ? F32 : s->type, rows[i], columns[i],
+                &seed);
+        }
+    }
+    fill(&tiny->output_norm, "output_norm", F32, 1, s->width, &seed);
+    if (!s->tied) {
+        fill(&tiny->output, "output", s->type, s->vocab, s->width, &seed);
+    }
+    return tiny;
+}
+
+static void tiny_free(struct tiny *tiny) {
+    free(tiny->embedding.data);
+    free(tiny->output_norm.data);
+    free(tiny->output.data);
+    for (int l = 0; l < 8; l++) {
+        for (int i = 0; i < PER_LAYER; i++) {
+            free(tiny->layers[l][i].data);
+        }
+    }
+    free(tiny);
+}
+
+static void add_matrix(struct gguf_writer *writer, const struct matrix *m) {
+    const uint64_t dims[2] = {m->columns, m->rows};
+    if (m->data != NULL) {
+        gguf_add_tensor(writer, m->name, m->type, m->rows == 1 ? 1 : 2, dims, m->data, m->bytes);
+    }
+}
+
+void tiny_model_write(struct gguf_writer *writer, const struct tiny_shape *s) {
+    gguf_writer_init(writer);
+    gguf_add_string(writer, "general.architecture", "llama");
+    gguf_add_u32(writer, "llama.block_count", s->layers);
+    gguf_add_u32(writer, "llama.context_length", 4096);
+    gguf_add_u32(writer, "llama.embedding_length", s->width);
+    gguf_add_u32(writer, "llama.feed_forward_length", s->ffn_width);
+    gguf_add_u32(writer, "llama.attention.head_count", s->heads);
+    gguf_add_u32(writer, "llama.attention.head_count_kv", s->kv_heads);
+    gguf_add_u32(writer, "llama.attention.key_length", s->k_dim);
+    gguf_add_u32(writer, "llama.attention.value_length", s->v_dim);
+    gguf_add_u32(writer, "llama.rope.dimension_count", s->rope_dims);
+    gguf_add_f32(writer, "llama.rope.freq_base", (float)ROPE_BASE);
+    gguf_add_f32(writer, "llama.attention.layer_norm_rms_epsilon", (float)EPSILON);
+    struct tiny *tiny = tiny_create(s);
+    add_matrix(writer, &tiny->embedding);
+    add_matrix(writer, &tiny->output_norm);
+    add_matrix(writer, &tiny->output);
+    for (uint32_t l = 0; l < s->layers; l++) {
+        for (int i = 0; i < PER_LAYER; i++) {
+            add_matrix(writer, &tiny->layers[l][i]);
+        }
+    }
+    tiny_free(tiny);
+}
+
+/* ---- files, removed at exit ---- */
+
+static char *files[MAX_FILES];
+static int file_count;
+static char folder[64];
+
+static void remove_files(void) {
+    for (int i = 0; i < file_count; i++) {
+        (void)unlink(files[i]);
+        free(files[i]);
+    }
+    (void)rmdir(folder);
+}
+
+char *tiny_save(struct gguf_writer *writer) {
+    if (folder[0] == '\0') {
+        snprintf(folder, sizeof folder, "/tmp/kvl-tiny-XXXXXX");
+        if (mkdtemp(folder) == NULL || atexit(remove_files) != 0) {
+            abort();
+        }
+    }
+    char path[128];
+    snprintf(path, sizeof path, "%s/%d.gguf", folder, file_count);
+    if (file_count == MAX_FILES || !gguf_writer_save(writer, path)) {
+        abort();
+    }
+    gguf_writer_deinit(writer);
+    files[file_count++] = strdup(path);
+    return strdup(path);
+}
+
+char *tiny_model_file(const struct tiny_shape *shape) {
+    struct gguf_writer writer;
+    tiny_model_write(&writer, shape);
+    return tiny_save(&writer);
+}
+
+/* ---- the forward pass, one token at a time, all in double ---- */
+
+static void multiply(const struct matrix *m, const double *x, double *y) {
+    for (uint32_t row = 0; row < m->rows; row++) {
+        double sum = 0;
+        for (uint32_t k = 0; k < m->columns; k++) {
+            sum += tiny_weight(m->type, m->data, (uint64_t)row * m->columns + k) * x[k];
+        }
+        y[row] = sum;
+    }
+}
+
+static void norm(const struct matrix *m, const double *x, double *y) {
+    double squares = 0;
+    for (uint32_t i = 0; i < m->columns; i++) {
+        squares += x[i] * x[i];
+    }
+    for (uint32_t i = 0; i < m->columns; i++) {
+        y[i] =
+            x[i] / sqrt(squares / m->columns + (float)EPSILON) * tiny_weight(m->type, m->data, i);
+    }
+}
+
+static void turn(double *head, uint32_t dims, uint32_t position) {
+    for (uint32_t i = 0; i < dims; i += 2) {
+        const double theta = position * pow(ROPE_BASE, -(double)i / dims);
+        const double a = head[i], b = head[i + 1];
+        head[i] = a * cos(theta) - b * sin(theta);
+        head[i + 1] = a * sin(theta) + b * cos(theta);
+    }
+}
+
+/* keys and values: [position][kv_heads][dim] of one layer */
+static void attend(const struct tiny_shape *s, const double *q, const double *keys,
+    const double *values, uint32_t positions, double *out) {
+    double *p = allocate(positions * sizeof *p);
+    for (uint32_t head = 0; head < s->heads; head++) {
+        const uint32_t kv = head / (s->heads / s->kv_heads);
+        double max = -INFINITY, sum = 0;
+        for (uint32_t t = 0; t < positions; t++) {
+            p[t] = 0;
+            for (uint32_t c = 0; c < s->k_dim; c++) {
+                p[t] += q[head * s->k_dim + c] * keys[(t * s->kv_heads + kv) * s->k_dim + c];
+            }
+            p[t] /= sqrt(s->k_dim);
+            max = fmax(max, p[t]);
+        }
+        for (uint32_t t = 0; t < positions; t++) {
+            p[t] = exp(p[t] - max);
+            sum += p[t];
+        }
+        for (uint32_t c = 0; c < s->v_dim; c++) {
+            double *o = &out[head * s->v_dim + c];
+            *o = 0;
+            for (uint32_t t = 0; t < positions; t++) {
+                *o += p[t] / sum * values[(t * s->kv_heads + kv) * s->v_dim + c];
+            }
+        }
+    }
+    free(p);
+}
+
+void tiny_model_reference(
+    const struct tiny_shape *s, const uint32_t *tokens, uint32_t count, double *logits) {
+    struct tiny *tiny = tiny_create(s);
+    const uint32_t k_floats = s->kv_heads * s->k_dim, v_floats = s->kv_heads * s->v_dim;
+    double *keys = allocate(sizeof(double) * s->layers * count * k_floats);
+    double *values = allocate(sizeof(double) * s->layers * count * v_floats);
+    double *x = allocate(sizeof(double) * s->width), *n = allocate(sizeof(double) * s->width);
+    double *q = allocate(sizeof(double) * s->heads * s->k_dim);
+    double *attended = allocate(sizeof(double) * s->heads * s->v_dim);
+    double *y = allocate(sizeof(double) * s->width);
+    double *gate = allocate(sizeof(double) * s->ffn_width);
+    double *up = allocate(sizeof(double) * s->ffn_width);
+    for (uint32_t t = 0; t < count; t++) {
+        for (uint32_t i = 0; i < s->width; i++) {
+            x[i] = tiny_weight(
+                s->embedding_type, tiny->embedding.data, (uint64_t)tokens[t] * s->width + i);
+        }
+        for (uint32_t l = 0; l < s->layers; l++) {
+            const struct matrix *m = tiny->layers[l];
+            double *k = keys + ((size_t)l * count + t) * k_floats;
+            norm(&m[ATTN_NORM], x, n);
+            multiply(&m[Q], n, q);
+            multiply(&m[K], n, k);
+            multiply(&m[V], n, values + ((size_t)l * count + t) * v_floats);
+            for (uint32_t h = 0; h < s->heads; h++) {
+                turn(q + h * s->k_dim, s->rope_dims, t);
+            }
+            for (uint32_t h = 0; h < s->kv_heads; h++) {
+                turn(k + h * s->k_dim, s->rope_dims, t);
+            }
+            attend(s, q, keys + (size_t)l * count * k_floats, values + (size_t)l * count * v_floats,
+                t + 1, attended);
+            multiply(&m[ATTN_OUT], attended, y);
+            for (uint32_t i = 0; i < s->width; i++) {
+                x[i] += y[i];
+            }
+            norm(&m[FFN_NORM], x, n);
+            multiply(&m[GATE], n, gate);
+            multiply(&m[UP], n, up);
+            for (uint32_t i = 0; i < s->ffn_width; i++) {
+                gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+            }
+            multiply(&m[DOWN], gate, y);
+            for (uint32_t i = 0; i < s->width; i++) {
+                x[i] += y[i];
+            }
+        }
+        norm(&tiny->output_norm, x, n);
+        multiply(s->tied ? &tiny->embedding : &tiny->output, n, logits + (size_t)t * s->vocab);
+    }
+    double *const all[] = {keys, values, x, n, q, attended, y, gate, up};
+    for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
+        free(all[i]);
+    }
+    tiny_free(tiny);
+}
