@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -176,6 +177,63 @@ static void only_touched_slots_are_handed_out_lowest_first(void **state) {
     kvl_arena_destroy(arena);
 }
 
+/* What the kernel says is mapped by huge pages of shared memory in this process. */
+static uint64_t huge_mapped_bytes(void) {
+    FILE *smaps = fopen("/proc/self/smaps", "re");
+    assert_non_null(smaps);
+    char line[512];
+    uint64_t total = 0, kib;
+    while (fgets(line, sizeof line, smaps)) {
+        if (sscanf(line, "ShmemPmdMapped: %lu kB", &kib) == 1)
+            total += kib * 1024;
+    }
+    fclose(smaps);
+    return total;
+}
+
+static void huge_bytes_are_real_or_the_fallback_is_said(void **state) {
+    (void)state;
+    struct kvl_log *log = kvl_log_create(KVL_LOG_INFO, NULL, NULL);
+    const struct kvl_arena_options options = {
+        .name = "test", .capacity_bytes = 16 * MIB + 4096, .log = log};
+    struct kvl_arena *arena;
+    assert_int_equal(kvl_arena_create(&options, &arena, NULL), KVL_OK);
+    kvl_arena_wait_touched(arena);
+    struct kvl_arena_stats stats = kvl_arena_stats(arena);
+    char text[256];
+    assert_int_equal(stats.touched_bytes, 16 * MIB + 4096);
+    if (stats.huge_bytes == 0)
+        assert_int_equal(kvl_log_fallback_at(log, 0, text, sizeof text), 1);
+    assert_true(stats.huge_bytes <= 16 * MIB);
+    assert_true(huge_mapped_bytes() >= stats.huge_bytes);
+    kvl_arena_destroy(arena);
+    kvl_log_destroy(log);
+}
+
+static void without_huge_pages_it_works_and_warns_once(void **state) {
+    (void)state;
+    struct kvl_log *log = kvl_log_create(KVL_LOG_INFO, NULL, NULL);
+    const struct kvl_arena_options options = {
+        .name = "test", .capacity_bytes = 40 * MIB, .touch_threads = 2, .log = log};
+    struct kvl_arena *arena;
+    assert_int_equal(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0), 0);
+    assert_int_equal(kvl_arena_create(&options, &arena, NULL), KVL_OK);
+    kvl_arena_wait_touched(arena);
+    assert_int_equal(prctl(PR_SET_THP_DISABLE, 0, 0, 0, 0), 0);
+    struct kvl_arena_stats stats = kvl_arena_stats(arena);
+    assert_int_equal(stats.touched_bytes, 40 * MIB);
+    assert_int_equal(stats.huge_bytes, 0);
+    char text[256];
+    assert_int_equal(kvl_log_fallback_at(log, 0, text, sizeof text), 1);
+    assert_non_null(strstr(text, "no huge pages for the test arena"));
+    assert_int_equal(kvl_log_fallback_at(log, 1, text, sizeof text), 0);
+    uint64_t offset;
+    assert_int_equal(kvl_arena_alloc(arena, 40 * MIB, &offset), KVL_OK);
+    memset(kvl_arena_address(arena, offset), 1, 40 * MIB);
+    kvl_arena_destroy(arena);
+    kvl_log_destroy(log);
+}
+
 static void destroy_while_touching_and_of_nothing(void **state) {
     (void)state;
     kvl_arena_destroy(make(512 * MIB));
@@ -242,6 +300,8 @@ int main(void) {
         cmocka_unit_test(empty_slabs_serve_other_slot_sizes),
         cmocka_unit_test(random_use_never_overlaps_and_never_passes_the_cap),
         cmocka_unit_test(only_touched_slots_are_handed_out_lowest_first),
+        cmocka_unit_test(huge_bytes_are_real_or_the_fallback_is_said),
+        cmocka_unit_test(without_huge_pages_it_works_and_warns_once),
         cmocka_unit_test(destroy_while_touching_and_of_nothing),
         cmocka_unit_test(others_map_the_same_bytes_and_cannot_resize_them),
         cmocka_unit_test(more_than_the_machine_has_is_refused_with_its_size),
