@@ -1,6 +1,9 @@
 #!/usr/bin/env python3
 """Fails on an include that points up, or on a dependency's header outside its folder.
 
+The second argument is a file of `target: libraries` lines, written by CMake: links that point up
+fail too.
+
 Folders may include: core -> nothing of ours; tiers -> core; ipc -> core; engine -> the public
 client headers only; cli -> everything; nothing includes tests or bench."""
 import pathlib
@@ -27,6 +30,16 @@ OWNERS = {
     r"jansson\.h": {"cli"},
     r"xxhash\.h": {"core", "tiers"},
     r"openssl/.*": {"core", "engine", "ipc"},
+}
+# What a folder's targets may link of ours.
+MAY_LINK = {
+    "kvloft_core": set(),
+    "kvloft_tiers": {"kvloft_core"},
+    "kvloft_wire": {"kvloft_core"},
+    "kvloft": {"kvloft_core", "kvloft_wire"},
+    "kvloft_static": {"kvloft_core", "kvloft_wire"},
+    "kvloft_server": {"kvloft_core", "kvloft_wire"},
+    "kvloft_engine": {"kvloft", "kvloft_static"},
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+([<"])([^>"]+)[>"]', re.M)
 
@@ -74,9 +87,24 @@ def check(source, headers):
                 yield f"{source}: includes {target}: tiers never include one another"
 
 
+def check_links(lines):
+    seen = 0
+    for line in lines:
+        target, _, libraries = line.partition(": ")
+        if target not in MAY_LINK:
+            continue
+        seen += 1
+        for name in re.findall(r"\bkvloft\w*", libraries):
+            if name != target and name not in MAY_LINK[target]:
+                yield f"target {target} links {name}, which points up"
+    if seen != len(MAY_LINK):
+        yield f"{seen} of the {len(MAY_LINK)} layered targets were found"
+
+
 def main():
     headers = headers_by_name()
-    problems, files = [], 0
+    problems = list(check_links(pathlib.Path(sys.argv[2]).read_text().splitlines()))
+    files = 0
     for folder in MAY_INCLUDE:
         for path in sorted((ROOT / folder).rglob("*.[ch]")) + sorted((ROOT / folder).rglob("*.cu")):
             files += 1
