@@ -1,0 +1,202 @@
+/* client_attach.c - says hello at the attach socket and maps what comes back.
+ *
+ * Each arena is mapped twice: a view for reading, and one for filling slots under a write lease. */
+#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client_internal.h"
+
+#define FDS_MAX (KVL_TIER_COUNT + 1)
+
+struct received {
+    uint8_t data[KVL_ATTACH_BYTES_MAX];
+    ssize_t bytes;
+    int fds[FDS_MAX];
+    uint32_t fd_count;
+};
+
+void kvl_mapping_free(struct kvl_mapping *mapping) {
+    if (!mapping)
+        return;
+    for (uint32_t i = 0; i < KVL_TIER_COUNT; i++) {
+        if (mapping->arenas[i].read)
+            munmap(mapping->arenas[i].read, mapping->arenas[i].bytes);
+        if (mapping->arenas[i].write)
+            munmap(mapping->arenas[i].write, mapping->arenas[i].bytes);
+    }
+    if (mapping->words)
+        munmap(
+            (void *)(uintptr_t)mapping->words, mapping->word_count * sizeof(struct kvl_completion));
+    if (mapping->attach_fd >= 0)
+        close(mapping->attach_fd);
+    free(mapping);
+}
+
+/* ---- connection --------------------------------------------------------------------------- */
+
+static kvl_err connect_attach(const struct kvl_address *address, int *out, struct kvl_errmsg *msg) {
+    const struct sockaddr_un where = kvl_address_attach_sockaddr(address);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    if (fd < 0)
+        return kvl_fail(msg, kvl_err_from_errno(errno), "socket: %s", strerror(errno));
+    struct ucred peer = {0};
+    socklen_t peer_bytes = sizeof peer;
+    kvl_err err = KVL_OK;
+    if (connect(fd, (const struct sockaddr *)&where, sizeof where) != 0)
+        err = errno == ECONNREFUSED || errno == ENOENT
+                  ? kvl_fail(msg, KVL_ERR_NOTFOUND, "%s: no daemon listens there", address->text)
+                  : kvl_fail(
+                        msg, kvl_err_from_errno(errno), "%s: %s", where.sun_path, strerror(errno));
+    else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) != 0 ||
+             peer.uid != geteuid())
+        err = kvl_fail(msg, KVL_ERR_PERM, "%s: the daemon belongs to another user", address->text);
+    if (err != KVL_OK) {
+        close(fd);
+        return err;
+    }
+    *out = fd;
+    return KVL_OK;
+}
+
+static kvl_err open_channel(struct kvl_client *client, int *out, struct kvl_errmsg *msg) {
+    if (client->address.transport == KVL_TRANSPORT_INPROC) {
+        if (client->pair_fd < 0)
+            return kvl_fail(
+                msg, KVL_ERR_INVALID, "inproc:// needs attach_fd, once for each connection");
+        *out = client->pair_fd;
+        client->pair_fd = -1;
+        return KVL_OK;
+    }
+    kvl_err err = kvl_address_check_directory(&client->address, msg);
+    if (err == KVL_ERR_NOTFOUND)
+        return kvl_fail(msg, err, "%s: no daemon listens there", client->address.text);
+    return err == KVL_OK ? connect_attach(&client->address, out, msg) : err;
+}
+
+static kvl_err receive(int fd, uint32_t timeout_ms, struct received *out) {
+    union {
+        struct cmsghdr header;
+        uint8_t bytes[CMSG_SPACE(sizeof(int) * FDS_MAX)];
+    } control = {0};
+    struct iovec part = {.iov_base = out->data, .iov_len = sizeof out->data};
+    struct msghdr message = {.msg_iov = &part,
+        .msg_iovlen = 1,
+        .msg_control = &control,
+        .msg_controllen = sizeof control};
+    struct pollfd poller = {.fd = fd, .events = POLLIN};
+    int ready;
+    do
+        ready = poll(&poller, 1, (int)timeout_ms);
+    while (ready < 0 && errno == EINTR);
+    if (ready == 0)
+        return KVL_ERR_TIMEOUT;
+    out->bytes = recvmsg(fd, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+    if (out->bytes <= 0)
+        return KVL_ERR_CLOSED;
+    struct cmsghdr *rights = CMSG_FIRSTHDR(&message);
+    if (rights && rights->cmsg_level == SOL_SOCKET && rights->cmsg_type == SCM_RIGHTS) {
+        out->fd_count = (uint32_t)((rights->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+        memcpy(out->fds, CMSG_DATA(rights), sizeof(int) * out->fd_count);
+    }
+    return KVL_OK;
+}
+
+static kvl_err exchange(
+    struct kvl_client *client, int fd, struct received *received, struct kvl_attach_reply *reply) {
+    struct kvl_attach_hello hello = {.magic = KVL_ATTACH_MAGIC,
+        .version = KVL_WIRE_VERSION,
+        .flags = client->look_only ? KVL_ATTACH_LOOK_ONLY : 0,
+        .pid = (uint32_t)getpid()};
+    memcpy(hello.name, client->name, sizeof hello.name);
+    uint8_t data[KVL_ATTACH_BYTES_MAX];
+    uint32_t bytes = kvl_attach_encode_hello(&hello, data);
+    if (send(fd, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)bytes)
+        return KVL_ERR_CLOSED;
+    kvl_err err = receive(fd, client->timeout_ms, received);
+    return err == KVL_OK ? kvl_attach_decode_reply(received->data, (uint64_t)received->bytes, reply)
+                         : err;
+}
+
+/* ---- mapping ------------------------------------------------------------------------------ */
+
+/* Mapping more than the file has would end in SIGBUS. */
+static bool file_has(int fd, uint64_t bytes) {
+    struct stat info;
+    return bytes != 0 && fstat(fd, &info) == 0 && (uint64_t)info.st_size >= bytes;
+}
+
+static void *map(int fd, uint64_t bytes, int protection) {
+    void *at = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+static kvl_err map_arena(struct kvl_mapping *mapping, uint32_t kind, uint64_t bytes, int fd) {
+    if (mapping->arenas[kind].bytes != 0 || !file_has(fd, bytes))
+        return KVL_ERR_INVALID;
+    mapping->arenas[kind].bytes = bytes;
+    mapping->arenas[kind].read = map(fd, bytes, PROT_READ);
+    mapping->arenas[kind].write = map(fd, bytes, PROT_READ | PROT_WRITE);
+    if (!mapping->arenas[kind].read || !mapping->arenas[kind].write)
+        return KVL_ERR_NOMEM;
+    /* lets huge pages of the file map as such; where refused, small ones serve as well */
+    (void)madvise(mapping->arenas[kind].read, bytes, MADV_HUGEPAGE);
+    (void)madvise(mapping->arenas[kind].write, bytes, MADV_HUGEPAGE);
+    return KVL_OK;
+}
+
+static kvl_err map_all(struct kvl_mapping *mapping, const struct kvl_attach_reply *reply,
+    const struct received *received) {
+    if (received->fd_count != reply->arena_count + 1)
+        return KVL_ERR_INVALID;
+    for (uint32_t i = 0; i < reply->arena_count; i++) {
+        kvl_err err =
+            map_arena(mapping, reply->arenas[i].kind, reply->arenas[i].bytes, received->fds[i]);
+        if (err != KVL_OK)
+            return err;
+    }
+    int words_fd = received->fds[reply->arena_count];
+    uint64_t bytes = (uint64_t)reply->ticket_words * sizeof(struct kvl_completion);
+    if (!file_has(words_fd, bytes))
+        return KVL_ERR_INVALID;
+    mapping->word_count = reply->ticket_words;
+    mapping->words = map(words_fd, bytes, PROT_READ);
+    return mapping->words ? KVL_OK : KVL_ERR_NOMEM;
+}
+
+static kvl_err explain(struct kvl_client *client, kvl_err err, const struct kvl_attach_reply *reply,
+    struct kvl_errmsg *msg) {
+    if (err == KVL_ERR_VERSION)
+        return kvl_fail(msg, err,
+            "%s: the daemon speaks protocol version %u, this library %u; update the older one",
+            client->address.text, reply->version, KVL_WIRE_VERSION);
+    return kvl_fail(msg, err, "%s: attach: %s", client->address.text, kvl_err_text(err));
+}
+
+kvl_err kvl_client_attach(
+    struct kvl_client *client, struct kvl_mapping *mapping, struct kvl_errmsg *msg) {
+    struct received received = {0};
+    struct kvl_attach_reply reply = {0};
+    kvl_err err = open_channel(client, &mapping->attach_fd, msg);
+    if (err != KVL_OK)
+        return err;
+    err = exchange(client, mapping->attach_fd, &received, &reply);
+    if (err == KVL_OK)
+        err = (kvl_err)reply.status;
+    if (err == KVL_OK && !client->look_only)
+        err = map_all(mapping, &reply, &received);
+    for (uint32_t i = 0; i < received.fd_count; i++)
+        close(received.fds[i]);
+    if (err != KVL_OK)
+        return explain(client, err, &reply, msg);
+    mapping->epoch = reply.epoch;
+    client->number = reply.client;
+    memcpy(client->token, reply.token, sizeof client->token);
+    return KVL_OK;
+}
