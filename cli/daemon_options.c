@@ -1,0 +1,202 @@
+/* daemon_options.c - see daemon_options.h. */
+#include "daemon_options.h"
+
+#include <getopt.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kvloft.h"
+#include "size.h"
+
+static const char usage_text[] =
+    "usage: kvloftd [--listen ADDR] [--device cpu|cuda[:N]] [--device-bytes N] [--host-bytes N]\n"
+    "               [--disk-path DIR --disk-bytes N] [--persist-ms N] [--config FILE]\n"
+    "\n"
+    "Keeps KV cache blocks in device memory, host memory and on disk, for engines to share.\n"
+    "\n"
+    "  --listen ADDR      ipc://PATH (default: $XDG_RUNTIME_DIR/kvloft/kvloft.sock), or\n"
+    "                     tcp://HOST:PORT with --secret-file\n"
+    "  --device DEVICE    where hot blocks are: cpu (default); cuda[:N] is not in this build\n"
+    "  --device-bytes N   capacity of that tier (default 512M)\n"
+    "  --host-bytes N     capacity of host memory behind it (default 512M; 0: none)\n"
+    "  --disk-path DIR    keeps blocks and sessions there across restarts (default: nowhere)\n"
+    "  --disk-bytes N     cap of everything in DIR (default 8G)\n"
+    "  --persist-ms N     what was sealed is durable within this (default 200)\n"
+    "  --secret-file FILE the shared secret of tcp:// clients\n"
+    "  --log-level LEVEL  error, warn, info (default), debug, trace\n"
+    "  --config FILE      JSON object with these names as keys, without the dashes\n"
+    "  --help, --version\n"
+    "\n"
+    "Sizes take K, M, G and T. SIGTERM and SIGINT flush, then end with status 0. Exit status:\n"
+    "0 done, 1 failed, 2 wrong usage. Log lines go to stderr.\n";
+
+#define CONFIG_OPTION 'c'
+static const struct option long_options[] = {
+    {"listen", required_argument, NULL, 'l'},
+    {"device", required_argument, NULL, 'd'},
+    {"device-bytes", required_argument, NULL, 'D'},
+    {"host-bytes", required_argument, NULL, 'H'},
+    {"disk-path", required_argument, NULL, 'p'},
+    {"disk-bytes", required_argument, NULL, 'P'},
+    {"persist-ms", required_argument, NULL, 'm'},
+    {"secret-file", required_argument, NULL, 's'},
+    {"log-level", required_argument, NULL, 'L'},
+    {"config", required_argument, NULL, CONFIG_OPTION},
+    {"help", no_argument, NULL, 'h'},
+    {"version", no_argument, NULL, 'v'},
+    {NULL, 0, NULL, 0},
+};
+
+/* Prints and returns false, so that a wrong value is one line. */
+__attribute__((format(printf, 1, 2))) static bool wrong(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("kvloftd: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+    va_end(arguments);
+    return false;
+}
+
+static bool take_size(const char *name, const char *value, uint64_t *out) {
+    return kvl_parse_size(value, out) ||
+           wrong("%s %s: not a size such as 4096, 512K, 256M or 2G", name, value);
+}
+
+static bool take_log_level(const char *value, enum kvl_log_level *out) {
+    static const char *const names[] = {"error", "warn", "info", "debug", "trace"};
+    for (unsigned i = 0; i < sizeof names / sizeof names[0]; ++i)
+        if (strcmp(value, names[i]) == 0) {
+            *out = (enum kvl_log_level)i;
+            return true;
+        }
+    return wrong("log-level %s: it is error, warn, info, debug or trace", value);
+}
+
+static bool take(struct daemon_options *options, int id, const char *name, const char *value) {
+    struct kvl_service_options *service = &options->service;
+    uint64_t number = 0;
+    switch (id) {
+    case 'l':
+        service->address = value;
+        return true;
+    case 'd':
+        service->device = value;
+        return true;
+    case 'D':
+        return take_size(name, value, &service->device_bytes);
+    case 'H':
+        return take_size(name, value, &service->host_bytes);
+    case 'p':
+        service->disk_path = value;
+        return true;
+    case 'P':
+        return take_size(name, value, &service->disk_bytes);
+    case 'm':
+        if (!kvl_parse_number(value, UINT32_MAX, &number))
+            return wrong("%s %s: not a number of milliseconds", name, value);
+        service->persist_ms = (uint32_t)number;
+        return true;
+    case 's':
+        service->secret_file = value;
+        return true;
+    case 'L':
+        return take_log_level(value, &options->log_level);
+    default:
+        return wrong("unknown option");
+    }
+}
+
+/* A string or a whole number; the text is kept until deinit. */
+static bool take_json(
+    struct daemon_options *options, const char *path, const char *name, const json_t *value) {
+    const struct option *found = long_options;
+    while (found->name != NULL && strcmp(found->name, name) != 0)
+        ++found;
+    if (found->name == NULL || found->has_arg == no_argument || found->val == CONFIG_OPTION)
+        return wrong("%s: \"%s\" is no option; see --help", path, name);
+    char number[32];
+    const char *text = json_string_value(value);
+    if (json_is_integer(value)) {
+        snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+        text = number;
+    }
+    if (text == NULL)
+        return wrong("%s: \"%s\" is neither a text nor a whole number", path, name);
+    char *copy = strdup(text);
+    if (copy == NULL)
+        return wrong("out of memory");
+    options->texts[options->text_count++] = copy; /* names are distinct: one place for each */
+    return take(options, found->val, name, copy);
+}
+
+static bool read_config(struct daemon_options *options, const char *path) {
+    json_error_t error;
+    json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
+    if (root == NULL)
+        return wrong("--config %s: line %d: %s", path, error.line, error.text);
+    bool good = json_is_object(root) || wrong("--config %s: not a JSON object", path);
+    const char *name;
+    json_t *value;
+    if (good)
+        json_object_foreach(root, name, value) if (good) good =
+            take_json(options, path, name, value);
+    json_decref(root);
+    return good;
+}
+
+static bool parse_words(
+    int argc, char **argv, struct daemon_options *options, const char **config, int *status) {
+    bool applies = config == NULL; /* the second pass */
+    optind = 1;
+    for (int id = 0, index = 0; (id = getopt_long(argc, argv, "", long_options, &index)) != -1;) {
+        if (id == 'h' || id == 'v') {
+            fputs(id == 'h' ? usage_text : "kvloftd " KVL_VERSION "\n", stdout);
+            *status = DAEMON_DONE;
+            return false;
+        }
+        if (id == '?')
+            return false;
+        if (id == CONFIG_OPTION && !applies)
+            *config = optarg;
+        else if (id != CONFIG_OPTION && applies &&
+                 !take(options, id, long_options[index].name, optarg))
+            return false;
+    }
+    return optind == argc || wrong("'%s' is no option; see --help", argv[optind]);
+}
+
+bool daemon_options_parse(int argc, char **argv, struct daemon_options *options, int *status) {
+    *options = (struct daemon_options){
+        .service =
+            {
+                .device = "cpu",
+                .device_bytes = KVL_SERVICE_DEVICE_BYTES_DEFAULT,
+                .host_bytes = KVL_SERVICE_HOST_BYTES_DEFAULT,
+                .disk_bytes = KVL_SERVICE_DISK_BYTES_DEFAULT,
+                .holder_name = "kvloftd",
+            },
+        .log_level = KVL_LOG_INFO,
+    };
+    const char *config = NULL;
+    *status = DAEMON_USAGE;
+    if (!parse_words(argc, argv, options, &config, status) ||
+        (config != NULL && !read_config(options, config)) ||
+        !parse_words(argc, argv, options, NULL, status))
+        return false;
+    if (options->service.address != NULL)
+        return true;
+    if (kvl_default_address(options->address, sizeof options->address) != KVL_OK)
+        return wrong("the default address is too long; give --listen ADDR");
+    options->service.address = options->address;
+    return true;
+}
+
+void daemon_options_deinit(struct daemon_options *options) {
+    for (unsigned i = 0; i < options->text_count; ++i)
+        free(options->texts[i]);
+    options->text_count = 0;
+}

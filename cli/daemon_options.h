@@ -1,0 +1,27 @@
+/* daemon_options.h - what kvloftd was asked to do: long options, or a JSON file of the same names.
+ *
+ *   { "listen": "ipc:///run/kvloft.sock", "device-bytes": "2G", "host-bytes": 4294967296 }
+ *
+ * An option on the command line goes before the file's. */
+#ifndef KVL_DAEMON_OPTIONS_H
+#define KVL_DAEMON_OPTIONS_H
+
+#include <stdbool.h>
+
+#include "service.h"
+
+enum { DAEMON_DONE = 0, DAEMON_FAILED = 1, DAEMON_USAGE = 2 };
+
+struct daemon_options {
+    struct kvl_service_options service; /* strings live in `texts` and argv */
+    char address[128];
+    enum kvl_log_level log_level;
+    char *texts[16]; /* owned copies out of the file */
+    unsigned text_count;
+};
+
+/* True: go on. False: end with *status; what there is to say was printed. deinit in any case. */
+bool daemon_options_parse(int argc, char **argv, struct daemon_options *options, int *status);
+void daemon_options_deinit(struct daemon_options *options);
+
+#endif

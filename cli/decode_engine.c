@@ -1,0 +1,234 @@
+/* decode_engine.c - see decode_engine.h. */
+#include "decode_engine.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#define CONTEXT_DEFAULT_MAX 8192u
+
+uint64_t decode_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static void show_notice(void *arg, const char *text) {
+    (void)arg;
+    fprintf(stderr, "kvloft-decode: %s\n", text);
+}
+
+/* The embedded service's warnings; a daemon writes its own. */
+static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
+    (void)arg;
+    (void)level;
+    fprintf(stderr, "kvloft-decode: %s\n", line);
+}
+
+static const struct kvl_backend_ops *find_backend(const char *device, struct kvl_errmsg *msg) {
+    if (strcmp(device, "cpu") == 0)
+        return &kvl_backend_cpu;
+    if (strncmp(device, "cuda", 4) == 0)
+        (void)kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+            "this build has no CUDA backend; use --device cpu, or build with the gpu preset");
+    else
+        (void)kvl_fail(msg, KVL_ERR_INVALID, "--device %s: it is cpu or cuda[:N]", device);
+    return NULL;
+}
+
+static kvl_err choose_context(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    uint32_t trained = engine->model->hparams.context_max;
+    uint32_t asked = engine->options->ctx;
+    if (asked > trained)
+        return kvl_fail(
+            msg, KVL_ERR_LIMIT, "--ctx %u is more than the model's context of %u", asked, trained);
+    engine->context_max = asked != 0                      ? asked
+                          : trained < CONTEXT_DEFAULT_MAX ? trained
+                                                          : CONTEXT_DEFAULT_MAX;
+    return KVL_OK;
+}
+
+static kvl_err load(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    const struct kvl_backend_ops *ops = find_backend(options->device, msg);
+    if (ops == NULL)
+        return KVL_ERR_UNSUPPORTED;
+    uint64_t began_ns = decode_now_ns();
+    kvl_err err = kvl_model_load(options->model, &engine->model, msg);
+    if (err == KVL_OK)
+        err = kvl_tokenizer_create(engine->model->gguf, &engine->tokenizer, msg);
+    if (err == KVL_OK && options->chat)
+        err = kvl_chat_create(engine->model->gguf, engine->tokenizer, &engine->chat, msg);
+    if (err == KVL_OK)
+        err = choose_context(engine, msg);
+    if (err != KVL_OK)
+        return err;
+    struct kvl_backend_options backend = {
+        .threads = options->threads, .context_max = engine->context_max};
+    err = ops->create(engine->model, &backend, &engine->backend, msg);
+    engine->load_ns = decode_now_ns() - began_ns;
+    return err;
+}
+
+static void model_label(const struct kvl_model *model, char *label, size_t label_bytes) {
+    struct kvl_gguf_string name = {"", 0};
+    const char *path = kvl_gguf_path(model->gguf);
+    const char *slash = strrchr(path, '/');
+    if (kvl_gguf_string(model->gguf, "general.name", &name) && name.bytes > 0)
+        snprintf(label, label_bytes, "%.*s", (int)(name.bytes < 63 ? name.bytes : 63), name.data);
+    else
+        snprintf(label, label_bytes, "%s", slash != NULL ? slash + 1 : path);
+}
+
+static kvl_err open_connection(
+    struct decode_engine *engine, const char *address, int attach_fd, struct kvl_errmsg *msg) {
+    char label[64];
+    model_label(engine->model, label, sizeof label);
+    struct kvl_connection_options options = {
+        .address = address,
+        .attach_fd = attach_fd,
+        .client_name = "kvloft-decode",
+        .label = label,
+        .model = engine->model,
+        .arithmetic_id = engine->backend->ops->arithmetic_id,
+        .kv_dtype = engine->options->kv_dtype,
+        .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
+        .notice = show_notice,
+    };
+    return kvl_connection_open(&engine->connection, &options, msg);
+}
+
+static kvl_err open_embedded(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    engine->log = kvl_log_create(KVL_LOG_WARN, log_sink, NULL);
+    kvl_err err = kvl_service_start(&engine->options->embedded, engine->log, &engine->service, msg);
+    int attach_fd = -1;
+    if (err == KVL_OK)
+        err = kvl_service_attach(engine->service, &attach_fd);
+    return err == KVL_OK
+               ? open_connection(engine, kvl_service_address(engine->service), attach_fd, msg)
+               : err;
+}
+
+static kvl_err open_store(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    switch (options->mode) {
+    case DECODE_CONNECT:
+        return open_connection(engine, options->address, -1, msg);
+    case DECODE_EMBEDDED:
+        return open_embedded(engine, msg);
+    case DECODE_AUTO: {
+        kvl_err err = open_connection(engine, NULL, -1, msg);
+        return err == KVL_ERR_NOTFOUND && options->session == NULL ? KVL_OK : err;
+    }
+    default:
+        return KVL_OK;
+    }
+}
+
+static kvl_err open_sequence(
+    struct decode_engine *engine, const struct decode_engine_hooks *hooks, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    bool stored = engine->connection.client != NULL;
+    struct kvl_sequence_options sequence = {
+        .backend = engine->backend,
+        .hparams = &engine->model->hparams,
+        .connection = stored ? &engine->connection : NULL,
+        .kv_dtype = options->kv_dtype,
+        .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
+        .context_max = engine->context_max,
+        .no_cache = options->mode == DECODE_NO_CACHE,
+        .stop = hooks->stop,
+        .progress = hooks->progress,
+        .progress_arg = hooks->arg,
+    };
+    kvl_err err = kvl_sequence_init(&engine->sequence, &sequence);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "no memory for a context of %u tokens", engine->context_max);
+    if (options->session == NULL)
+        return KVL_OK;
+    return kvl_saved_session_open(
+        &engine->session, &engine->connection, options->session, &engine->sequence, msg);
+}
+
+kvl_err decode_engine_open(struct decode_engine *engine, const struct decode_options *options,
+    const struct decode_engine_hooks *hooks, struct kvl_errmsg *msg) {
+    *engine = (struct decode_engine){.options = options};
+    kvl_sampler_init(&engine->sampler,
+        (struct kvl_sampler_options){.temperature = options->temperature, .seed = options->seed});
+    kvl_err err = load(engine, msg);
+    if (err == KVL_OK && !options->perplexity)
+        err = open_store(engine, msg);
+    return err == KVL_OK ? open_sequence(engine, hooks, msg) : err;
+}
+
+void decode_engine_close(struct decode_engine *engine) {
+    kvl_saved_session_close(&engine->session);
+    kvl_sequence_deinit(&engine->sequence);
+    kvl_connection_close(&engine->connection);
+    kvl_service_stop(engine->service);
+    kvl_log_destroy(engine->log);
+    if (engine->backend != NULL)
+        engine->backend->ops->destroy(engine->backend);
+    kvl_chat_destroy(engine->chat);
+    kvl_tokenizer_destroy(engine->tokenizer);
+    kvl_model_free(engine->model);
+    *engine = (struct decode_engine){0};
+}
+
+kvl_err decode_tokenize_only(const struct decode_options *options, const char *text,
+    uint64_t text_bytes, struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    struct kvl_gguf *gguf = NULL;
+    struct kvl_tokenizer *tokenizer = NULL;
+    unsigned flags = KVL_TOKENIZE_ADD_BOS | (options->special ? KVL_TOKENIZE_PARSE_SPECIAL : 0u);
+    kvl_err err = kvl_gguf_open(options->model, &gguf, msg);
+    if (err == KVL_OK)
+        err = kvl_tokenizer_create(gguf, &tokenizer, msg);
+    if (err == KVL_OK && (err = kvl_tokenize(tokenizer, text, text_bytes, flags, list)) != KVL_OK)
+        err = kvl_fail(msg, err, "cannot tokenize: %s", kvl_err_text(err));
+    kvl_tokenizer_destroy(tokenizer);
+    kvl_gguf_close(gguf);
+    return err;
+}
+
+static kvl_err chat_tokens(struct decode_engine *engine, const char *text, uint64_t text_bytes,
+    struct kvl_token_list *list) {
+    const struct kvl_sequence *sequence = &engine->sequence;
+    kvl_err err;
+    if (sequence->count == 0) {
+        err = kvl_chat_begin(engine->chat, engine->options->system, list);
+    } else {
+        uint32_t last = sequence->tokens[sequence->count - 1];
+        err = kvl_chat_end_turn(engine->chat, last == kvl_chat_end_token(engine->chat), list);
+    }
+    return err == KVL_OK ? kvl_chat_user_turn(engine->chat, text, text_bytes, list) : err;
+}
+
+kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, uint64_t text_bytes,
+    struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    unsigned flags = engine->sequence.count == 0 ? KVL_TOKENIZE_ADD_BOS : 0u;
+    kvl_err err = engine->chat != NULL
+                      ? chat_tokens(engine, text, text_bytes, list)
+                      : kvl_tokenize(engine->tokenizer, text, text_bytes, flags, list);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "cannot tokenize the prompt: %s", kvl_err_text(err));
+    uint64_t keep = engine->options->prompt_tokens;
+    if (keep != 0 && list->count > keep)
+        list->count = keep;
+    return KVL_OK;
+}
+
+kvl_err decode_engine_append(
+    struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    uint64_t total = engine->sequence.count + list->count;
+    if (total > engine->context_max)
+        return kvl_fail(msg, KVL_ERR_LIMIT,
+            "%s has %llu tokens, the context holds %u; shorten it, or give a larger --ctx "
+            "(this model: up to %u)",
+            engine->sequence.count > 0 ? "the conversation with this prompt" : "the prompt",
+            (unsigned long long)total, engine->context_max, engine->model->hparams.context_max);
+    if (total == 0)
+        return kvl_fail(msg, KVL_ERR_INVALID, "the prompt is empty: nothing to go on from");
+    kvl_err err = kvl_sequence_append(&engine->sequence, list->ids, (uint32_t)list->count);
+    return err == KVL_OK ? KVL_OK : kvl_fail(msg, err, "%s", kvl_err_text(err));
+}

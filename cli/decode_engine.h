@@ -1,0 +1,56 @@
+/* decode_engine.h - the parts of one kvloft-decode run, opened in order and closed in reverse:
+ * model, tokenizer, backend, service (embedded), connection, sequence, session. */
+#ifndef KVL_DECODE_ENGINE_H
+#define KVL_DECODE_ENGINE_H
+
+#include <signal.h>
+
+#include "chat.h"
+#include "decode_options.h"
+#include "generate.h"
+#include "model.h"
+
+struct decode_engine {
+    const struct decode_options *options;
+    struct kvl_model *model;
+    struct kvl_tokenizer *tokenizer;
+    struct kvl_chat *chat; /* with --chat */
+    struct kvl_backend *backend;
+    struct kvl_log *log;
+    struct kvl_service *service;      /* embedded */
+    struct kvl_connection connection; /* connected: a daemon or the service */
+    struct kvl_sequence sequence;
+    struct kvl_saved_session session;
+    struct kvl_sampler sampler;
+    uint32_t context_max;
+    uint64_t load_ns; /* model, tokenizer and backend */
+};
+
+/* What the interrupt handler sets, and what the caller shows while prefill or a restore runs. */
+struct decode_engine_hooks {
+    const volatile sig_atomic_t *stop;
+    void (*progress)(void *arg, bool restoring, uint64_t done, uint64_t total);
+    void *arg;
+};
+
+/* Errors: those of the parts; msg is for the user. Close it in any case. */
+KVL_MUST_CHECK kvl_err decode_engine_open(struct decode_engine *engine,
+    const struct decode_options *options, const struct decode_engine_hooks *hooks,
+    struct kvl_errmsg *msg);
+void decode_engine_close(struct decode_engine *engine); /* zeroed is fine */
+
+/* Only what --tokenize needs: no weights are looked at. */
+KVL_MUST_CHECK kvl_err decode_tokenize_only(const struct decode_options *options, const char *text,
+    uint64_t text_bytes, struct kvl_token_list *list, struct kvl_errmsg *msg);
+
+/* The tokens that a user's text adds to the conversation so far: with --chat wrapped as a turn,
+ * an unfinished answer before it closed. */
+KVL_MUST_CHECK kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text,
+    uint64_t text_bytes, struct kvl_token_list *list, struct kvl_errmsg *msg);
+/* Appends them. LIMIT: msg names how many there are and what the context holds. */
+KVL_MUST_CHECK kvl_err decode_engine_append(
+    struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg);
+
+uint64_t decode_now_ns(void);
+
+#endif

@@ -1,0 +1,367 @@
+/* decode_options.c - see decode_options.h. */
+#include "decode_options.h"
+
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "size.h"
+
+static const char usage_text[] =
+    "usage: kvloft-decode --model FILE (--prompt TEXT | --prompt-file FILE) [options]\n"
+    "       kvloft-decode --model FILE [--session NAME] [options]      an interactive chat\n"
+    "       kvloft-decode --model FILE --prompt-file FILE --tokenize [--special] [--json]\n"
+    "       kvloft-decode --model FILE --prompt-file FILE --perplexity [--json]\n"
+    "\n"
+    "Generates text with a GGUF model; its KV cache can outlive the run in a kvloft daemon.\n"
+    "\n"
+    "what to read and write\n"
+    "  --model FILE         the model, GGUF version 3\n"
+    "  --prompt TEXT        the prompt; bytes that are not UTF-8 become the tokens of these bytes\n"
+    "  --prompt-file FILE   the same from a file\n"
+    "  --prompt-tokens N    keep only the prompt's first N tokens\n"
+    "  --max-tokens N       generate at most N tokens (default 256; in a chat 1024)\n"
+    "  --temperature T      0 takes the likeliest token (default 0)\n"
+    "  --seed N             of the random numbers of a temperature above 0 (default 0)\n"
+    "  --chat               wrap the prompt as the model's chat template does\n"
+    "  --system TEXT        the chat's system message instead of the template's own\n"
+    "  --session NAME       go on where this conversation stopped; needs a daemon or --embedded\n"
+    "  --json               one JSON object on stdout\n"
+    "  --hash-logits        also SHA-256 of the logits of every generated position\n"
+    "  --tokenize           print the prompt's token ids; --special: parse special tokens\n"
+    "  --perplexity         how well the model predicts the prompt\n"
+    "\n"
+    "how to compute\n"
+    "  --ctx N              tokens in context (default: the model's, at most 8192)\n"
+    "  --kv-dtype TYPE      of the cache: f16 (default), bf16, f32\n"
+    "  --device DEVICE      cpu (default); cuda[:N] is not in this build\n"
+    "  --threads N          default: as many as the process may run on\n"
+    "\n"
+    "where the cache lives (default: the daemon at the default address if one answers, else as\n"
+    "with --no-offload; with --session a daemon has to answer)\n"
+    "  --connect ADDR       in the daemon at ADDR, e.g. ipc:///run/user/1000/kvloft/kvloft.sock\n"
+    "  --embedded DIR       in this process and in DIR, without a daemon; takes\n"
+    "    --device-bytes N, --host-bytes N   memory (default 512M each)\n"
+    "    --disk-bytes N                     cap of DIR (default 8G)\n"
+    "    --persist-ms N                     sealed blocks are durable within this (default 200)\n"
+    "  --no-offload         in this process only; gone at its end\n"
+    "  --no-cache           nowhere: compute everything again for every token\n"
+    "\n"
+    "  --help, --version\n"
+    "\n"
+    "Ctrl-C ends the answer, a second one the program. Exit status: 0 done, 1 failed, 2 wrong\n"
+    "usage.\n";
+
+enum option_id {
+    OPTION_MODEL = 256,
+    OPTION_PROMPT,
+    OPTION_PROMPT_FILE,
+    OPTION_PROMPT_TOKENS,
+    OPTION_MAX_TOKENS,
+    OPTION_TEMPERATURE,
+    OPTION_SEED,
+    OPTION_CTX,
+    OPTION_KV_DTYPE,
+    OPTION_DEVICE,
+    OPTION_THREADS,
+    OPTION_CONNECT,
+    OPTION_EMBEDDED,
+    OPTION_NO_OFFLOAD,
+    OPTION_NO_CACHE,
+    OPTION_DEVICE_BYTES,
+    OPTION_HOST_BYTES,
+    OPTION_DISK_BYTES,
+    OPTION_PERSIST_MS,
+    OPTION_SESSION,
+    OPTION_CHAT,
+    OPTION_SYSTEM,
+    OPTION_HASH_LOGITS,
+    OPTION_JSON,
+    OPTION_TOKENIZE,
+    OPTION_SPECIAL,
+    OPTION_PERPLEXITY,
+    OPTION_HELP,
+    OPTION_VERSION,
+};
+
+static const struct option long_options[] = {
+    {"model", required_argument, NULL, OPTION_MODEL},
+    {"prompt", required_argument, NULL, OPTION_PROMPT},
+    {"prompt-file", required_argument, NULL, OPTION_PROMPT_FILE},
+    {"prompt-tokens", required_argument, NULL, OPTION_PROMPT_TOKENS},
+    {"max-tokens", required_argument, NULL, OPTION_MAX_TOKENS},
+    {"temperature", required_argument, NULL, OPTION_TEMPERATURE},
+    {"seed", required_argument, NULL, OPTION_SEED},
+    {"ctx", required_argument, NULL, OPTION_CTX},
+    {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
+    {"device", required_argument, NULL, OPTION_DEVICE},
+    {"threads", required_argument, NULL, OPTION_THREADS},
+    {"connect", required_argument, NULL, OPTION_CONNECT},
+    {"embedded", required_argument, NULL, OPTION_EMBEDDED},
+    {"no-offload", no_argument, NULL, OPTION_NO_OFFLOAD},
+    {"no-cache", no_argument, NULL, OPTION_NO_CACHE},
+    {"device-bytes", required_argument, NULL, OPTION_DEVICE_BYTES},
+    {"host-bytes", required_argument, NULL, OPTION_HOST_BYTES},
+    {"disk-bytes", required_argument, NULL, OPTION_DISK_BYTES},
+    {"persist-ms", required_argument, NULL, OPTION_PERSIST_MS},
+    {"session", required_argument, NULL, OPTION_SESSION},
+    {"chat", no_argument, NULL, OPTION_CHAT},
+    {"system", required_argument, NULL, OPTION_SYSTEM},
+    {"hash-logits", no_argument, NULL, OPTION_HASH_LOGITS},
+    {"json", no_argument, NULL, OPTION_JSON},
+    {"tokenize", no_argument, NULL, OPTION_TOKENIZE},
+    {"special", no_argument, NULL, OPTION_SPECIAL},
+    {"perplexity", no_argument, NULL, OPTION_PERPLEXITY},
+    {"help", no_argument, NULL, OPTION_HELP},
+    {"version", no_argument, NULL, OPTION_VERSION},
+    {NULL, 0, NULL, 0},
+};
+
+#define DEFAULT_MAX_TOKENS 256u
+#define DEFAULT_CHAT_MAX_TOKENS 1024u
+
+/* What parsing carries beside the result. */
+struct parse {
+    struct decode_options *options;
+    uint32_t modes;       /* how many mode options were given */
+    bool has_size_option; /* one that only --embedded takes */
+    bool has_max_tokens;
+    int status;
+};
+
+static void print_message(const char *format, va_list arguments) {
+    fputs("kvloft-decode: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputc('\n', stderr);
+}
+
+int decode_error(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    print_message(format, arguments);
+    va_end(arguments);
+    return DECODE_FAILED;
+}
+
+/* Always false, so that a wrong value is one line. */
+__attribute__((format(printf, 2, 3))) static bool wrong(
+    struct parse *parse, const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    print_message(format, arguments);
+    va_end(arguments);
+    parse->status = DECODE_USAGE;
+    return false;
+}
+
+static bool parse_u32(struct parse *parse, const char *name, const char *text, uint32_t *out) {
+    uint64_t value = 0;
+    if (!kvl_parse_number(text, INT32_MAX, &value))
+        return wrong(parse, "--%s %s: not a number from 0 to %d", name, text, INT32_MAX);
+    *out = (uint32_t)value;
+    return true;
+}
+
+static bool parse_size(struct parse *parse, const char *name, const char *text, uint64_t *out) {
+    parse->has_size_option = true;
+    if (!kvl_parse_size(text, out))
+        return wrong(parse, "--%s %s: not a size such as 4096, 512K, 256M or 2G", name, text);
+    return true;
+}
+
+static bool parse_temperature(struct parse *parse, const char *text) {
+    char *end = NULL;
+    float value = strtof(text, &end);
+    if (end == text || *end != 0 || !(value >= 0 && value <= 1000))
+        return wrong(parse, "--temperature %s: not a number from 0 to 1000", text);
+    parse->options->temperature = value;
+    return true;
+}
+
+static bool parse_kv_dtype(struct parse *parse, const char *text) {
+    static const struct {
+        const char *name;
+        enum kvl_kv_dtype dtype;
+    } types[] = {{"f16", KVL_KV_F16}, {"bf16", KVL_KV_BF16}, {"f32", KVL_KV_F32}};
+    for (size_t i = 0; i < sizeof types / sizeof types[0]; ++i)
+        if (strcmp(text, types[i].name) == 0) {
+            parse->options->kv_dtype = types[i].dtype;
+            return true;
+        }
+    return wrong(parse, "--kv-dtype %s: it is f16, bf16 or f32", text);
+}
+
+static void set_mode(struct parse *parse, enum decode_mode mode) {
+    ++parse->modes;
+    parse->options->mode = mode;
+}
+
+/* Options with a value of their own kind. */
+static bool take_value(struct parse *parse, int id, const char *name, const char *value) {
+    struct decode_options *options = parse->options;
+    switch (id) {
+    case OPTION_PROMPT_TOKENS:
+        if (!kvl_parse_number(value, UINT32_MAX, &options->prompt_tokens) ||
+            options->prompt_tokens == 0)
+            return wrong(parse, "--prompt-tokens %s: not a number above 0", value);
+        return true;
+    case OPTION_MAX_TOKENS:
+        parse->has_max_tokens = true;
+        return parse_u32(parse, name, value, &options->max_tokens);
+    case OPTION_TEMPERATURE:
+        return parse_temperature(parse, value);
+    case OPTION_SEED:
+        return kvl_parse_number(value, UINT64_MAX, &options->seed) ||
+               wrong(parse, "--seed %s: not a number", value);
+    case OPTION_CTX:
+        return parse_u32(parse, name, value, &options->ctx);
+    case OPTION_KV_DTYPE:
+        return parse_kv_dtype(parse, value);
+    case OPTION_THREADS:
+        return parse_u32(parse, name, value, &options->threads);
+    case OPTION_DEVICE_BYTES:
+        return parse_size(parse, name, value, &options->embedded.device_bytes);
+    case OPTION_HOST_BYTES:
+        return parse_size(parse, name, value, &options->embedded.host_bytes);
+    case OPTION_DISK_BYTES:
+        return parse_size(parse, name, value, &options->embedded.disk_bytes);
+    case OPTION_PERSIST_MS:
+        parse->has_size_option = true;
+        return parse_u32(parse, name, value, &options->embedded.persist_ms);
+    default:
+        return wrong(parse, "unknown option");
+    }
+}
+
+static bool take(struct parse *parse, int id, const char *name, const char *value) {
+    struct decode_options *options = parse->options;
+    switch (id) {
+    case OPTION_MODEL:
+        options->model = value;
+        return true;
+    case OPTION_PROMPT:
+        options->prompt = value;
+        return true;
+    case OPTION_PROMPT_FILE:
+        options->prompt_file = value;
+        return true;
+    case OPTION_DEVICE:
+        options->device = value;
+        return true;
+    case OPTION_CONNECT:
+        options->address = value;
+        set_mode(parse, DECODE_CONNECT);
+        return true;
+    case OPTION_EMBEDDED:
+        options->embedded.disk_path = value;
+        set_mode(parse, DECODE_EMBEDDED);
+        return true;
+    case OPTION_NO_OFFLOAD:
+        set_mode(parse, DECODE_NO_OFFLOAD);
+        return true;
+    case OPTION_NO_CACHE:
+        set_mode(parse, DECODE_NO_CACHE);
+        return true;
+    case OPTION_SESSION:
+        options->session = value;
+        return true;
+    case OPTION_CHAT:
+        options->chat = true;
+        return true;
+    case OPTION_SYSTEM:
+        options->system = value;
+        return true;
+    case OPTION_HASH_LOGITS:
+        options->hash_logits = true;
+        return true;
+    case OPTION_JSON:
+        options->json = true;
+        return true;
+    case OPTION_TOKENIZE:
+        options->tokenize = true;
+        return true;
+    case OPTION_SPECIAL:
+        options->special = true;
+        return true;
+    case OPTION_PERPLEXITY:
+        options->perplexity = true;
+        return true;
+    default:
+        return take_value(parse, id, name, value);
+    }
+}
+
+static bool check_prompt(struct parse *parse) {
+    struct decode_options *options = parse->options;
+    bool has_prompt = options->prompt != NULL || options->prompt_file != NULL;
+    if (options->model == NULL)
+        return wrong(parse, "--model FILE is missing; see --help");
+    if (options->prompt != NULL && options->prompt_file != NULL)
+        return wrong(parse, "give --prompt or --prompt-file, not both");
+    if (!has_prompt && (options->tokenize || options->perplexity || options->json))
+        return wrong(parse, "--prompt TEXT or --prompt-file FILE is missing; see --help");
+    if (!has_prompt && !isatty(STDIN_FILENO))
+        return wrong(parse,
+            "no --prompt or --prompt-file, and stdin is not a terminal to chat on; see --help");
+    if (!has_prompt)
+        options->chat = true;
+    return true;
+}
+
+static bool check(struct parse *parse) {
+    struct decode_options *options = parse->options;
+    if (!check_prompt(parse))
+        return false;
+    if (parse->modes > 1)
+        return wrong(
+            parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");
+    if (parse->has_size_option && options->mode != DECODE_EMBEDDED)
+        return wrong(parse,
+            "--device-bytes, --host-bytes, --disk-bytes and --persist-ms go with --embedded");
+    if (options->session != NULL &&
+        (options->mode == DECODE_NO_OFFLOAD || options->mode == DECODE_NO_CACHE))
+        return wrong(parse, "--session needs a daemon (--connect) or --embedded");
+    if (options->tokenize && options->perplexity)
+        return wrong(parse, "give --tokenize or --perplexity, not both");
+    if (options->special && !options->tokenize)
+        return wrong(parse, "--special goes with --tokenize");
+    if (options->system != NULL && !options->chat)
+        return wrong(parse, "--system goes with --chat");
+    if (!parse->has_max_tokens)
+        options->max_tokens = options->chat ? DEFAULT_CHAT_MAX_TOKENS : DEFAULT_MAX_TOKENS;
+    return true;
+}
+
+bool decode_options_parse(int argc, char **argv, struct decode_options *options, int *status) {
+    *options = (struct decode_options){
+        .kv_dtype = KVL_KV_F16,
+        .device = "cpu",
+        .embedded =
+            {
+                .device = "cpu",
+                .device_bytes = KVL_SERVICE_DEVICE_BYTES_DEFAULT,
+                .host_bytes = KVL_SERVICE_HOST_BYTES_DEFAULT,
+                .disk_bytes = KVL_SERVICE_DISK_BYTES_DEFAULT,
+                .holder_name = "kvloft-decode",
+            },
+    };
+    struct parse parse = {.options = options};
+    *status = DECODE_USAGE;
+    for (int id = 0, index = 0; (id = getopt_long(argc, argv, "", long_options, &index)) != -1;) {
+        if (id == OPTION_HELP || id == OPTION_VERSION) {
+            fputs(id == OPTION_HELP ? usage_text : "kvloft-decode " KVL_VERSION "\n", stdout);
+            *status = DECODE_DONE;
+            return false;
+        }
+        if (id == '?' || !take(&parse, id, long_options[index].name, optarg))
+            return false;
+    }
+    if (optind < argc) {
+        (void)wrong(&parse, "'%s' is no option; see --help", argv[optind]);
+        return false;
+    }
+    return check(&parse);
+}

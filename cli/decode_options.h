@@ -1,0 +1,53 @@
+/* decode_options.h - what kvloft-decode was asked to do. */
+#ifndef KVL_DECODE_OPTIONS_H
+#define KVL_DECODE_OPTIONS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "service.h"
+
+enum { DECODE_DONE = 0, DECODE_FAILED = 1, DECODE_USAGE = 2 };
+
+/* Where the KV cache lives. */
+enum decode_mode {
+    DECODE_AUTO, /* the default daemon if it answers, else as DECODE_NO_OFFLOAD */
+    DECODE_CONNECT,
+    DECODE_EMBEDDED,
+    DECODE_NO_OFFLOAD,
+    DECODE_NO_CACHE,
+};
+
+struct decode_options {
+    const char *model;
+    const char *prompt; /* at most one of these two */
+    const char *prompt_file;
+    uint64_t prompt_tokens; /* keep the first so many; 0: all */
+    uint32_t max_tokens;
+    float temperature;
+    uint64_t seed;
+    uint32_t ctx; /* 0: min(the model's, 8192) */
+    enum kvl_kv_dtype kv_dtype;
+    const char *device;
+    uint32_t threads; /* 0: all */
+    enum decode_mode mode;
+    const char *address;                 /* DECODE_CONNECT; NULL: the default */
+    struct kvl_service_options embedded; /* DECODE_EMBEDDED */
+    const char *session;
+    bool chat;
+    const char *system;
+    bool hash_logits;
+    bool json;
+    bool tokenize;
+    bool special;
+    bool perplexity;
+};
+
+/* True: go on. False: end with *status (--help, --version, wrong usage; already printed). */
+bool decode_options_parse(int argc, char **argv, struct decode_options *options, int *status);
+
+/* "kvloft-decode: ..." on stderr; returns DECODE_FAILED. */
+__attribute__((format(printf, 1, 2))) int decode_error(const char *format, ...);
+
+#endif

@@ -1,0 +1,56 @@
+/* service.h - tiers, store and server wired into one running service.
+ *
+ * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, behind an inproc
+ * address. Everything is created on the thread that serves, as the store demands.
+ *
+ *   options -> memory tiers (device, host), disk tier + catalog -> store -> server
+ *
+ * Stopping drains: what was sealed is durable when the service has ended. */
+#ifndef KVL_SERVICE_H
+#define KVL_SERVICE_H
+
+#include <stdint.h>
+
+#include "kvl_err.h"
+#include "log.h"
+
+struct kvl_service_options {
+    const char *address;     /* NULL: embedded, an inproc name is made up */
+    const char *secret_file; /* tcp:// addresses only */
+    const char *device;      /* "cpu"; "cuda[:N]" is UNSUPPORTED in this build */
+    uint64_t device_bytes;
+    uint64_t host_bytes;   /* 0: no host tier */
+    const char *disk_path; /* NULL: nothing outlives the service */
+    uint64_t disk_bytes;
+    uint32_t persist_ms;     /* 0: the default, 200 */
+    const char *holder_name; /* shown to another process that wants disk_path */
+};
+
+#define KVL_SERVICE_DEVICE_BYTES_DEFAULT (UINT64_C(512) << 20)
+#define KVL_SERVICE_HOST_BYTES_DEFAULT (UINT64_C(512) << 20)
+#define KVL_SERVICE_DISK_BYTES_DEFAULT (UINT64_C(8) << 30)
+#define KVL_SERVICE_PERSIST_MS_DEFAULT 200u
+
+struct kvl_service;
+
+/* Creates and serves on the calling thread until kvl_service_stop; then drains. `ready` is told
+ * once clients can connect; `*out`, set before that, is what kvl_service_stop takes. Errors: those
+ * of the parts; msg names the option to change. */
+KVL_MUST_CHECK kvl_err kvl_service_run(const struct kvl_service_options *options,
+    struct kvl_log *log, void (*ready)(void *arg, struct kvl_service *service), void *arg,
+    struct kvl_errmsg *msg);
+/* Any thread, and a signal handler. */
+void kvl_service_interrupt(struct kvl_service *service);
+
+/* The same on a thread of its own. On OK it serves, until kvl_service_stop has drained and joined
+ * it. options and log are borrowed until then. */
+KVL_MUST_CHECK kvl_err kvl_service_start(const struct kvl_service_options *options,
+    struct kvl_log *log, struct kvl_service **out, struct kvl_errmsg *msg);
+void kvl_service_stop(struct kvl_service *service); /* NULL is fine */
+
+/* The address that clients open; lives as long as the service. */
+const char *kvl_service_address(const struct kvl_service *service);
+/* For kvl_client_options.attach_fd of an embedded client. */
+KVL_MUST_CHECK kvl_err kvl_service_attach(struct kvl_service *service, int *attach_fd);
+
+#endif

@@ -1,0 +1,270 @@
+/* cache.c - see cache.h: the table of blocks and the memory under it. */
+#include "cache.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cache_internal.h"
+
+#define RELEASE_MAX 1024u /* leases in one request */
+
+uint64_t kvl_cache_now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static kvl_err allocate(struct kvl_cache *cache) {
+    uint64_t blocks = cache->block_max;
+    cache->table = calloc(blocks, sizeof *cache->table);
+    cache->blocks = calloc(blocks, sizeof *cache->blocks);
+    cache->chain = calloc(blocks + 1, sizeof *cache->chain);
+    cache->restored = calloc(blocks + 1, sizeof *cache->restored);
+    cache->granted = calloc(blocks + 1, sizeof *cache->granted);
+    if (cache->table == NULL || cache->blocks == NULL || cache->chain == NULL ||
+        cache->restored == NULL || cache->granted == NULL)
+        return KVL_ERR_NOMEM;
+    return kvl_private_memory_create(cache->block_bytes, &cache->memory);
+}
+
+kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cache **out) {
+    *out = NULL;
+    const struct kvl_hparams *hparams = options->hparams;
+    if (options->block_tokens == 0 || options->context_max == 0)
+        return KVL_ERR_INVALID;
+    struct kvl_cache *cache = calloc(1, sizeof *cache);
+    if (cache == NULL)
+        return KVL_ERR_NOMEM;
+    cache->connection = options->connection;
+    cache->generation = options->connection != NULL ? options->connection->generation : 0;
+    cache->geometry = (struct kvl_geometry){
+        .layers = hparams->layers,
+        .kv_heads = hparams->kv_heads,
+        .k_dim = hparams->k_dim,
+        .v_dim = hparams->v_dim,
+        .block_tokens = options->block_tokens,
+    };
+    cache->restore_progress = options->restore_progress;
+    cache->restore_progress_arg = options->restore_progress_arg;
+    cache->element_bytes = kvl_kv_dtype_bytes(options->kv_dtype);
+    cache->block_bytes = kvl_block_bytes(hparams, options->block_tokens, options->kv_dtype);
+    cache->block_max = (uint32_t)(((uint64_t)options->context_max + options->block_tokens - 1) /
+                                  options->block_tokens);
+    kvl_err err = cache->block_bytes == 0 ? KVL_ERR_TOOBIG : allocate(cache);
+    if (err != KVL_OK) {
+        kvl_cache_destroy(cache);
+        return err;
+    }
+    *out = cache;
+    return KVL_OK;
+}
+
+/* The answer is not looked at: a daemon that does not get this one sees the client close. */
+static void release_all(struct kvl_cache *cache) {
+    uint64_t leases[RELEASE_MAX];
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < cache->block_max; ++i) {
+        struct kvl_cache_block *block = &cache->blocks[i];
+        if (block->home != KVL_HOME_FILLING && block->home != KVL_HOME_SEALED)
+            continue;
+        leases[count++] = block->lease;
+        if (count == RELEASE_MAX || !kvl_cache_is_online(cache)) {
+            (void)kvl_connection_check(
+                cache->connection, kvl_release(cache->connection->client, leases, count, NULL, 0));
+            count = 0;
+        }
+    }
+    if (count > 0)
+        (void)kvl_connection_check(
+            cache->connection, kvl_release(cache->connection->client, leases, count, NULL, 0));
+}
+
+void kvl_cache_destroy(struct kvl_cache *cache) {
+    if (cache == NULL)
+        return;
+    if (kvl_cache_is_online(cache) && cache->blocks != NULL) {
+        (void)kvl_connection_check(cache->connection, kvl_client_drain(cache->connection->client));
+        release_all(cache);
+    }
+    kvl_cache_disown_calls(cache);
+    kvl_private_memory_destroy(cache->memory);
+    free(cache->granted);
+    free(cache->restored);
+    free(cache->chain);
+    free(cache->blocks);
+    free(cache->table);
+    free(cache);
+}
+
+uint8_t *const *kvl_cache_table(const struct kvl_cache *cache) {
+    return cache->table;
+}
+
+const struct kvl_cache_stats *kvl_cache_stats(const struct kvl_cache *cache) {
+    return &cache->stats;
+}
+
+const struct kvl_key *kvl_cache_parent_key(const struct kvl_cache *cache, uint32_t block) {
+    return block == 0 ? &cache->connection->request.key : &cache->blocks[block - 1].key;
+}
+
+kvl_err kvl_cache_name_blocks(struct kvl_cache *cache, const uint32_t *tokens, uint32_t count) {
+    if (cache->connection == NULL)
+        return KVL_OK;
+    uint32_t block_tokens = cache->geometry.block_tokens;
+    for (uint32_t i = cache->named_count; i < count / block_tokens; ++i) {
+        kvl_err err =
+            kvl_key_of_block(kvl_cache_parent_key(cache, i), tokens + (uint64_t)i * block_tokens,
+                block_tokens, (struct kvl_bytes){0}, &cache->blocks[i].key);
+        if (err != KVL_OK)
+            return err;
+        cache->named_count = i + 1;
+    }
+    return KVL_OK;
+}
+
+kvl_err kvl_cache_name_tail(
+    const struct kvl_cache *cache, const uint32_t *tokens, struct kvl_cache_tail *tail) {
+    if (cache->connection == NULL || tail->block > cache->named_count)
+        return KVL_ERR_INVALID;
+    return kvl_key_of_block(kvl_cache_parent_key(cache, tail->block),
+        tokens + (uint64_t)tail->block * cache->geometry.block_tokens, tail->tokens,
+        (struct kvl_bytes){0}, &tail->key);
+}
+
+bool kvl_cache_is_online(struct kvl_cache *cache) {
+    return cache->connection != NULL && cache->connection->connected &&
+           cache->generation == cache->connection->generation;
+}
+
+void kvl_cache_detach(struct kvl_cache *cache) {
+    for (uint32_t i = 0; i < cache->block_max; ++i) {
+        struct kvl_cache_block *block = &cache->blocks[i];
+        if (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED)
+            block->home = KVL_HOME_ORPHANED;
+        block->settled = block->asked = block->sealing = false;
+        block->lease = 0;
+    }
+    cache->settled_count = 0;
+    cache->generation = 0;
+    kvl_cache_disown_calls(cache);
+}
+
+void kvl_cache_release(struct kvl_cache *cache, uint64_t lease) {
+    if (kvl_cache_is_online(cache))
+        (void)kvl_connection_check(cache->connection,
+            kvl_release_async(cache->connection->client, &lease, 1, NULL, 0, NULL, NULL));
+}
+
+void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index) {
+    struct kvl_cache_block *block = &cache->blocks[index];
+    if (block->home == KVL_HOME_PRIVATE)
+        kvl_private_memory_give_back(cache->memory, cache->table[index]);
+    else if (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED)
+        kvl_cache_release(cache, block->lease);
+    block->home = KVL_HOME_MISSING;
+    block->settled = block->sealing = false;
+    cache->table[index] = NULL;
+    if (cache->settled_count > index)
+        cache->settled_count = index;
+}
+
+bool kvl_cache_take_slot(
+    struct kvl_cache *cache, uint32_t index, const struct kvl_allocated *granted) {
+    uint8_t *slot = kvl_client_block_writable(
+        cache->connection->client, KVL_TIER_DEVICE, granted->offset_bytes);
+    if (slot == NULL || cache->blocks[index].home != KVL_HOME_MISSING) {
+        kvl_cache_release(cache, granted->lease);
+        return false;
+    }
+    cache->table[index] = slot;
+    cache->blocks[index].home = KVL_HOME_FILLING;
+    cache->blocks[index].lease = granted->lease;
+    cache->blocks[index].offset_bytes = granted->offset_bytes;
+    return true;
+}
+
+/* Slots for the missing blocks of the span. *end is lowered to the first one that is to be
+ * restored instead. Whatever is still MISSING below *end afterwards takes private memory. */
+static void ask_for_slots(
+    struct kvl_cache *cache, const struct kvl_cache_span *span, uint32_t *end) {
+    struct kvl_client *client = cache->connection->client;
+    for (uint32_t i = span->first; i < span->end; ++i)
+        if (cache->blocks[i].asked && cache->blocks[i].home == KVL_HOME_MISSING) {
+            (void)kvl_connection_check(cache->connection, kvl_client_drain(client));
+            break;
+        }
+    uint32_t first = span->first;
+    while (first < span->end && cache->blocks[first].home != KVL_HOME_MISSING)
+        ++first;
+    uint32_t count = span->end - first;
+    if (count == 0 || !kvl_cache_is_online(cache))
+        return;
+    for (uint32_t i = 0; i < count; ++i) {
+        uint32_t block = first + i;
+        /* A block that must be computed even if known takes a slot under no name: sealing it
+         * then says EXISTS. */
+        bool named = block < cache->named_count && block < span->left_end;
+        cache->chain[i] = named ? cache->blocks[block].key : (struct kvl_key){0};
+    }
+    struct kvl_ticket no_ticket;
+    kvl_err err = kvl_connection_check(
+        cache->connection, kvl_alloc(client, cache->connection->space.id, KVL_TIER_DEVICE,
+                               cache->chain, count, false, cache->granted, &no_ticket));
+    for (uint32_t i = 0; err == KVL_OK && i < count; ++i) {
+        uint32_t block = first + i;
+        const struct kvl_allocated *granted = &cache->granted[i];
+        if (granted->status == KVL_ALLOC_GRANTED)
+            (void)kvl_cache_take_slot(cache, block, granted);
+        else if (granted->status == KVL_ALLOC_EXISTS && block >= span->left_first &&
+                 block < span->left_end && block < *end)
+            *end = block;
+    }
+}
+
+kvl_err kvl_cache_prepare(
+    struct kvl_cache *cache, const struct kvl_cache_span *span, uint32_t *end) {
+    *end = span->end;
+    if (span->first > span->end || span->end > cache->block_max)
+        return KVL_ERR_INVALID;
+    if (kvl_cache_is_online(cache))
+        ask_for_slots(cache, span, end);
+    for (uint32_t i = span->first; i < *end; ++i) {
+        if (cache->blocks[i].home != KVL_HOME_MISSING)
+            continue;
+        kvl_err err = kvl_private_memory_take(cache->memory, &cache->table[i]);
+        if (err != KVL_OK)
+            return err;
+        cache->blocks[i].home = KVL_HOME_PRIVATE;
+    }
+    return KVL_OK;
+}
+
+void kvl_cache_copy_rows(const struct kvl_cache *cache, uint8_t *to, const uint8_t *from,
+    uint32_t layer, uint32_t rows) {
+    const struct kvl_geometry *geometry = &cache->geometry;
+    uint64_t k_row = (uint64_t)geometry->k_dim * cache->element_bytes;
+    uint64_t v_row = (uint64_t)geometry->v_dim * cache->element_bytes;
+    uint64_t offset =
+        (uint64_t)layer * geometry->kv_heads * geometry->block_tokens * (k_row + v_row);
+    for (uint32_t part = 0; part < 2; ++part) {
+        uint64_t row = part == 0 ? k_row : v_row;
+        for (uint32_t head = 0; head < geometry->kv_heads; ++head) {
+            memcpy(to + offset, from + offset, rows * row);
+            offset += geometry->block_tokens * row;
+        }
+    }
+}
+
+uint64_t kvl_cache_private_tokens(const struct kvl_cache *cache, uint32_t count) {
+    uint64_t tokens = 0;
+    uint32_t block_tokens = cache->geometry.block_tokens;
+    for (uint32_t i = 0; i < cache->block_max && (uint64_t)i * block_tokens < count; ++i) {
+        enum kvl_block_home home = cache->blocks[i].home;
+        uint32_t rest = count - i * block_tokens;
+        if (home == KVL_HOME_PRIVATE || home == KVL_HOME_ORPHANED)
+            tokens += rest < block_tokens ? rest : block_tokens;
+    }
+    return tokens;
+}

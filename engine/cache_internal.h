@@ -1,0 +1,82 @@
+/* cache_internal.h - what cache.c, cache_restore.c and cache_store.c share. */
+#ifndef KVL_CACHE_INTERNAL_H
+#define KVL_CACHE_INTERNAL_H
+
+#include "cache.h"
+#include "private_memory.h"
+
+enum kvl_block_home {
+    KVL_HOME_MISSING,
+    KVL_HOME_PRIVATE,
+    KVL_HOME_FILLING,  /* a slot under a write lease */
+    KVL_HOME_SEALED,   /* a slot under a read lease */
+    KVL_HOME_ORPHANED, /* a slot of a daemon that is gone: mapped, and ours alone */
+};
+
+struct kvl_cache_block {
+    struct kvl_key key;    /* of the first named_count blocks */
+    uint64_t lease;        /* FILLING and SEALED */
+    uint64_t offset_bytes; /* of the slot, FILLING */
+    enum kvl_block_home home;
+    bool settled; /* the daemon has it, or will never: nothing more to do */
+    bool asked;   /* an alloc for it is under way */
+    bool sealing; /* a seal of it is under way */
+};
+
+struct kvl_cache_restore {
+    bool active;
+    bool failed;
+    struct kvl_ticket ticket;
+    struct kvl_progress progress;
+    uint64_t began_ns;
+    uint32_t first;
+    uint32_t count;  /* leased blocks, the tail included */
+    bool takes_tail; /* the last of them is the tail */
+    struct kvl_cache_tail tail;
+};
+
+struct kvl_cache_call;
+
+struct kvl_cache {
+    struct kvl_connection *connection; /* or NULL */
+    uint64_t generation;               /* of the connection that leases belong to; 0: none */
+    struct kvl_geometry geometry;
+    uint32_t element_bytes;
+    uint64_t block_bytes;
+    uint32_t block_max;
+    uint32_t named_count;
+    uint32_t settled_count; /* leading blocks with settled set */
+    uint8_t **table;
+    struct kvl_cache_block *blocks;
+    struct kvl_private_memory *memory;
+    struct kvl_key *chain;         /* block_max + 1: a request's keys */
+    struct kvl_restored *restored; /* block_max + 1: its reply */
+    struct kvl_allocated *granted; /* block_max + 1 */
+    struct kvl_cache_restore restore;
+    struct kvl_cache_call *calls; /* under way */
+    struct kvl_cache_stats stats;
+    void (*restore_progress)(void *arg, uint32_t blocks_ready, uint32_t blocks);
+    void *restore_progress_arg;
+};
+
+/* The key of the block before; the namespace's for the first. */
+const struct kvl_key *kvl_cache_parent_key(const struct kvl_cache *cache, uint32_t block);
+/* True while there is a daemon to talk to and our leases are its. */
+bool kvl_cache_is_online(struct kvl_cache *cache);
+/* After the daemon's death: slots become orphans, answers to come are void. */
+void kvl_cache_detach(struct kvl_cache *cache);
+/* Makes a block MISSING; ends its lease behind. */
+void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index);
+/* Puts a granted slot under a MISSING block. False (and the lease ended) when it cannot be used. */
+bool kvl_cache_take_slot(
+    struct kvl_cache *cache, uint32_t index, const struct kvl_allocated *granted);
+/* Ends leases and tickets behind; nothing depends on the answer. */
+void kvl_cache_release(struct kvl_cache *cache, uint64_t lease);
+/* Copies the first `rows` tokens of one layer. */
+void kvl_cache_copy_rows(
+    const struct kvl_cache *cache, uint8_t *to, const uint8_t *from, uint32_t layer, uint32_t rows);
+/* No callback reaches the cache any more. */
+void kvl_cache_disown_calls(struct kvl_cache *cache);
+uint64_t kvl_cache_now_ns(void);
+
+#endif

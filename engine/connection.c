@@ -1,0 +1,136 @@
+/* connection.c - see connection.h. */
+#include "connection.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#define ATTEMPT_INTERVAL_NS UINT64_C(1000000000)
+
+/* u32le rotated dims, then the bits of the f32 base as u32le. */
+struct rope_bytes {
+    uint8_t bytes[8];
+};
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+static struct rope_bytes rope_of(const struct kvl_hparams *hparams) {
+    uint32_t words[2] = {hparams->rope_dims, 0};
+    memcpy(&words[1], &hparams->rope_base, sizeof words[1]);
+    struct rope_bytes rope;
+    for (uint32_t i = 0; i < sizeof rope.bytes; ++i)
+        rope.bytes[i] = (uint8_t)(words[i / 4] >> (8 * (i % 4)));
+    return rope;
+}
+
+kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmetic_id,
+    enum kvl_kv_dtype kv_dtype, uint32_t block_tokens, struct kvl_namespace_request *out) {
+    const struct kvl_hparams *hparams = &model->hparams;
+    struct rope_bytes rope = rope_of(hparams);
+    struct kvl_namespace_desc desc = {
+        .geometry =
+            {
+                .layers = hparams->layers,
+                .kv_heads = hparams->kv_heads,
+                .k_dim = hparams->k_dim,
+                .v_dim = hparams->v_dim,
+                .block_tokens = block_tokens,
+            },
+        .dtype = (enum kvl_dtype)kv_dtype,
+        .rope = {rope.bytes, sizeof rope.bytes},
+        .arithmetic_id = arithmetic_id,
+        .fidelity = "lossless",
+    };
+    memcpy(desc.fingerprint, model->fingerprint, sizeof desc.fingerprint);
+    *out = (struct kvl_namespace_request){.geometry = desc.geometry, .dtype = desc.dtype};
+    return kvl_key_of_namespace(&desc, &out->key);
+}
+
+/* Opens the namespace and checks that the arena can hold its blocks at all. */
+static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_errmsg *msg) {
+    kvl_err err =
+        kvl_client_namespace(connection->client, &connection->request, &connection->space);
+    if (err != KVL_OK)
+        return kvl_fail(
+            msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));
+    uint64_t arena_bytes = kvl_client_arena_bytes(connection->client, KVL_TIER_DEVICE);
+    if (arena_bytes < connection->space.layout.slot_bytes)
+        return kvl_fail(msg, KVL_ERR_NOSPC,
+            "the device tier has %llu bytes, one block of this model takes %llu; "
+            "start the daemon with a larger --device-bytes",
+            (unsigned long long)arena_bytes,
+            (unsigned long long)connection->space.layout.slot_bytes);
+    connection->connected = true;
+    ++connection->generation;
+    return KVL_OK;
+}
+
+kvl_err kvl_connection_open(struct kvl_connection *connection,
+    const struct kvl_connection_options *options, struct kvl_errmsg *msg) {
+    *connection = (struct kvl_connection){
+        .notice = options->notice,
+        .notice_arg = options->notice_arg,
+    };
+    kvl_err err = kvl_engine_namespace(options->model, options->arithmetic_id, options->kv_dtype,
+        options->block_tokens, &connection->request);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "cannot name this model's blocks: %s", kvl_err_text(err));
+    snprintf(connection->request.label, sizeof connection->request.label, "%s", options->label);
+    struct kvl_client_options client = {
+        .address = options->address,
+        .name = options->client_name,
+        .attach_fd = options->attach_fd,
+    };
+    err = kvl_client_open(&client, &connection->client, msg);
+    if (err == KVL_OK)
+        err = enter_namespace(connection, msg);
+    if (err != KVL_OK)
+        kvl_connection_close(connection);
+    return err;
+}
+
+void kvl_connection_close(struct kvl_connection *connection) {
+    kvl_client_close(connection->client);
+    connection->client = NULL;
+    connection->connected = false;
+}
+
+static void tell(const struct kvl_connection *connection, const char *text) {
+    if (connection->notice != NULL)
+        connection->notice(connection->notice_arg, text);
+}
+
+kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err) {
+    if ((err == KVL_ERR_CLOSED || err == KVL_ERR_STALE) && connection->connected) {
+        connection->connected = false;
+        connection->next_attempt_ns = now_ns() + ATTEMPT_INTERVAL_NS;
+        if (!connection->lost_ever)
+            tell(connection, "lost the kvloft daemon; going on without it");
+        connection->lost_ever = true;
+    }
+    return err;
+}
+
+bool kvl_connection_revive(struct kvl_connection *connection) {
+    if (connection->client == NULL || connection->connected ||
+        now_ns() < connection->next_attempt_ns)
+        return false;
+    connection->next_attempt_ns = now_ns() + ATTEMPT_INTERVAL_NS;
+    if (kvl_client_reconnect(connection->client, NULL) != KVL_OK ||
+        enter_namespace(connection, NULL) != KVL_OK)
+        return false;
+    tell(connection, "a kvloft daemon answers again; storing blocks there");
+    return true;
+}
+
+void kvl_connection_dispatch(struct kvl_connection *connection) {
+    if (!connection->connected)
+        return;
+    kvl_client_dispatch(connection->client);
+    if (!kvl_client_is_connected(connection->client))
+        (void)kvl_connection_check(connection, KVL_ERR_CLOSED);
+}

@@ -1,0 +1,64 @@
+/* connection.h - the engine's line to a daemon: one client, one namespace, and what happens when
+ * the daemon dies.
+ *
+ * Losing the daemon is an ordinary event. It is noted once (`lost_ever`, and `notice` is told),
+ * every user of the connection goes on with the memory it has, and kvl_connection_revive brings it
+ * back when a daemon answers again. `generation` changes with each daemon, so that a block or a
+ * session knows whether its lease is of this one.
+ *
+ * Owns:    the client, closed by kvl_connection_close. Threads: the engine's one thread. */
+#ifndef KVL_CONNECTION_H
+#define KVL_CONNECTION_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "kvloft.h"
+#include "model.h"
+
+struct kvl_connection {
+    struct kvl_client *client;
+    struct kvl_namespace_request request;
+    struct kvl_namespace_info space;
+    uint64_t generation; /* 1 for the first daemon */
+    bool connected;
+    bool lost_ever;
+    uint64_t next_attempt_ns;
+    /* Told in one line what happened; may be NULL. */
+    void (*notice)(void *arg, const char *text);
+    void *notice_arg;
+};
+
+struct kvl_connection_options {
+    const char *address; /* NULL: the default */
+    int attach_fd;       /* inproc only, else -1 */
+    const char *client_name;
+    const char *label; /* the model's name, for people */
+    const struct kvl_model *model;
+    const char *arithmetic_id;
+    enum kvl_kv_dtype kv_dtype;
+    uint32_t block_tokens;
+    void (*notice)(void *arg, const char *text);
+    void *notice_arg;
+};
+
+/* The block keys' namespace of a model under one backend's arithmetic. */
+KVL_MUST_CHECK kvl_err kvl_engine_namespace(const struct kvl_model *model,
+    const char *arithmetic_id, enum kvl_kv_dtype kv_dtype, uint32_t block_tokens,
+    struct kvl_namespace_request *out);
+
+/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block). */
+KVL_MUST_CHECK kvl_err kvl_connection_open(struct kvl_connection *connection,
+    const struct kvl_connection_options *options, struct kvl_errmsg *msg);
+void kvl_connection_close(struct kvl_connection *connection); /* zeroed is fine */
+
+/* Looks at the result of a call: CLOSED and STALE mean that the daemon is gone. Returns err. */
+kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err);
+/* At most once a second and only while the daemon is lost: tries to reach one again. True when
+ * that just succeeded. */
+bool kvl_connection_revive(struct kvl_connection *connection);
+/* Sends, receives and runs callbacks, without waiting. */
+void kvl_connection_dispatch(struct kvl_connection *connection);
+
+#endif

@@ -1,0 +1,251 @@
+/* sequence.c - see sequence.h. */
+#include "sequence.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define RESTORE_FAILURES_MAX 2u /* then everything left is computed */
+#define RESTORE_RACES_MAX 3u    /* "known" said alloc, "nothing" said restore */
+
+/* What one advance goes through. */
+struct advance {
+    struct kvl_sequence *sequence;
+    uint32_t rows;
+    float *logits;
+    uint32_t begin, end; /* tokens of the forward call */
+    uint32_t failures;
+    uint32_t races;
+};
+
+kvl_err kvl_sequence_init(
+    struct kvl_sequence *sequence, const struct kvl_sequence_options *options) {
+    *sequence = (struct kvl_sequence){.options = *options};
+    if (sequence->options.chunk_tokens == 0)
+        sequence->options.chunk_tokens = KVL_CHUNK_TOKENS_DEFAULT;
+    sequence->tokens = calloc(options->context_max, sizeof *sequence->tokens);
+    if (sequence->tokens == NULL)
+        return KVL_ERR_NOMEM;
+    return KVL_OK;
+}
+
+void kvl_sequence_deinit(struct kvl_sequence *sequence) {
+    kvl_cache_destroy(sequence->cache);
+    free(sequence->tokens);
+    *sequence = (struct kvl_sequence){0};
+}
+
+static void restore_progress(void *arg, uint32_t blocks_ready, uint32_t blocks) {
+    struct kvl_sequence *sequence = arg;
+    if (sequence->options.progress != NULL)
+        sequence->options.progress(sequence->options.progress_arg, true, blocks_ready, blocks);
+}
+
+static kvl_err need_cache(struct kvl_sequence *sequence) {
+    if (sequence->cache != NULL)
+        return KVL_OK;
+    struct kvl_cache_options options = {
+        .connection = sequence->options.connection,
+        .hparams = sequence->options.hparams,
+        .kv_dtype = sequence->options.kv_dtype,
+        .block_tokens = sequence->options.block_tokens,
+        .context_max = sequence->options.context_max,
+        .restore_progress = restore_progress,
+        .restore_progress_arg = sequence,
+    };
+    return kvl_cache_create(&options, &sequence->cache);
+}
+
+kvl_err kvl_sequence_append(struct kvl_sequence *sequence, const uint32_t *tokens, uint32_t count) {
+    if (count > sequence->options.context_max - sequence->count)
+        return KVL_ERR_LIMIT;
+    kvl_err err = need_cache(sequence);
+    if (err != KVL_OK)
+        return err;
+    if (count > 0)
+        memcpy(sequence->tokens + sequence->count, tokens, count * sizeof *tokens);
+    sequence->count += count;
+    return kvl_cache_name_blocks(sequence->cache, sequence->tokens, sequence->count);
+}
+
+void kvl_sequence_offer_tail(
+    struct kvl_sequence *sequence, const struct kvl_key *key, uint32_t tokens) {
+    uint32_t block_tokens = sequence->options.block_tokens;
+    if (tokens == 0 || tokens >= block_tokens || tokens > sequence->count)
+        return;
+    struct kvl_cache_tail tail = {
+        .block = (sequence->count - tokens) / block_tokens, .tokens = tokens};
+    if (kvl_cache_name_tail(sequence->cache, sequence->tokens, &tail) == KVL_OK &&
+        kvl_key_equal(&tail.key, key))
+        sequence->tail = tail;
+}
+
+uint32_t kvl_sequence_whole_blocks(const struct kvl_sequence *sequence) {
+    return sequence->computed / sequence->options.block_tokens;
+}
+
+static void report_progress(const struct advance *advance, uint64_t done) {
+    const struct kvl_sequence_options *options = &advance->sequence->options;
+    if (options->progress != NULL)
+        options->progress(options->progress_arg, false, done, advance->sequence->count);
+}
+
+static kvl_err before_layer(void *arg, uint32_t layer) {
+    const struct advance *advance = arg;
+    struct kvl_sequence *sequence = advance->sequence;
+    uint64_t chunk = advance->end - advance->begin;
+    report_progress(advance, advance->begin + chunk * layer / sequence->options.hparams->layers);
+    return kvl_cache_wait_layer(sequence->cache, layer);
+}
+
+static kvl_err compute(struct advance *advance) {
+    struct kvl_sequence *sequence = advance->sequence;
+    bool last = advance->end == sequence->count;
+    struct kvl_batch batch = {
+        .tokens = sequence->tokens + advance->begin,
+        .count = advance->end - advance->begin,
+        .position = advance->begin,
+        .block_tokens = sequence->options.block_tokens,
+        .kv_dtype = sequence->options.kv_dtype,
+        .blocks = kvl_cache_table(sequence->cache),
+        .logits_rows = last ? advance->rows : 0,
+        .logits = advance->logits,
+        .before_layer = before_layer,
+        .before_layer_arg = advance,
+    };
+    struct kvl_backend *backend = sequence->options.backend;
+    return backend->ops->forward(backend, &batch);
+}
+
+/* Where the chunk that begins at `begin` ends: at a block boundary where there is one. The last
+ * chunk holds all rows whose logits are wanted. */
+static uint32_t chunk_end(const struct advance *advance) {
+    const struct kvl_sequence *sequence = advance->sequence;
+    uint32_t block_tokens = sequence->options.block_tokens;
+    uint64_t end = (uint64_t)advance->begin + sequence->options.chunk_tokens;
+    if (sequence->options.chunk_tokens >= block_tokens)
+        end = end / block_tokens * block_tokens;
+    uint32_t rows_begin = sequence->count - advance->rows;
+    if (advance->begin >= rows_begin)
+        return sequence->count;
+    if (end >= sequence->count && advance->rows == 1)
+        return sequence->count;
+    return end > rows_begin ? rows_begin : (uint32_t)end;
+}
+
+/* Blocks that a restore may bring: all but the one with the last token. */
+static uint32_t restorable_blocks(const struct advance *advance) {
+    const struct kvl_sequence *sequence = advance->sequence;
+    if (advance->failures >= RESTORE_FAILURES_MAX || sequence->options.connection == NULL)
+        return 0;
+    return (sequence->count - advance->rows) / sequence->options.block_tokens;
+}
+
+/* Sets begin: where computing starts, were everything asked for to come. */
+static kvl_err begin_restore(struct advance *advance) {
+    struct kvl_sequence *sequence = advance->sequence;
+    uint32_t block_tokens = sequence->options.block_tokens;
+    uint32_t first = sequence->computed / block_tokens;
+    uint32_t limit = restorable_blocks(advance);
+    advance->begin = sequence->computed;
+    if (sequence->options.connection == NULL || advance->failures >= RESTORE_FAILURES_MAX ||
+        sequence->computed % block_tokens != 0 || first > limit)
+        return KVL_OK;
+    const struct kvl_cache_tail *tail = &sequence->tail;
+    bool tail_fits =
+        (uint64_t)tail->block * block_tokens + tail->tokens <= sequence->count - advance->rows;
+    return kvl_cache_restore_begin(
+        sequence->cache, first, limit, tail_fits ? tail : NULL, &advance->begin);
+}
+
+/* Gives the chunk's blocks memory; sets end. RETRY by end == begin: the next block is known after
+ * all, ask for it again. */
+static kvl_err prepare(struct advance *advance) {
+    struct kvl_sequence *sequence = advance->sequence;
+    uint32_t block_tokens = sequence->options.block_tokens;
+    uint32_t end_block = 0;
+    advance->end = chunk_end(advance);
+    struct kvl_cache_span span = {
+        .first = advance->begin / block_tokens,
+        .end = (uint32_t)(((uint64_t)advance->end + block_tokens - 1) / block_tokens),
+        .left_end = restorable_blocks(advance),
+    };
+    span.left_first = span.first;
+    if (advance->begin % block_tokens != 0 || advance->races >= RESTORE_RACES_MAX)
+        ++span.left_first;
+    kvl_err err = kvl_cache_prepare(sequence->cache, &span, &end_block);
+    if (err == KVL_OK && end_block < span.end)
+        advance->end = end_block * block_tokens;
+    return err;
+}
+
+/* One chunk: restore what is known in front of it, compute, seal. */
+static kvl_err step(struct advance *advance) {
+    struct kvl_sequence *sequence = advance->sequence;
+    struct kvl_cache *cache = sequence->cache;
+    kvl_err err = begin_restore(advance);
+    if (err == KVL_OK)
+        err = prepare(advance);
+    bool restoring = kvl_cache_is_restoring(cache);
+    bool computes = err == KVL_OK && advance->end > advance->begin;
+    if (computes)
+        err = compute(advance);
+    if (restoring) {
+        uint32_t blocks = 0;
+        if (!kvl_cache_restore_end(cache, &blocks)) {
+            ++advance->failures;
+            sequence->computed = blocks * sequence->options.block_tokens;
+            return err == KVL_ERR_CANCELED ? KVL_OK : err; /* compute from there on */
+        }
+    }
+    if (err != KVL_OK)
+        return err;
+    sequence->computed = advance->begin;
+    if (!computes) {
+        advance->races = restoring ? 0 : advance->races + 1;
+        return KVL_OK;
+    }
+    advance->races = 0;
+    sequence->computed = advance->end;
+    sequence->computed_total += advance->end - advance->begin;
+    return KVL_OK;
+}
+
+/* Between two forward calls. What failed is tried again once a block in decoding, once a chunk
+ * (may_retry) in prefill. */
+static void settle(struct kvl_sequence *sequence, bool may_retry) {
+    may_retry = may_retry || sequence->computed % sequence->options.block_tokens == 0;
+    kvl_cache_settle(
+        sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence), may_retry);
+}
+
+/* The block after the one being filled is asked for when that one begins. */
+static void prepare_ahead(struct kvl_sequence *sequence, bool is_prefill) {
+    uint32_t block_tokens = sequence->options.block_tokens;
+    uint32_t in_block = sequence->computed % block_tokens;
+    if (in_block <= 1 || is_prefill)
+        kvl_cache_prepare_ahead(
+            sequence->cache, sequence->computed / block_tokens + (in_block != 0));
+}
+
+kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, uint32_t rows, float *logits) {
+    if (sequence->options.no_cache)
+        sequence->computed = 0;
+    struct advance advance = {.sequence = sequence, .rows = rows, .logits = logits};
+    if (rows == 0 || rows > sequence->options.chunk_tokens ||
+        (uint64_t)sequence->computed + rows > sequence->count)
+        return KVL_ERR_INVALID;
+    bool is_decode = sequence->count - sequence->computed == 1;
+    if (!is_decode)
+        settle(sequence, true);
+    while (sequence->computed < sequence->count) {
+        if (sequence->options.stop != NULL && *sequence->options.stop != 0)
+            return KVL_ERR_CANCELED;
+        kvl_err err = step(&advance);
+        if (err != KVL_OK)
+            return err;
+        settle(sequence, !is_decode);
+    }
+    report_progress(&advance, sequence->count);
+    prepare_ahead(sequence, !is_decode);
+    return KVL_OK;
+}
