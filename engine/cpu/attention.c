@@ -65,17 +65,22 @@ static void load_queries(const struct rows *rows) {
     }
 }
 
-/* Where the keys and values of some consecutive positions are; a new look-up for each block. */
+/* Where the keys and values of some consecutive positions are. */
 struct tile_places {
     const uint8_t *keys[KVL_TILE_TOKENS], *values[KVL_TILE_TOKENS];
+    uint32_t first, count;
 };
 
-static void find_tile(
-    const struct rows *rows, uint32_t tile, uint32_t count, struct tile_places *places) {
+/* One look-up in the block table per block. */
+static void find_tile(const struct rows *rows, uint32_t tile, struct tile_places *places) {
     const struct kvl_attention *attention = rows->attention;
     const struct kvl_hparams *h = &attention->cpu->model->hparams;
     const struct kvl_batch *batch = attention->batch;
     const uint64_t element = kvl_kv_dtype_bytes(batch->kv_dtype);
+    const uint32_t end_of_rows = rows->first + rows->tokens;
+    const uint32_t count = tile < end_of_rows ? min_of(end_of_rows - tile, KVL_TILE_TOKENS) : 0;
+    places->first = tile;
+    places->count = count;
     for (uint32_t p = 0; p < count;) {
         const struct kvl_kv_slot slot = kvl_kv_slot(h, batch, attention->layer, tile + p);
         const uint8_t *key = slot.key + rows->kv_head * slot.key_stride;
@@ -89,42 +94,38 @@ static void find_tile(
     }
 }
 
-static void prefetch(const uint8_t *bytes, uint64_t count) {
-    for (uint64_t i = 0; i < count; i += 64) {
-        __builtin_prefetch(bytes + i);
-    }
-}
+/* A tile as the kernels take it: some rows share it as unpacked strips, a few read it directly. */
+struct tile {
+    struct kvl_kv_tile keys, values;
+    bool direct;
+};
 
-/* Memory answers while the tile before is computed; else each decode step would wait for it. */
-static void prefetch_tile(const struct rows *rows, uint32_t tile, uint32_t count) {
-    const struct kvl_attention *attention = rows->attention;
-    const struct kvl_hparams *h = &attention->cpu->model->hparams;
-    const uint64_t element = kvl_kv_dtype_bytes(attention->batch->kv_dtype);
-    struct tile_places places;
-    find_tile(rows, tile, count, &places);
-    for (uint32_t p = 0; p < count; p++) {
-        prefetch(places.keys[p], h->k_dim * element);
-        prefetch(places.values[p], h->v_dim * element);
+static void load_tile(const struct rows *rows, const struct tile_places *places,
+    const struct tile_places *next, struct tile *tile) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const enum kvl_kv_dtype dtype = rows->attention->batch->kv_dtype;
+    tile->keys =
+        (struct kvl_kv_tile){places->keys, places->count, h->k_dim, dtype, next->keys, next->count};
+    tile->values = (struct kvl_kv_tile){
+        places->values, places->count, h->v_dim, dtype, next->values, next->count};
+    tile->direct = rows->count <= KVL_DIRECT_ROWS;
+    if (!tile->direct) {
+        cpu->kernels->load_keys(&tile->keys, rows->scratch->keys);
+        cpu->kernels->load_values(&tile->values, rows->scratch->values);
     }
-}
-
-static void load_tile(const struct rows *rows, uint32_t tile, uint32_t count) {
-    const struct kvl_attention *attention = rows->attention;
-    const struct kvl_hparams *h = &attention->cpu->model->hparams;
-    const enum kvl_kv_dtype dtype = attention->batch->kv_dtype;
-    struct tile_places places;
-    find_tile(rows, tile, count, &places);
-    attention->cpu->kernels->load_keys(
-        &(struct kvl_kv_tile){places.keys, count, h->k_dim, dtype}, rows->scratch->keys);
-    attention->cpu->kernels->load_values(
-        &(struct kvl_kv_tile){places.values, count, h->v_dim, dtype}, rows->scratch->values);
 }
 
 /* scores[row][position] = query . key */
-static void score_tile(const struct rows *rows, uint32_t count) {
+static void score_tile(const struct rows *rows, const struct tile *tile) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
     const uint32_t k_dim = cpu->model->hparams.k_dim;
-    for (uint32_t p = 0; p < count; p += KVL_STRIP_ROWS) {
+    if (tile->direct) {
+        cpu->kernels->score_direct(
+            &tile->keys, rows->scratch->queries, rows->count, rows->scratch->scores);
+        return;
+    }
+    for (uint32_t p = 0; p < tile->keys.count; p += KVL_STRIP_ROWS) {
         cpu->kernels->gemm(&(struct kvl_gemm){
             .x = rows->scratch->queries,
             .x_stride = k_dim,
@@ -138,15 +139,23 @@ static void score_tile(const struct rows *rows, uint32_t count) {
 }
 
 /* out[row] += weights[row][0..count) values, for rows that see the same `count` positions */
-static void gather_values(const struct rows *rows, struct kvl_attention_part part, uint32_t row,
-    uint32_t row_count, uint32_t count) {
+static void gather_values(const struct rows *rows, const struct tile *tile,
+    struct kvl_attention_part part, uint32_t row, uint32_t row_count, uint32_t count) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
+    const float *weights = rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS;
+    float *out = part.out + (size_t)row * cpu->v_stride;
+    if (tile->direct) {
+        struct kvl_kv_tile seen = tile->values;
+        seen.count = count;
+        cpu->kernels->gather_direct(&seen, weights, row_count, out, cpu->v_stride);
+        return;
+    }
     for (uint32_t c = 0; c < cpu->v_stride; c += KVL_STRIP_ROWS) {
         cpu->kernels->gemm(&(struct kvl_gemm){
-            .x = rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS,
+            .x = weights,
             .x_stride = KVL_TILE_TOKENS,
             .strip = rows->scratch->values + (size_t)c * KVL_TILE_TOKENS,
-            .y = part.out + (size_t)row * cpu->v_stride + c,
+            .y = out + c,
             .y_stride = cpu->v_stride,
             .rows = row_count,
             .k = count,
@@ -155,29 +164,32 @@ static void gather_values(const struct rows *rows, struct kvl_attention_part par
     }
 }
 
-static void attend_tile(
-    const struct rows *rows, struct kvl_attention_part part, uint32_t tile, uint32_t count) {
+static void attend_tile(const struct rows *rows, struct kvl_attention_part part,
+    const struct tile_places *places, const struct tile_places *next) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
-    load_tile(rows, tile, count);
-    score_tile(rows, count);
+    const uint32_t first = places->first, count = places->count;
+    struct tile tile;
+    load_tile(rows, places, next, &tile);
+    score_tile(rows, &tile);
     for (uint32_t row = 0; row < rows->count; row++) {
-        const uint32_t seen = visible(rows, row, tile, count);
+        const uint32_t seen = visible(rows, row, first, count);
         if (seen > 0) {
             cpu->kernels->softmax_tile(rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS, seen,
                 &part.softmax[row], part.out + (size_t)row * cpu->v_stride, cpu->v_stride);
         }
     }
-    if (visible(rows, 0, tile, count) == count) {
-        gather_values(rows, part, 0, rows->count, count);
+    if (visible(rows, 0, first, count) == count) {
+        gather_values(rows, &tile, part, 0, rows->count, count);
         return;
     }
     for (uint32_t row = 0; row < rows->count; row += cpu->group) {
-        gather_values(rows, part, row, cpu->group, visible(rows, row, tile, count));
+        gather_values(rows, &tile, part, row, cpu->group, visible(rows, row, first, count));
     }
 }
 
-static void attend_partition(
-    const struct rows *rows, struct kvl_attention_part part, uint32_t partition) {
+/* next_partition: what this thread will probably attend afterwards, to be fetched meanwhile. */
+static void attend_partition(const struct rows *rows, struct kvl_attention_part part,
+    uint32_t partition, uint32_t next_partition) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
     for (uint32_t row = 0; row < rows->count; row++) {
         part.softmax[row] = (struct kvl_softmax){.max = -INFINITY};
@@ -185,13 +197,13 @@ static void attend_partition(
     memset(part.out, 0, (size_t)rows->count * cpu->v_stride * sizeof(float));
     const uint32_t begin = partition * KVL_PARTITION_TOKENS;
     const uint32_t end = min_of(begin + KVL_PARTITION_TOKENS, rows->first + rows->tokens);
-    prefetch_tile(rows, begin, min_of(end - begin, KVL_TILE_TOKENS));
-    for (uint32_t tile = begin; tile < end; tile += KVL_TILE_TOKENS) {
-        const uint32_t next = tile + KVL_TILE_TOKENS;
-        if (next < end) {
-            prefetch_tile(rows, next, min_of(end - next, KVL_TILE_TOKENS));
-        }
-        attend_tile(rows, part, tile, min_of(end - tile, KVL_TILE_TOKENS));
+    struct tile_places places[2]; /* this tile's and the next one's, in turns */
+    find_tile(rows, begin, &places[0]);
+    for (uint32_t tile = begin, turn = 0; tile < end; turn = 1 - turn) {
+        tile += KVL_TILE_TOKENS;
+        find_tile(
+            rows, tile < end ? tile : next_partition * KVL_PARTITION_TOKENS, &places[1 - turn]);
+        attend_tile(rows, part, &places[turn], &places[1 - turn]);
     }
 }
 
@@ -235,10 +247,10 @@ static void block_unit(void *arg, uint32_t thread, uint32_t unit) {
     const struct rows rows = rows_of(attention, thread, unit % kv_heads, token,
         min_of(attention->tokens - token, cpu->query_tokens));
     load_queries(&rows);
-    attend_partition(&rows, rows.scratch->total, 0);
+    attend_partition(&rows, rows.scratch->total, 0, 1);
     const uint32_t partitions = partitions_below(rows.first + rows.tokens);
     for (uint32_t partition = 1; partition < partitions; partition++) {
-        attend_partition(&rows, rows.scratch->part, partition);
+        attend_partition(&rows, rows.scratch->part, partition, partition + 1);
         merge_partition(&rows, rows.scratch->total, rows.scratch->part, partition);
     }
     store_rows(&rows, rows.scratch->total);
@@ -257,12 +269,13 @@ static struct kvl_attention_part split_part(
 
 static void partition_unit(void *arg, uint32_t thread, uint32_t unit) {
     const struct kvl_attention *attention = arg;
-    const uint32_t kv_heads = attention->cpu->model->hparams.kv_heads;
-    const uint32_t kv_head = unit % kv_heads;
-    const uint32_t partition = unit / kv_heads;
+    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
+    const uint32_t kv_head = unit / partitions;
+    const uint32_t partition = unit % partitions;
     const struct rows rows = rows_of(attention, thread, kv_head, 0, attention->tokens);
     load_queries(&rows);
-    attend_partition(&rows, split_part(attention, kv_head, partition), partition);
+    attend_partition(&rows, split_part(attention, kv_head, partition), partition,
+        partition + kvl_pool_threads(attention->cpu->pool));
 }
 
 static void merge_split(const struct kvl_attention *attention) {

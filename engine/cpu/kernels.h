@@ -26,6 +26,7 @@ enum {
     KVL_PANEL_ROWS = 32,  /* weight rows of a packed panel */
     KVL_STRIP_ROWS = 16,  /* outputs of a strip: what the GEMM kernel makes at a time */
     KVL_TILE_TOKENS = 64, /* positions of an attention tile, counted from position 0 */
+    KVL_DIRECT_ROWS = 6,  /* most query rows for score_direct and gather_direct */
 };
 
 /* y[rows][16] = x[rows][k] * strip[k][16], or y += with `accumulate` (the sum then starts from y).
@@ -47,6 +48,9 @@ struct kvl_kv_tile {
     uint32_t count;
     uint32_t dim;
     enum kvl_kv_dtype dtype;
+    /* What will be read next, to be fetched meanwhile; next_count 0: nothing. */
+    const uint8_t *const *next;
+    uint32_t next_count;
 };
 
 /* A row's softmax over a part of the context, not yet normalised: value = out / sum. */
@@ -80,6 +84,13 @@ struct kvl_cpu_kernels {
     void (*load_keys)(const struct kvl_kv_tile *tile, float *strips);
     /* f32 [ceil(dim/16)][64 positions][16 channels]; channels from dim on are 0. */
     void (*load_values)(const struct kvl_kv_tile *tile, float *strips);
+    /* For few rows, straight from the tile; the bits of load_keys and gemm, load_values and gemm.
+     * scores[rows][64] = x[rows][dim] . keys; scores from count on are unspecified. */
+    void (*score_direct)(
+        const struct kvl_kv_tile *tile, const float *x, uint32_t rows, float *scores);
+    /* out[rows][out_stride] += weights[rows][64] values */
+    void (*gather_direct)(const struct kvl_kv_tile *tile, const float *weights, uint32_t rows,
+        float *out, size_t out_stride);
     /* scores[count] -> exp(scores - max) in place, where max takes this tile in. out[dim] and the
      * sum so far are rescaled to the new max. */
     void (*softmax_tile)(

@@ -12,7 +12,13 @@
 #include "half.h"
 #include "kernels.h"
 
-enum { LANES = 8, GEMM_ROWS = 6, QUANT_BLOCK = 32, PANEL_VECTORS = KVL_PANEL_ROWS / LANES };
+enum {
+    LANES = 8,
+    GEMM_ROWS = 6,
+    QUANT_BLOCK = 32,
+    PANEL_VECTORS = KVL_PANEL_ROWS / LANES,
+    CACHE_LINE = 64,
+};
 
 /* ---- sums over lanes ---- */
 
@@ -508,6 +514,176 @@ static void load_values(const struct kvl_kv_tile *tile, float *strips) {
     }
 }
 
+/* ---- attention of a few rows: keys and values are widened in registers, used once, not kept ----
+ * `rows` is a constant where these are inlined. */
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Channels c to c + 7 of 8 positions, transposed: square[i] is channel c + i. */
+INLINE void load_square(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, uint32_t p,
+    uint32_t c, vec8 square[LANES]) {
+    for (uint32_t i = 0; i < LANES; i++) {
+        square[i] = p + i < tile->count ? load_kv8(dtype, tile->positions[p + i], c) : v8_set1(0);
+    }
+    v8_transpose(square);
+}
+
+/* Waiting for memory is most of a decode step at long context: positions p to p + count - 1 of the
+ * next tile come in while these of this one are computed. */
+INLINE void fetch_ahead(
+    const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, uint32_t p, uint32_t count) {
+    const uint32_t bytes = tile->dim * (dtype == KVL_KV_F32 ? 4 : 2);
+    for (; count > 0 && p < tile->next_count; count--, p++) {
+        for (uint32_t i = 0; i < bytes; i += CACHE_LINE) {
+            __builtin_prefetch(tile->next[p] + i);
+        }
+    }
+}
+
+/* Scores of 16 positions: two chains of sums per row. */
+INLINE void score_strip(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, uint32_t p,
+    const float *x, const uint32_t rows, float *scores) {
+    vec8 sum[KVL_DIRECT_ROWS][2];
+    for (uint32_t r = 0; r < rows; r++) {
+        sum[r][0] = sum[r][1] = v8_set1(0);
+    }
+    uint32_t c = 0;
+    for (; c + LANES <= tile->dim; c += LANES) {
+        vec8 low[LANES], high[LANES];
+        load_square(dtype, tile, p, c, low);
+        load_square(dtype, tile, p + LANES, c, high);
+        for (uint32_t i = 0; i < LANES; i++) {
+            for (uint32_t r = 0; r < rows; r++) {
+                const vec8 xc = v8_set1(x[r * tile->dim + c + i]);
+                sum[r][0] = v8_fma(low[i], xc, sum[r][0]);
+                sum[r][1] = v8_fma(high[i], xc, sum[r][1]);
+            }
+        }
+    }
+    for (; c < tile->dim; c++) {
+        float keys[KVL_STRIP_ROWS] = {0};
+        for (uint32_t i = 0; i < KVL_STRIP_ROWS && p + i < tile->count; i++) {
+            keys[i] = load_kv1(dtype, tile->positions[p + i], c);
+        }
+        for (uint32_t r = 0; r < rows; r++) {
+            const vec8 xc = v8_set1(x[r * tile->dim + c]);
+            sum[r][0] = v8_fma(v8_load(keys), xc, sum[r][0]);
+            sum[r][1] = v8_fma(v8_load(keys + LANES), xc, sum[r][1]);
+        }
+    }
+    for (uint32_t r = 0; r < rows; r++) {
+        v8_store(scores + r * KVL_TILE_TOKENS + p, sum[r][0]);
+        v8_store(scores + r * KVL_TILE_TOKENS + p + LANES, sum[r][1]);
+    }
+}
+
+INLINE void score_rows(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile,
+    const float *x, const uint32_t rows, float *scores) {
+    for (uint32_t p = 0; p < tile->count; p += KVL_STRIP_ROWS) {
+        fetch_ahead(dtype, tile, p, KVL_STRIP_ROWS);
+        score_strip(dtype, tile, p, x, rows, scores);
+    }
+}
+
+/* `vectors` times 8 channels from c on; rows * vectors sums stay in registers over all positions.
+ */
+INLINE void gather_channels(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile,
+    uint32_t c, const float *weights, const uint32_t rows, const uint32_t vectors, float *out,
+    size_t out_stride) {
+    vec8 sum[KVL_DIRECT_ROWS][4];
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t v = 0; v < vectors; v++) {
+            sum[r][v] = v8_load(out + r * out_stride + c + v * LANES);
+        }
+    }
+    for (uint32_t p = 0; p < tile->count; p++) {
+        vec8 value[4];
+        fetch_ahead(dtype, tile, p, c == 0);
+        for (uint32_t v = 0; v < vectors; v++) {
+            value[v] = load_kv8(dtype, tile->positions[p], c + v * LANES);
+        }
+        for (uint32_t r = 0; r < rows; r++) {
+            const vec8 weight = v8_set1(weights[r * KVL_TILE_TOKENS + p]);
+            for (uint32_t v = 0; v < vectors; v++) {
+                sum[r][v] = v8_fma(value[v], weight, sum[r][v]);
+            }
+        }
+    }
+    for (uint32_t r = 0; r < rows; r++) {
+        for (uint32_t v = 0; v < vectors; v++) {
+            v8_store(out + r * out_stride + c + v * LANES, sum[r][v]);
+        }
+    }
+}
+
+INLINE void gather_rows(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile,
+    const float *weights, const uint32_t rows, float *out, size_t out_stride) {
+    const uint32_t vectors = rows <= 3 ? 4 : 2;
+    uint32_t c = 0;
+    for (; c + vectors * LANES <= tile->dim; c += vectors * LANES) {
+        gather_channels(dtype, tile, c, weights, rows, vectors, out, out_stride);
+    }
+    for (; c + LANES <= tile->dim; c += LANES) {
+        gather_channels(dtype, tile, c, weights, rows, 1, out, out_stride);
+    }
+    for (; c < tile->dim; c++) {
+        for (uint32_t r = 0; r < rows; r++) {
+            float *sum = out + r * out_stride + c;
+            for (uint32_t p = 0; p < tile->count; p++) {
+                *sum = fmaf(
+                    load_kv1(dtype, tile->positions[p], c), weights[r * KVL_TILE_TOKENS + p], *sum);
+            }
+        }
+    }
+}
+
+/* One copy of the inlined code per dtype and number of rows. */
+#define FOR_ROWS(call, dtype)                                                                      \
+    switch (rows) {                                                                                \
+    case 1:                                                                                        \
+        call(dtype, 1);                                                                            \
+        break;                                                                                     \
+    case 2:                                                                                        \
+        call(dtype, 2);                                                                            \
+        break;                                                                                     \
+    case 3:                                                                                        \
+        call(dtype, 3);                                                                            \
+        break;                                                                                     \
+    case 4:                                                                                        \
+        call(dtype, 4);                                                                            \
+        break;                                                                                     \
+    case 5:                                                                                        \
+        call(dtype, 5);                                                                            \
+        break;                                                                                     \
+    default:                                                                                       \
+        call(dtype, KVL_DIRECT_ROWS);                                                              \
+    }
+#define FOR_DTYPE_AND_ROWS(call)                                                                   \
+    switch (tile->dtype) {                                                                         \
+    case KVL_KV_F16:                                                                               \
+        FOR_ROWS(call, KVL_KV_F16)                                                                 \
+        break;                                                                                     \
+    case KVL_KV_BF16:                                                                              \
+        FOR_ROWS(call, KVL_KV_BF16)                                                                \
+        break;                                                                                     \
+    case KVL_KV_F32:                                                                               \
+        FOR_ROWS(call, KVL_KV_F32)                                                                 \
+        break;                                                                                     \
+    }
+
+static void score_direct(
+    const struct kvl_kv_tile *tile, const float *x, uint32_t rows, float *scores) {
+#define SCORE(dtype, constant_rows) score_rows(dtype, tile, x, constant_rows, scores)
+    FOR_DTYPE_AND_ROWS(SCORE)
+}
+
+static void gather_direct(const struct kvl_kv_tile *tile, const float *weights, uint32_t rows,
+    float *out, size_t out_stride) {
+#define GATHER(dtype, constant_rows)                                                               \
+    gather_rows(dtype, tile, weights, constant_rows, out, out_stride)
+    FOR_DTYPE_AND_ROWS(GATHER)
+}
+
 /* ---- online softmax ---- */
 
 static void softmax_tile(
@@ -564,6 +740,8 @@ const struct kvl_cpu_kernels KVL_KERNELS_TABLE = {
     .store_kv = store_kv,
     .load_keys = load_keys,
     .load_values = load_values,
+    .score_direct = score_direct,
+    .gather_direct = gather_direct,
     .softmax_tile = softmax_tile,
     .softmax_merge = softmax_merge,
     .exp = exp_all,
