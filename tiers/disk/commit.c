@@ -1,0 +1,302 @@
+/* commit.c - one index transaction at a time: synced batches and small changes together.
+ *
+ * The data of every block in a transaction was synced before. Stores complete only after it. */
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "clock.h"
+#include "disk.h"
+
+#define TOUCHES_PER_COMMIT 256u
+
+static bool reserve_ops(struct kvl_disk_ops *ops, uint64_t more) {
+    if (ops->capacity - ops->count >= more)
+        return true;
+    uint64_t capacity =
+        ops->capacity * 2 > ops->count + more ? ops->capacity * 2 : ops->count + more + 64;
+    struct kvl_index_op *items = realloc(ops->items, capacity * sizeof(*items));
+    if (items == NULL)
+        return false;
+    ops->items = items;
+    ops->capacity = capacity;
+    return true;
+}
+
+struct kvl_index_op *kvl_disk_ops_add(struct kvl_disk_ops *ops) {
+    if (!reserve_ops(ops, 1))
+        return NULL;
+    if (ops->count == 0)
+        ops->since_ns = kvl_clock_ns();
+    struct kvl_index_op *op = &ops->items[ops->count++];
+    memset(op, 0, sizeof(*op));
+    return op;
+}
+
+static bool is_catalog(const struct kvl_index_op *op) {
+    return op->kind == KVL_INDEX_CATALOG_PUT || op->kind == KVL_INDEX_CATALOG_REMOVE;
+}
+
+void kvl_disk_ops_clear(struct kvl_disk *disk, struct kvl_disk_ops *ops) {
+    for (uint64_t i = 0; i < ops->count; i++) {
+        struct kvl_index_op *op = &ops->items[i];
+        if (!is_catalog(op) || op->data == NULL)
+            continue;
+        atomic_fetch_sub(&disk->queued_bytes, (uint64_t)op->key_bytes + op->value_bytes);
+        free(op->data - offsetof(struct kvl_disk_op_node, data));
+    }
+    ops->count = 0;
+    ops->first_sequence = UINT64_MAX;
+}
+
+void kvl_disk_delete_block(
+    struct kvl_disk *disk, const struct kvl_key *key, uint64_t location, uint64_t sequence) {
+    struct kvl_index_op *op = kvl_disk_ops_add(&disk->pending);
+    if (op == NULL) {
+        KVL_ERROR(disk->log, "disk out of memory: a deletion is lost");
+        disk->index_status = KVL_ERR_NOMEM;
+        return;
+    }
+    op->kind = KVL_INDEX_DELETE;
+    op->block.record.key = *key;
+    op->old_location = location;
+    if (sequence < disk->pending.first_sequence)
+        disk->pending.first_sequence = sequence;
+}
+
+static struct kvl_entry *entry_at(struct kvl_disk *disk, uint64_t location) {
+    struct kvl_segment *segment =
+        kvl_segments_find(&disk->segments, kvl_location_segment(location));
+    return segment == NULL ? NULL : kvl_segment_at(segment, kvl_location_page(location));
+}
+
+static void add_staged(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
+    struct kvl_disk_ops *ops = &disk->commit.ops;
+    bool carried = staged->request == NULL;
+    if (staged->status != KVL_OK || (carried && staged->from == 0))
+        return;
+    if (carried) {
+        struct kvl_entry *entry = entry_at(disk, staged->from);
+        if (entry == NULL || !entry->live)
+            return; /* discarded meanwhile */
+        entry->moved_to = staged->block.location;
+    }
+    staged->op_index = ops->count;
+    struct kvl_index_op *op = kvl_disk_ops_add(ops);
+    op->kind = carried ? KVL_INDEX_MOVE : KVL_INDEX_PUT;
+    op->block = staged->block;
+    op->old_location = staged->from;
+}
+
+static void add_batch(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
+    for (uint32_t i = 0; i < batch->staged_count; i++) {
+        struct kvl_disk_staged *staged = &batch->staged[i];
+        if (batch->status != KVL_OK && staged->status == KVL_OK)
+            staged->status = batch->status;
+        add_staged(disk, staged);
+    }
+    batch->state = KVL_BATCH_COMMITTING;
+    if (batch->first_sequence < disk->commit.ops.first_sequence)
+        disk->commit.ops.first_sequence = batch->first_sequence;
+}
+
+/* Last uses ride along with a commit that happens anyway. */
+static void add_touches(struct kvl_disk *disk) {
+    uint32_t left = TOUCHES_PER_COMMIT;
+    for (uint32_t id = 0; id < disk->segments.slots && left > 0; id++) {
+        struct kvl_segment *segment = disk->segments.items[id];
+        if (segment == NULL || !segment->touched)
+            continue;
+        segment->touched = false;
+        for (uint64_t i = 0; i < segment->entry_count; i++) {
+            struct kvl_entry *entry = &segment->entries[i];
+            if (!entry->live ||
+                entry->last_use_wall_ns < entry->saved_use_wall_ns + KVL_DISK_TOUCH_NS)
+                continue;
+            struct kvl_index_op *op = left > 0 ? kvl_disk_ops_add(&disk->commit.ops) : NULL;
+            if (op == NULL) {
+                segment->touched = true;
+                break;
+            }
+            op->kind = KVL_INDEX_TOUCH;
+            op->block.record.key = entry->key;
+            op->block.last_use_wall_ns = entry->last_use_wall_ns;
+            op->old_location =
+                kvl_location_make(segment->id, (uint64_t)entry->page * KVL_PAGE_BYTES);
+            entry->saved_use_wall_ns = entry->last_use_wall_ns;
+            left--;
+        }
+    }
+}
+
+static void publish_store(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
+    struct kvl_segment *segment = staged->batch->segment;
+    kvl_err status = staged->status;
+    if (status == KVL_OK && !kvl_segment_add(segment, &staged->block)) {
+        status = KVL_ERR_NOMEM;
+        kvl_disk_delete_block(disk, &staged->block.record.key, staged->block.location, UINT64_MAX);
+    }
+    staged->request->location = staged->block.location;
+    staged->request->stored_bytes = staged->block.stored_bytes;
+    atomic_fetch_add(status == KVL_OK ? &disk->stores : &disk->errors, 1);
+    kvl_disk_complete(staged->request, status);
+}
+
+static void publish_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
+    bool moved = staged->status == KVL_OK && staged->op_index != UINT64_MAX &&
+                 disk->commit.ops.items[staged->op_index].applied;
+    struct kvl_entry *old = entry_at(disk, staged->from);
+    bool live = old != NULL && old->live;
+    if (!moved && old != NULL)
+        old->moved_to = 0;
+    if (moved && kvl_segment_add(staged->batch->segment, &staged->block)) {
+        struct kvl_segment *segment = staged->batch->segment;
+        if (live)
+            kvl_disk_notify(disk, &staged->block.record.key, staged->block.location, true);
+        else
+            kvl_segment_kill(segment, &segment->entries[segment->entry_count - 1]);
+        atomic_fetch_add(&disk->carried_bytes, staged->record_bytes);
+    }
+    kvl_disk_carried(disk, staged, moved);
+}
+
+static void publish_batch(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
+    for (uint32_t i = 0; i < batch->staged_count; i++) {
+        struct kvl_disk_staged *staged = &batch->staged[i];
+        if (staged->request != NULL)
+            publish_store(disk, staged);
+        else if (staged->from != 0)
+            publish_carried(disk, staged);
+    }
+    if (!kvl_disk_probe_begin(disk, batch))
+        kvl_disk_batch_release(batch);
+}
+
+/* Ends the transaction, whatever its status: stores complete, batches are free again. */
+static void publish(struct kvl_disk *disk) {
+    struct kvl_disk_commit *commit = &disk->commit;
+    struct kvl_disk_batch *batch = commit->batches;
+    while (batch != NULL) {
+        struct kvl_disk_batch *next = batch->next;
+        for (uint32_t i = 0; commit->status != KVL_OK && i < batch->staged_count; i++) {
+            if (batch->staged[i].status == KVL_OK)
+                batch->staged[i].status = commit->status;
+        }
+        publish_batch(disk, batch);
+        batch = next;
+    }
+    if (commit->status != KVL_OK) {
+        KVL_ERROR(disk->log, "disk index commit failed status=%s ops=%llu",
+            kvl_err_name(commit->status), (unsigned long long)commit->ops.count);
+        disk->index_status = commit->status;
+    }
+    commit->batches = NULL;
+    commit->attempts = 0;
+    kvl_disk_ops_clear(disk, &commit->ops);
+}
+
+static void send(struct kvl_disk *disk) {
+    disk->commit.busy = true;
+    disk->commit_parked = false;
+    disk->commit.attempts++;
+    kvl_mailbox_post(&disk->index_inbox, &disk->commit.node);
+}
+
+/* The map is full and nothing can be evicted: without its new blocks, a transaction may fit. */
+void kvl_disk_commit_strip(struct kvl_disk *disk) {
+    struct kvl_disk_commit *commit = &disk->commit;
+    uint64_t kept = 0;
+    for (struct kvl_disk_batch *batch = commit->batches; batch != NULL; batch = batch->next) {
+        for (uint32_t i = 0; i < batch->staged_count; i++) {
+            batch->staged[i].op_index = UINT64_MAX;
+            if (batch->staged[i].status == KVL_OK)
+                batch->staged[i].status = KVL_ERR_NOSPC;
+        }
+    }
+    for (uint64_t i = 0; i < commit->ops.count; i++) {
+        enum kvl_index_op_kind kind = commit->ops.items[i].kind;
+        if (kind != KVL_INDEX_PUT && kind != KVL_INDEX_MOVE && kind != KVL_INDEX_TOUCH)
+            commit->ops.items[kept++] = commit->ops.items[i];
+    }
+    commit->ops.count = kept;
+    commit->attempts = UINT32_MAX - 1;
+    if (kept > 0) {
+        send(disk);
+        return;
+    }
+    disk->commit_parked = false;
+    commit->status = KVL_OK;
+    publish(disk);
+}
+
+void kvl_disk_commit_done(struct kvl_disk *disk) {
+    struct kvl_disk_commit *commit = &disk->commit;
+    commit->busy = false;
+    disk->index_permille = commit->usage_permille;
+    if (commit->status == KVL_ERR_NOSPC && commit->attempts != UINT32_MAX) {
+        disk->commit_parked = true;
+        disk->reclaim.futile = false;
+        if (commit->attempts >= 8 || disk->reclaim.state == KVL_RECLAIM_CARRYING)
+            kvl_disk_commit_strip(disk);
+        return;
+    }
+    publish(disk);
+}
+
+static bool due(const struct kvl_disk *disk) {
+    if (disk->batch_head != NULL && disk->batch_head->state == KVL_BATCH_READY)
+        return true;
+    return disk->pending.count > 0 &&
+           (disk->flushes != NULL ||
+               kvl_clock_ns() >= disk->pending.since_ns + disk->persist_ns / 2);
+}
+
+static uint64_t ready_records(const struct kvl_disk *disk) {
+    uint64_t count = 0;
+    for (const struct kvl_disk_batch *batch = disk->batch_head;
+         batch != NULL && batch->state == KVL_BATCH_READY; batch = batch->next)
+        count += batch->staged_count;
+    return count;
+}
+
+static void take_ready_batches(struct kvl_disk *disk) {
+    struct kvl_disk_batch **tail = &disk->commit.batches;
+    while (disk->batch_head != NULL && disk->batch_head->state == KVL_BATCH_READY) {
+        struct kvl_disk_batch *batch = disk->batch_head;
+        disk->batch_head = batch->next;
+        if (disk->batch_head == NULL)
+            disk->batch_tail = &disk->batch_head;
+        batch->next = NULL;
+        *tail = batch;
+        tail = &batch->next;
+        add_batch(disk, batch);
+    }
+}
+
+/* A parked transaction goes again once a reclaim made room; reclaim.c says when. */
+bool kvl_disk_commit_advance(struct kvl_disk *disk) {
+    struct kvl_disk_commit *commit = &disk->commit;
+    if (commit->busy)
+        return false;
+    if (disk->commit_parked) {
+        if (disk->reclaim.state != KVL_RECLAIM_IDLE || !disk->reclaim.made_room)
+            return false;
+        disk->reclaim.made_room = false;
+        send(disk);
+        return true;
+    }
+    if (!disk->loaded || !due(disk) || !reserve_ops(&disk->pending, ready_records(disk)))
+        return false;
+    struct kvl_disk_ops unused = commit->ops;
+    commit->ops = disk->pending;
+    disk->pending = unused;
+    disk->pending.first_sequence = UINT64_MAX;
+    take_ready_batches(disk);
+    add_touches(disk);
+    commit->status = KVL_OK;
+    if (commit->ops.count > 0)
+        send(disk);
+    else
+        publish(disk);
+    return true;
+}

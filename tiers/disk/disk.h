@@ -1,0 +1,432 @@
+/* disk.h - the inside of the disk tier: its threads, their queues and the state each owns.
+ *
+ *   owner  --inbox-->  disk thread  --index inbox-->  index thread (LMDB)
+ *     ^---outbox---'      |     ^-----inbox-------------'
+ *                    io backend, codec workers
+ *
+ * A store:  queue -> staged in a batch, encoded by a worker -> placed behind the segment's last
+ *           record -> written -> data synced -> one synced index transaction -> complete.
+ * Batches move through these states in order; only the oldest may be placed, synced, committed. */
+#ifndef KVL_DISK_H
+#define KVL_DISK_H
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdatomic.h>
+
+#include "codec_pool.h"
+#include "disk_dir.h"
+#include "disk_tier.h"
+#include "index.h"
+#include "io_backend.h"
+#include "mailbox.h"
+#include "record.h"
+#include "segment.h"
+#include "workers.h"
+
+#define KVL_DISK_REQUESTS 4096u
+#define KVL_DISK_LOADS 32u
+#define KVL_DISK_BATCHES 3u
+#define KVL_DISK_BATCH_BYTES (16ull << 20)
+#define KVL_DISK_WRITE_BYTES (2ull << 20)
+#define KVL_DISK_WRITES 4u /* in flight; 1 while reads are */
+#define KVL_DISK_BOUNCE_BYTES (2ull << 20)
+#define KVL_DISK_BOUNCES_MAX 16u
+#define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */
+#define KVL_DISK_FOUND_BLOCKS 512u
+#define KVL_DISK_FOUND_MAX 64u           /* chunks on their way to the owner at start */
+#define KVL_DISK_TOUCH_NS 60000000000ull /* coarseness of the saved last use */
+#define KVL_DISK_OPS_PER_COMMIT 512u     /* deletes of a reclaim, per transaction */
+
+enum kvl_disk_node {
+    /* inbox of the disk thread */
+    KVL_NODE_REQUEST,
+    KVL_NODE_OP,
+    KVL_NODE_FLUSH,
+    KVL_NODE_REGISTER,
+    KVL_NODE_WAKE,
+    /* between owner and disk thread, there and back */
+    KVL_NODE_ASK,
+    KVL_NODE_NOTICES,
+    /* between disk and index thread, there and back */
+    KVL_NODE_COMMIT,
+    KVL_NODE_PREPARE,
+    KVL_NODE_LOAD,
+    KVL_NODE_STOP,
+    /* from the index thread, through the disk thread, to the owner */
+    KVL_NODE_FOUND,
+    KVL_NODE_CATALOG,
+    /* outbox */
+    KVL_NODE_PROGRESS,
+    KVL_NODE_COMPLETE
+};
+
+struct kvl_disk;
+struct kvl_disk_batch;
+
+/* An io under way. From the owner's pool; the disk thread's between the two mailboxes. */
+struct kvl_disk_request {
+    struct kvl_node in, progress, complete;
+    struct kvl_io *io;
+    struct kvl_disk *disk;
+    uint64_t sequence;
+    uint64_t arrival_ns;
+    atomic_bool canceled;
+    atomic_uint frames_ready;
+    uint32_t frames_told; /* owner's */
+    kvl_err status;       /* this and the next two: valid once complete is posted */
+    uint64_t location;
+    uint64_t stored_bytes;
+    struct kvl_disk_request *next;
+};
+
+struct kvl_disk_request_list {
+    struct kvl_disk_request *head, **tail;
+    uint64_t count;
+};
+
+/* One index change on its way from the owner. */
+struct kvl_disk_op_node {
+    struct kvl_node node;
+    struct kvl_index_op op;
+    uint8_t data[];
+};
+
+struct kvl_disk_flush {
+    struct kvl_node node;
+    uint64_t sequence;
+    kvl_err status;
+    void (*done)(void *arg, kvl_err status); /* may be NULL */
+    void *arg;
+    struct kvl_disk_flush *next;
+};
+
+struct kvl_disk_register {
+    struct kvl_node node;
+    void *address;
+    uint64_t bytes;
+};
+
+struct kvl_disk_found {
+    struct kvl_node node;
+    uint32_t count;
+    struct kvl_index_block blocks[KVL_DISK_FOUND_BLOCKS];
+};
+
+struct kvl_disk_catalog_record {
+    struct kvl_node node;
+    enum kvl_catalog_kind kind;
+    uint32_t key_bytes, value_bytes;
+    uint8_t data[];
+};
+
+/* Start of the index thread's walk; comes back when it is over, then goes on to the owner. */
+struct kvl_disk_loading {
+    struct kvl_node node;
+    kvl_err status;
+    uint64_t bad;
+};
+
+struct kvl_disk_prepare {
+    struct kvl_node node;
+    struct kvl_index_segment segment;
+    kvl_err status;
+};
+
+/* "Which of these may not be lost?" */
+struct kvl_disk_ask {
+    struct kvl_node node;
+    uint64_t count;
+    struct {
+        struct kvl_key key;
+        uint32_t page;
+        bool keep;
+    } items[];
+};
+
+struct kvl_disk_notice {
+    struct kvl_key key;
+    uint64_t location;
+    bool moved;
+};
+
+/* Moved and lost blocks. ack: posted back once the owner has heard, so that what it asked for
+ * before, under old locations, is known to have arrived. */
+struct kvl_disk_notices {
+    struct kvl_node node;
+    bool ack;
+    uint64_t count;
+    struct kvl_disk_notice items[];
+};
+
+struct kvl_disk_ops {
+    struct kvl_index_op *items;
+    uint64_t count, capacity;
+    uint64_t bytes;          /* of catalog data */
+    uint64_t first_sequence; /* UINT64_MAX when there is none of the owner's */
+    uint64_t since_ns;
+};
+
+/* One index transaction. */
+struct kvl_disk_commit {
+    struct kvl_node node;
+    struct kvl_disk_ops ops;
+    struct kvl_disk_batch *batches; /* whose blocks it publishes, oldest first */
+    bool chunked;                   /* a reclaim's deletes: several transactions */
+    bool busy;
+    uint32_t attempts;
+    uint32_t usage_permille;
+    kvl_err status;
+};
+
+/* A record on its way to a segment: a new block, or one carried over from a reclaimed segment. */
+struct kvl_disk_staged {
+    struct kvl_job job;
+    struct kvl_disk_op op; /* carried: the read of the old record */
+    struct kvl_disk *disk;
+    struct kvl_disk_batch *batch;
+    struct kvl_disk_request *request; /* NULL: carried */
+    uint64_t from;                    /* carried: the old location */
+    struct kvl_index_block block;
+    uint64_t at_bytes; /* in the batch's memory */
+    uint64_t reserved_bytes;
+    uint64_t segment_generation;
+    uint64_t record_bytes;
+    uint64_t op_index; /* in the commit, UINT64_MAX none */
+    kvl_err status;
+    bool compress, sample;
+};
+
+enum kvl_disk_batch_state {
+    KVL_BATCH_UNUSED,
+    KVL_BATCH_FILLING,
+    KVL_BATCH_WRITING,
+    KVL_BATCH_SYNCING,
+    KVL_BATCH_READY,
+    KVL_BATCH_COMMITTING,
+    KVL_BATCH_PROBING
+};
+
+struct kvl_disk_batch {
+    struct kvl_disk *disk;
+    enum kvl_disk_batch_state state;
+    struct kvl_segment *segment;
+    uint8_t *base; /* registered; stays mapped while a larger record has memory of its own */
+    uint64_t base_bytes;
+    uint8_t *memory;
+    uint64_t memory_bytes;
+    uint64_t reserved_bytes; /* of memory, by records of the largest size */
+    uint64_t used_bytes;     /* once placed */
+    uint64_t offset_bytes;   /* in the segment, once placed */
+    uint64_t written_bytes;
+    uint64_t opened_ns;
+    uint64_t first_sequence;
+    uint32_t encoding; /* records not yet in memory */
+    uint32_t writing;  /* ops under way */
+    bool sealed;
+    kvl_err status;
+    struct kvl_disk_op ops[KVL_DISK_WRITES];
+    bool op_busy[KVL_DISK_WRITES];
+    struct kvl_disk_staged *staged;
+    uint32_t staged_count, staged_max;
+    struct kvl_disk_batch *next;
+};
+
+struct kvl_disk_load;
+
+struct kvl_disk_frame_job {
+    struct kvl_job job;
+    struct kvl_disk_load *load;
+    uint32_t first, count;
+    kvl_err status;
+};
+
+/* A LOAD under way. */
+struct kvl_disk_load {
+    struct kvl_disk *disk;
+    struct kvl_disk_request *request;
+    struct kvl_segment *segment;
+    uint32_t page;
+    uint64_t record_bytes;
+    bool direct;          /* frames read straight into the caller's buffer */
+    uint8_t *header_page; /* of its own */
+    uint8_t *bounce;      /* the whole record; NULL when direct */
+    int32_t bounce_slot;  /* -1: allocated for this load */
+    struct kvl_disk_op ops[2];
+    uint32_t reading, decoding;
+    uint32_t verified; /* leading frames */
+    bool frame_ok[KVL_FRAMES_MAX];
+    kvl_err status;
+    struct kvl_record_header header;
+    struct kvl_disk_frame_job jobs[KVL_FRAMES_MAX];
+    struct kvl_disk_load *next;
+};
+
+enum kvl_reclaim_state {
+    KVL_RECLAIM_IDLE,
+    KVL_RECLAIM_ASKING,
+    KVL_RECLAIM_CARRYING,
+    KVL_RECLAIM_DELETING,
+    KVL_RECLAIM_TELLING,
+    KVL_RECLAIM_RELEASING
+};
+
+struct kvl_disk_reclaim {
+    enum kvl_reclaim_state state;
+    struct kvl_segment *victim;
+    uint64_t number;     /* of this attempt to get a segment; see kvl_segment.tried */
+    uint64_t next_entry; /* to be carried */
+    uint32_t carrying;   /* staged, not yet committed */
+    bool carry_failed;
+    bool made_room;           /* since the parked commit was last tried */
+    bool futile;              /* nothing to be had until something changes */
+    struct kvl_segment *best; /* fewest kept bytes so far */
+    uint64_t best_kept_bytes;
+    struct kvl_disk_commit commit;
+};
+
+/* What AUTO measured, by element size 1, 2, 4. */
+struct kvl_codec_choice {
+    atomic_uint samples;
+    atomic_ullong raw_bytes, stored_bytes, decode_ns;
+    uint64_t staged; /* blocks since start */
+};
+
+struct kvl_disk {
+    struct kvl_tier tier; /* first */
+    struct kvl_catalog catalog;
+
+    /* Fixed at start. */
+    struct kvl_disk_options options;
+    struct kvl_disk_dir dir;
+    struct kvl_disk_plan plan;
+    struct kvl_log *log;
+    uint64_t persist_ns;
+    pthread_t disk_thread, index_thread;
+    bool disk_started, index_started;
+
+    /* Owner thread. */
+    struct kvl_disk_request *requests, *free_requests;
+    uint64_t inflight;
+
+    /* Any thread. */
+    struct kvl_mailbox inbox, outbox, index_inbox;
+    atomic_bool stopping;
+    atomic_ullong queued_bytes;
+    atomic_uint found_chunks;
+    atomic_ullong read_bytes, written_bytes, carried_bytes, loads, stores, errors, corrupt;
+    atomic_ullong used_bytes;
+    atomic_int codec_state;         /* enum kvl_disk_codec; AUTO: undecided */
+    atomic_ullong read_bytes_per_s; /* the disk's, as probed; 0 unknown */
+    struct kvl_codec_choice choices[3];
+    struct kvl_codec_pool codecs;
+
+    /* The index thread's, once it runs. */
+    struct kvl_index *index;
+
+    /* The disk thread's. */
+    struct kvl_io_backend *backend;
+    const char *io_name;
+    struct kvl_workers *workers;
+    struct kvl_segments segments;
+    struct kvl_segment *active;
+    bool loaded;
+    uint64_t sequence;
+    struct kvl_disk_request_list loads_waiting[3], stores_waiting;
+    struct kvl_disk_load *load_pool, *free_loads;
+    uint32_t loads_active;
+    uint8_t *header_pages, *bounce_memory;
+    uint32_t bounce_count, bounce_free_count, bounce_large;
+    uint32_t bounce_free[KVL_DISK_BOUNCES_MAX];
+    struct kvl_disk_batch batches[KVL_DISK_BATCHES];
+    struct kvl_disk_batch *batch_head, **batch_tail; /* oldest first */
+    uint32_t writes_active;
+    struct kvl_disk_ops pending; /* changes for the next commit */
+    struct kvl_disk_commit commit;
+    bool commit_parked; /* the map was full: waits for a reclaim */
+    kvl_err index_status;
+    struct kvl_disk_prepare prepare;
+    bool preparing;
+    uint64_t prepare_after_ns; /* the file system was full: not before */
+    bool want_segment;         /* stores wait for one */
+    uint64_t generation;       /* of the segment opened last */
+    uint32_t index_permille;
+    struct kvl_disk_reclaim reclaim;
+    struct kvl_disk_flush *flushes;
+    struct kvl_disk_op probe_ops[16];
+    uint64_t probe_since_ns;
+    uint32_t probing;
+    bool probed;
+    kvl_err start_status;
+    struct kvl_errmsg start_msg;
+    sem_t started;
+    struct kvl_node wake;
+};
+
+/* disk_start.c: opening what was left, evicting to a smaller capacity. */
+kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg);
+/* disk_memory.c */
+uint8_t *kvl_disk_map_memory(uint64_t bytes);
+kvl_err kvl_disk_memory_create(struct kvl_disk *disk);
+void kvl_disk_memory_destroy(struct kvl_disk *disk);
+void kvl_disk_memory_register(struct kvl_disk *disk);
+
+/* index_thread.c */
+void *kvl_disk_index_main(void *disk);
+/* disk_thread.c */
+void *kvl_disk_main(void *disk);
+kvl_err kvl_disk_backend_create(struct kvl_disk *disk, struct kvl_errmsg *msg);
+
+void kvl_disk_list_init(struct kvl_disk_request_list *list);
+void kvl_disk_list_push(struct kvl_disk_request_list *list, struct kvl_disk_request *request);
+void kvl_disk_list_push_front(struct kvl_disk_request_list *list, struct kvl_disk_request *request);
+struct kvl_disk_request *kvl_disk_list_pop(struct kvl_disk_request_list *list);
+
+/* Hands the request back to the owner. */
+void kvl_disk_complete(struct kvl_disk_request *request, kvl_err status);
+/* Tells the owner; a notice that cannot be allocated is dropped: a later LOAD says NOTFOUND. */
+void kvl_disk_notify(
+    struct kvl_disk *disk, const struct kvl_key *key, uint64_t location, bool moved);
+
+/* load.c */
+bool kvl_disk_loads_advance(struct kvl_disk *disk);
+/* stage.c: queue to placed batch. */
+bool kvl_disk_stage_advance(struct kvl_disk *disk);
+void kvl_disk_fail_waiting_stores(struct kvl_disk *disk, kvl_err status);
+void kvl_disk_seal(struct kvl_disk *disk);
+/* Whether a record of these bytes could be staged, now or once a batch is free. */
+bool kvl_disk_has_room(const struct kvl_disk *disk, uint64_t bytes, bool carrying);
+/* Stages the copy of a live entry; false: not now. */
+bool kvl_disk_stage_carried(
+    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_entry *entry);
+/* write.c: placed batch to ready. */
+bool kvl_disk_writes_advance(struct kvl_disk *disk);
+void kvl_disk_batch_release(struct kvl_disk_batch *batch);
+/* codec_choice.c: measures the disk, once, by reading back the first batch. */
+bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch);
+
+bool kvl_disk_codec_compress(struct kvl_disk *disk, const struct kvl_layout *layout, bool *sample);
+void kvl_disk_codec_sample(struct kvl_disk *disk, struct kvl_codec *codec,
+    const struct kvl_layout *layout, const uint8_t *payload, uint8_t *scratch);
+/* commit.c */
+struct kvl_index_op *kvl_disk_ops_add(struct kvl_disk_ops *ops);
+void kvl_disk_ops_clear(struct kvl_disk *disk, struct kvl_disk_ops *ops);
+bool kvl_disk_commit_advance(struct kvl_disk *disk);
+void kvl_disk_commit_done(struct kvl_disk *disk);
+void kvl_disk_commit_strip(struct kvl_disk *disk);
+void kvl_disk_delete_block(
+    struct kvl_disk *disk, const struct kvl_key *key, uint64_t location, uint64_t sequence);
+/* reclaim.c */
+bool kvl_disk_space_advance(struct kvl_disk *disk);
+void kvl_disk_account(struct kvl_disk *disk);
+void kvl_disk_drop_odd(struct kvl_disk *disk, struct kvl_segment *segment);
+void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *ask);
+void kvl_disk_reclaim_told(struct kvl_disk *disk);
+void kvl_disk_reclaim_committed(struct kvl_disk *disk);
+void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, bool moved);
+void kvl_disk_prepared(struct kvl_disk *disk);
+bool kvl_disk_at_cap(const struct kvl_disk *disk);
+/* Whether a store may take the last free segment, which otherwise is for carrying. */
+bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying);
+
+#endif

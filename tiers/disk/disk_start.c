@@ -1,0 +1,138 @@
+/* disk_start.c - what a start finds: index, segments, and a capacity that may be smaller now. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "disk.h"
+
+struct found_segments {
+    struct kvl_disk *disk;
+    struct kvl_index_op *missing; /* rows without a file */
+    uint64_t missing_count, missing_capacity;
+    kvl_err status;
+};
+
+static bool attach(void *arg, const struct kvl_index_segment *row) {
+    struct found_segments *found = arg;
+    kvl_err err = kvl_segments_attach(&found->disk->segments, row);
+    if (row->generation > found->disk->generation)
+        found->disk->generation = row->generation;
+    if (err != KVL_ERR_NOTFOUND) {
+        found->status = err;
+        return err == KVL_OK;
+    }
+    if (found->missing_count == found->missing_capacity) {
+        uint64_t capacity = found->missing_capacity * 2 + 16;
+        struct kvl_index_op *missing = realloc(found->missing, capacity * sizeof(*found->missing));
+        if (missing == NULL) {
+            found->status = KVL_ERR_NOMEM;
+            return false;
+        }
+        found->missing = missing;
+        found->missing_capacity = capacity;
+    }
+    found->missing[found->missing_count++] =
+        (struct kvl_index_op){.kind = KVL_INDEX_SEGMENT_REMOVE, .segment = *row};
+    return true;
+}
+
+static kvl_err attach_all(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+    struct found_segments found = {.disk = disk, .status = KVL_OK};
+    uint64_t bad = 0;
+    kvl_err err = kvl_index_walk_segments(disk->index, attach, &found, &bad);
+    if (err == KVL_OK)
+        err = found.status;
+    if (err == KVL_OK && found.missing_count > 0) {
+        KVL_WARN(disk->log, "disk segments missing=%llu: their blocks are dropped",
+            (unsigned long long)found.missing_count);
+        err = kvl_index_commit(disk->index, found.missing, found.missing_count);
+    }
+    free(found.missing);
+    if (err != KVL_OK)
+        return kvl_fail(
+            msg, err, "%s: cannot open the segments: %s", disk->dir.path, kvl_err_text(err));
+    kvl_segments_remove_strangers(&disk->segments);
+    return KVL_OK;
+}
+
+static bool in_dropped_segment(void *arg, const struct kvl_index_block *block) {
+    const struct kvl_disk *disk = arg;
+    const struct kvl_segment *segment =
+        kvl_segments_find(&disk->segments, kvl_location_segment(block->location));
+    return segment == NULL || segment->state == KVL_SEGMENT_RECLAIMING;
+}
+
+/* Marks the oldest until the rest fits; returns how many. */
+static uint32_t mark_excess(struct kvl_disk *disk) {
+    uint64_t left_bytes = disk->segments.total_bytes;
+    uint32_t marked = 0;
+    while (left_bytes > kvl_disk_plan_segments_bytes(&disk->plan)) {
+        struct kvl_segment *oldest = NULL;
+        for (uint32_t id = 0; id < disk->segments.slots; id++) {
+            struct kvl_segment *segment = disk->segments.items[id];
+            if (segment != NULL && segment->state != KVL_SEGMENT_RECLAIMING &&
+                (oldest == NULL || segment->generation < oldest->generation))
+                oldest = segment;
+        }
+        oldest->state = KVL_SEGMENT_RECLAIMING;
+        left_bytes -= oldest->bytes;
+        marked++;
+    }
+    return marked;
+}
+
+/* Blocks first, then the row, then the file: a cut in between leaves nothing dangling. */
+static kvl_err drop_marked(struct kvl_disk *disk) {
+    kvl_err err = kvl_index_drop_blocks(disk->index, in_dropped_segment, disk);
+    for (uint32_t id = 0; err == KVL_OK && id < disk->segments.slots; id++) {
+        struct kvl_segment *segment = disk->segments.items[id];
+        if (segment == NULL || segment->state != KVL_SEGMENT_RECLAIMING)
+            continue;
+        struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_REMOVE, .segment.id = id};
+        err = kvl_index_commit(disk->index, &op, 1);
+        if (err == KVL_OK) {
+            kvl_segments_detach(&disk->segments, segment);
+            err = kvl_segment_file_remove(disk->segments.directory_fd, id);
+        }
+    }
+    return err;
+}
+
+static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+    uint32_t excess = mark_excess(disk);
+    kvl_err err = KVL_OK;
+    if (excess > 0) {
+        KVL_INFO(disk->log, "disk capacity is smaller now: evicting segments=%u", excess);
+        err = drop_marked(disk);
+    }
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "%s: cannot evict to the smaller capacity: %s", disk->dir.path,
+            kvl_err_text(err));
+    if (kvl_index_file_bytes(disk->index) <= disk->plan.map_bytes)
+        return KVL_OK;
+    err = kvl_index_compact(&disk->index, msg);
+    if (err != KVL_OK)
+        return err;
+    if (kvl_index_file_bytes(disk->index) > disk->plan.map_bytes)
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "%s: the index needs %llu bytes, a capacity of %llu leaves it %llu; the smallest that "
+            "works is %llu",
+            disk->dir.path, (unsigned long long)kvl_index_file_bytes(disk->index),
+            (unsigned long long)disk->plan.capacity_bytes, (unsigned long long)disk->plan.map_bytes,
+            (unsigned long long)kvl_index_file_bytes(disk->index) * 33);
+    return KVL_OK;
+}
+
+kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+    disk->segments.directory_fd = disk->dir.segments_fd;
+    disk->segments.direct = disk->dir.direct && disk->options.io != KVL_DISK_IO_BUFFERED;
+    if (!disk->dir.direct && disk->options.io != KVL_DISK_IO_BUFFERED)
+        kvl_log_fallback(disk->log, "disk io is buffered: %s refuses O_DIRECT", disk->dir.path);
+    kvl_err err = kvl_index_open(disk->dir.index_path, disk->plan.map_bytes, &disk->index, msg);
+    if (err == KVL_OK)
+        err = attach_all(disk, msg);
+    if (err == KVL_OK)
+        err = fit_capacity(disk, msg);
+    kvl_disk_account(disk);
+    disk->index_permille = err == KVL_OK ? kvl_index_usage_permille(disk->index) : 0;
+    return err;
+}

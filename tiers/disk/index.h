@@ -1,0 +1,96 @@
+/* index.h - the LMDB index: what is on disk and where, segments, and the user's catalog.
+ *
+ * Databases in DIR/index/data.mdb, values little-endian:
+ *   meta      "format"         u32 version of the whole directory
+ *   blocks    key 32           u64 generation | u64 content hash | u64 location | u64 stored bytes
+ * | u64 last use, wall ns | parent 32 | u32 namespace id | u32 tokens | u32 flags (1: raw) | zero 4
+ * | u64 checksum        (96 bytes) segments  u32be id         u64 bytes | u64 generation | u64
+ * checksum         (24 bytes) catalog.N the user's key   the user's value | u64 checksum (N:
+ * catalog kind) A checksum is XXH3-64 over the key and everything before it. What does not pass is
+ * skipped and counted, never used.
+ *
+ * Threads: one at a time; the index thread after start. Every call may block on the disk. */
+#ifndef KVL_DISK_INDEX_H
+#define KVL_DISK_INDEX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block.h"
+#include "catalog.h"
+
+#define KVL_DISK_FORMAT 1u
+/* Above this share of the map, blocks are evicted; the rest is for deletes, which need pages. */
+#define KVL_INDEX_PRESSURE_PERMILLE 850u
+
+struct kvl_index;
+
+struct kvl_index_block {
+    struct kvl_block_record record;
+    uint64_t location;
+    uint64_t stored_bytes;
+    uint64_t last_use_wall_ns;
+    bool raw; /* every frame is stored as it is */
+};
+
+struct kvl_index_segment {
+    uint32_t id;
+    uint64_t bytes;
+    uint64_t generation;
+};
+
+enum kvl_index_op_kind {
+    KVL_INDEX_PUT,    /* block, replacing any other of its key */
+    KVL_INDEX_MOVE,   /* to block.location, if it still is at old_location */
+    KVL_INDEX_DELETE, /* if it still is at old_location */
+    KVL_INDEX_TOUCH,  /* block.last_use_wall_ns, if it still is at old_location */
+    KVL_INDEX_CATALOG_PUT,
+    KVL_INDEX_CATALOG_REMOVE,
+    KVL_INDEX_SEGMENT_PUT,
+    KVL_INDEX_SEGMENT_REMOVE
+};
+
+struct kvl_index_op {
+    enum kvl_index_op_kind kind;
+    bool applied; /* out: the condition held */
+    struct kvl_index_block block;
+    uint64_t old_location;
+    struct kvl_index_segment segment;
+    enum kvl_catalog_kind catalog_kind;
+    uint32_t key_bytes, value_bytes;
+    uint8_t *data; /* catalog key, then value; borrowed */
+};
+
+/* Errors: VERSION (a newer format), CORRUPT (damaged: says what to do), PERM, NOSPC, IO. */
+KVL_MUST_CHECK kvl_err kvl_index_open(
+    const char *directory, uint64_t map_bytes, struct kvl_index **out, struct kvl_errmsg *msg);
+void kvl_index_close(struct kvl_index *index); /* NULL is fine */
+
+/* One synced transaction: all or nothing. NOSPC: the map or the file system is full. */
+KVL_MUST_CHECK kvl_err kvl_index_commit(
+    struct kvl_index *index, struct kvl_index_op *ops, uint64_t count);
+
+/* Used pages, in permille of the map. */
+uint32_t kvl_index_usage_permille(struct kvl_index *index);
+/* Bytes of the file; above the map when the capacity was made smaller. */
+uint64_t kvl_index_file_bytes(struct kvl_index *index);
+
+/* Walks end early when visit returns false. bad: entries skipped for their checksum. */
+typedef bool (*kvl_index_visit_block)(void *arg, const struct kvl_index_block *block);
+typedef bool (*kvl_index_visit_segment)(void *arg, const struct kvl_index_segment *segment);
+typedef bool (*kvl_index_visit_catalog)(void *arg, enum kvl_catalog_kind kind, const void *key,
+    uint32_t key_bytes, const void *value, uint32_t value_bytes);
+KVL_MUST_CHECK kvl_err kvl_index_walk_segments(
+    struct kvl_index *index, kvl_index_visit_segment visit, void *arg, uint64_t *bad);
+KVL_MUST_CHECK kvl_err kvl_index_walk_catalog(
+    struct kvl_index *index, kvl_index_visit_catalog visit, void *arg, uint64_t *bad);
+KVL_MUST_CHECK kvl_err kvl_index_walk_blocks(
+    struct kvl_index *index, kvl_index_visit_block visit, void *arg, uint64_t *bad);
+
+/* Deletes every block for which drop says true, in transactions of bounded size. */
+KVL_MUST_CHECK kvl_err kvl_index_drop_blocks(
+    struct kvl_index *index, kvl_index_visit_block drop, void *arg);
+/* Rewrites the file without free pages and reopens it. The handle stays valid unless this fails. */
+KVL_MUST_CHECK kvl_err kvl_index_compact(struct kvl_index **index, struct kvl_errmsg *msg);
+
+#endif

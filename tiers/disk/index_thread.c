@@ -1,0 +1,133 @@
+/* index_thread.c - the only caller of LMDB once the tier runs: walks at start, then commits. */
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "disk.h"
+
+struct walk_state {
+    struct kvl_disk *disk;
+    struct kvl_disk_found *chunk;
+    kvl_err status;
+};
+
+/* The owner takes chunks at its own pace; what is on its way is bounded. */
+static void wait_for_owner(struct kvl_disk *disk) {
+    while (atomic_load(&disk->found_chunks) >= KVL_DISK_FOUND_MAX && !atomic_load(&disk->stopping))
+        poll(NULL, 0, 1);
+}
+
+static void send_chunk(struct walk_state *state) {
+    if (state->chunk == NULL)
+        return;
+    wait_for_owner(state->disk);
+    atomic_fetch_add(&state->disk->found_chunks, 1);
+    kvl_mailbox_post(&state->disk->inbox, &state->chunk->node);
+    state->chunk = NULL;
+}
+
+static bool send_block(void *arg, const struct kvl_index_block *block) {
+    struct walk_state *state = arg;
+    if (state->chunk == NULL) {
+        state->chunk = malloc(sizeof(*state->chunk));
+        if (state->chunk == NULL) {
+            state->status = KVL_ERR_NOMEM;
+            return false;
+        }
+        state->chunk->node = (struct kvl_node){.kind = KVL_NODE_FOUND};
+        state->chunk->count = 0;
+    }
+    state->chunk->blocks[state->chunk->count++] = *block;
+    if (state->chunk->count == KVL_DISK_FOUND_BLOCKS)
+        send_chunk(state);
+    return !atomic_load(&state->disk->stopping);
+}
+
+static bool send_catalog(void *arg, enum kvl_catalog_kind kind, const void *key, uint32_t key_bytes,
+    const void *value, uint32_t value_bytes) {
+    struct walk_state *state = arg;
+    struct kvl_disk_catalog_record *record =
+        malloc(sizeof(*record) + (uint64_t)key_bytes + value_bytes);
+    if (record == NULL) {
+        state->status = KVL_ERR_NOMEM;
+        return false;
+    }
+    record->node = (struct kvl_node){.kind = KVL_NODE_CATALOG};
+    record->kind = kind;
+    record->key_bytes = key_bytes;
+    record->value_bytes = value_bytes;
+    memcpy(record->data, key, key_bytes);
+    memcpy(record->data + key_bytes, value, value_bytes);
+    kvl_mailbox_post(&state->disk->inbox, &record->node);
+    return !atomic_load(&state->disk->stopping);
+}
+
+static void load(struct kvl_disk *disk, struct kvl_disk_loading *loading) {
+    struct walk_state state = {.disk = disk, .status = KVL_OK};
+    kvl_err err = kvl_index_walk_catalog(disk->index, send_catalog, &state, &loading->bad);
+    if (err == KVL_OK && state.status == KVL_OK)
+        err = kvl_index_walk_blocks(disk->index, send_block, &state, &loading->bad);
+    send_chunk(&state);
+    loading->status = err != KVL_OK ? err : state.status;
+}
+
+static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
+    uint64_t step = commit->chunked ? KVL_DISK_OPS_PER_COMMIT : commit->ops.count;
+    commit->status = KVL_OK;
+    for (uint64_t at = 0; at < commit->ops.count && commit->status == KVL_OK; at += step) {
+        uint64_t left = commit->ops.count - at;
+        commit->status =
+            kvl_index_commit(disk->index, commit->ops.items + at, left < step ? left : step);
+    }
+    commit->usage_permille = kvl_index_usage_permille(disk->index);
+}
+
+/* The file first, then the row: a file without a row is removed at the next start. */
+static void prepare(struct kvl_disk *disk, struct kvl_disk_prepare *prepare) {
+    struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT, .segment = prepare->segment};
+    int directory_fd = disk->dir.segments_fd;
+    prepare->status =
+        kvl_segment_file_create(directory_fd, prepare->segment.id, prepare->segment.bytes);
+    if (prepare->status != KVL_OK)
+        return;
+    prepare->status = kvl_index_commit(disk->index, &op, 1);
+    if (prepare->status != KVL_OK &&
+        kvl_segment_file_remove(directory_fd, prepare->segment.id) != KVL_OK)
+        KVL_WARN(disk->log, "disk segment=%u file stays behind", prepare->segment.id);
+}
+
+static bool handle(struct kvl_disk *disk, struct kvl_node *node) {
+    switch (node->kind) {
+    case KVL_NODE_LOAD:
+        load(disk, kvl_container_of(node, struct kvl_disk_loading, node));
+        break;
+    case KVL_NODE_COMMIT:
+        commit(disk, kvl_container_of(node, struct kvl_disk_commit, node));
+        break;
+    case KVL_NODE_PREPARE:
+        prepare(disk, kvl_container_of(node, struct kvl_disk_prepare, node));
+        break;
+    default:
+        return false;
+    }
+    kvl_mailbox_post(&disk->inbox, node);
+    return true;
+}
+
+void *kvl_disk_index_main(void *arg) {
+    struct kvl_disk *disk = arg;
+    struct pollfd wait = {.fd = disk->index_inbox.fd, .events = POLLIN};
+    bool running = true;
+    pthread_setname_np(pthread_self(), "kvl-index");
+    while (running) {
+        struct kvl_node *node = kvl_mailbox_take(&disk->index_inbox);
+        if (node == NULL)
+            poll(&wait, 1, -1);
+        while (node != NULL) {
+            struct kvl_node *next = node->next;
+            running = handle(disk, node) && running;
+            node = next;
+        }
+    }
+    return NULL;
+}

@@ -1,0 +1,389 @@
+/* reclaim.c - where the next segment comes from: a new file below the cap, or an old segment.
+ *
+ * Reclaim, one segment at a time:
+ *   ASKING     the owner says which of its blocks may not be lost
+ *   CARRYING   those are copied behind the newest records, and the index moved to the copies
+ *   DELETING   the index forgets the others and notes the segment's new generation: committed
+ *   TELLING    the owner heard, so nothing it asked for under an old location is still to come
+ *   RELEASING  reads under way end; only then may the bytes be used again
+ *
+ * At the cap the last free segment is kept for carrying; without it pinned blocks would block
+ * everything. The victim is the segment with nothing live, or the one used longest ago on the
+ * average, weighted with how much of it is live. */
+#include <stdlib.h>
+
+#include "clock.h"
+#include "disk.h"
+
+#define PREPARE_RETRY_NS 2000000000ull
+
+static uint64_t used_bytes(const struct kvl_disk *disk) {
+    return disk->segments.total_bytes + disk->plan.map_bytes + disk->plan.overhead_bytes;
+}
+
+void kvl_disk_account(struct kvl_disk *disk) {
+    atomic_store(&disk->used_bytes, used_bytes(disk));
+}
+
+bool kvl_disk_at_cap(const struct kvl_disk *disk) {
+    return used_bytes(disk) + disk->plan.segment_bytes > disk->plan.capacity_bytes ||
+           kvl_clock_ns() < disk->prepare_after_ns;
+}
+
+bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying) {
+    uint32_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
+    bool spare = !carrying && disk->segments.count >= 2 && kvl_disk_at_cap(disk);
+    return unused > (spare ? 1u : 0u);
+}
+
+static bool prepare_one_ahead(struct kvl_disk *disk) {
+    if (disk->preparing || kvl_disk_at_cap(disk) ||
+        kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) > 0)
+        return false;
+    disk->prepare.node.kind = KVL_NODE_PREPARE;
+    disk->prepare.segment = (struct kvl_index_segment){
+        .id = kvl_segments_unused_id(&disk->segments),
+        .bytes = disk->plan.segment_bytes,
+        .generation = ++disk->generation,
+    };
+    disk->preparing = true;
+    kvl_mailbox_post(&disk->index_inbox, &disk->prepare.node);
+    return true;
+}
+
+void kvl_disk_prepared(struct kvl_disk *disk) {
+    kvl_err status = disk->prepare.status;
+    disk->preparing = false;
+    if (status == KVL_OK)
+        status = kvl_segments_attach(&disk->segments, &disk->prepare.segment);
+    kvl_disk_account(disk);
+    if (status == KVL_OK)
+        return;
+    if (disk->prepare_after_ns == 0)
+        KVL_WARN(disk->log, "disk cannot add a segment: %s; recycling those it has",
+            kvl_err_text(status));
+    disk->prepare_after_ns = kvl_clock_ns() + PREPARE_RETRY_NS;
+}
+
+/* Lower is a better victim. */
+static double value_of(const struct kvl_segment *segment) {
+    double sum = 0, live = 0;
+    if (segment->live_bytes == 0)
+        return 0;
+    for (uint64_t i = 0; i < segment->entry_count; i++) {
+        if (!segment->entries[i].live)
+            continue;
+        sum += (double)segment->entries[i].last_use_wall_ns;
+        live += 1;
+    }
+    double age = (double)kvl_clock_wall_ns() - sum / live;
+    double share = (double)segment->live_bytes / (double)segment->bytes;
+    return share / (1 + (age > 0 ? age : 0));
+}
+
+/* wait: one may become a victim once its batches are committed. */
+static struct kvl_segment *choose_victim(struct kvl_disk *disk, bool *wait) {
+    struct kvl_segment *best = NULL;
+    double best_value = 0;
+    for (uint32_t id = 0; id < disk->segments.slots; id++) {
+        struct kvl_segment *segment = disk->segments.items[id];
+        if (segment == NULL || segment->state != KVL_SEGMENT_FULL ||
+            segment->tried == disk->reclaim.number)
+            continue;
+        if (segment->batches > 0) {
+            *wait = true;
+            continue;
+        }
+        double value = value_of(segment);
+        if (best == NULL || value < best_value) {
+            best = segment;
+            best_value = value;
+        }
+    }
+    return best;
+}
+
+static bool ask(struct kvl_disk *disk, struct kvl_segment *victim) {
+    struct kvl_disk_ask *question = NULL;
+    uint64_t bytes = sizeof(*question) + victim->entry_count * sizeof(question->items[0]);
+    question = malloc(bytes);
+    if (question == NULL)
+        return false;
+    question->node = (struct kvl_node){.kind = KVL_NODE_ASK};
+    question->count = 0;
+    for (uint64_t i = 0; i < victim->entry_count; i++) {
+        victim->entries[i].keep = false;
+        if (!victim->entries[i].live)
+            continue;
+        question->items[question->count].key = victim->entries[i].key;
+        question->items[question->count].page = victim->entries[i].page;
+        question->items[question->count++].keep = false;
+    }
+    kvl_mailbox_post(&disk->outbox, &question->node);
+    return true;
+}
+
+static void start_deleting(struct kvl_disk *disk) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    struct kvl_segment *victim = reclaim->victim;
+    struct kvl_index_op *op = NULL;
+    reclaim->state = KVL_RECLAIM_DELETING;
+    reclaim->commit.node.kind = KVL_NODE_COMMIT;
+    reclaim->commit.chunked = true;
+    reclaim->commit.status = KVL_OK;
+    kvl_disk_ops_clear(disk, &reclaim->commit.ops);
+    /* Dead ones too: their own deletions may not be committed yet. */
+    for (uint64_t i = 0; i < victim->entry_count; i++) {
+        op = kvl_disk_ops_add(&reclaim->commit.ops);
+        if (op == NULL)
+            break;
+        op->kind = KVL_INDEX_DELETE;
+        op->block.record.key = victim->entries[i].key;
+        op->old_location =
+            kvl_location_make(victim->id, (uint64_t)victim->entries[i].page * KVL_PAGE_BYTES);
+    }
+    op = kvl_disk_ops_add(&reclaim->commit.ops);
+    if (op == NULL || reclaim->commit.ops.count != victim->entry_count + 1) {
+        reclaim->commit.status = KVL_ERR_NOMEM;
+        kvl_disk_reclaim_committed(disk);
+        return;
+    }
+    op->kind = KVL_INDEX_SEGMENT_PUT;
+    op->segment = (struct kvl_index_segment){victim->id, victim->bytes, ++disk->generation};
+    kvl_mailbox_post(&disk->index_inbox, &reclaim->commit.node);
+}
+
+/* Nothing to be had: those who wait for it are told, and nobody tries again until it makes sense.
+ */
+static void give_up(struct kvl_disk *disk) {
+    disk->reclaim.state = KVL_RECLAIM_IDLE;
+    disk->reclaim.victim = NULL;
+    disk->reclaim.futile = true;
+    if (disk->commit_parked)
+        kvl_disk_commit_strip(disk);
+    if (disk->want_segment || disk->index_permille > KVL_INDEX_PRESSURE_PERMILLE)
+        kvl_disk_fail_waiting_stores(disk, KVL_ERR_NOSPC);
+}
+
+static void start_carrying(struct kvl_disk *disk, struct kvl_segment *victim) {
+    disk->reclaim.victim = victim;
+    disk->reclaim.state = KVL_RECLAIM_CARRYING;
+    disk->reclaim.next_entry = 0;
+    disk->reclaim.carrying = 0;
+    disk->reclaim.carry_failed = false;
+    victim->state = KVL_SEGMENT_RECLAIMING;
+}
+
+static bool pick(struct kvl_disk *disk) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    bool wait = false;
+    struct kvl_segment *victim = choose_victim(disk, &wait);
+    if (victim == NULL && wait) {
+        reclaim->state = KVL_RECLAIM_IDLE;
+        return false;
+    }
+    if (victim == NULL && reclaim->best != NULL) {
+        start_carrying(disk, reclaim->best);
+        reclaim->best = NULL;
+        return true;
+    }
+    if (victim == NULL) {
+        give_up(disk);
+        return true;
+    }
+    victim->tried = reclaim->number;
+    reclaim->victim = victim;
+    victim->state = KVL_SEGMENT_RECLAIMING;
+    reclaim->state = KVL_RECLAIM_ASKING;
+    if (victim->live_bytes == 0)
+        start_deleting(disk);
+    else if (!ask(disk, victim)) {
+        victim->state = KVL_SEGMENT_FULL;
+        give_up(disk);
+    }
+    return true;
+}
+
+static uint64_t carry_room(const struct kvl_disk *disk) {
+    uint64_t room = 0;
+    if (disk->active != NULL)
+        room = disk->active->bytes - disk->active->append_bytes - disk->active->reserved_bytes;
+    const struct kvl_segment *spare = kvl_segments_first_free(&disk->segments);
+    return spare == NULL ? room : room + spare->bytes;
+}
+
+void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *question) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    struct kvl_segment *victim = reclaim->victim;
+    uint64_t kept_bytes = 0;
+    for (uint64_t i = 0; i < question->count; i++) {
+        struct kvl_entry *entry = kvl_segment_at(victim, question->items[i].page);
+        entry->keep = question->items[i].keep;
+        if (entry->keep && entry->live)
+            kept_bytes += (uint64_t)entry->pages * KVL_PAGE_BYTES;
+    }
+    free(question);
+    if (kept_bytes <= victim->bytes / 2 && kept_bytes <= carry_room(disk)) {
+        start_carrying(disk, victim);
+        return;
+    }
+    /* Copying most of a segment gains little: another one first. */
+    victim->state = KVL_SEGMENT_FULL;
+    if (kept_bytes <= victim->bytes / 8 * 7 && kept_bytes <= carry_room(disk) &&
+        (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
+        reclaim->best = victim;
+        reclaim->best_kept_bytes = kept_bytes;
+    }
+    pick(disk);
+}
+
+static void carry_over(struct kvl_disk *disk) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    struct kvl_segment *victim = reclaim->victim;
+    while (reclaim->next_entry < victim->entry_count && !reclaim->carry_failed) {
+        struct kvl_entry *entry = &victim->entries[reclaim->next_entry];
+        uint64_t bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
+        if (entry->live && entry->keep && entry->moved_to == 0) {
+            if (!kvl_disk_has_room(disk, bytes, true)) {
+                reclaim->carry_failed = true;
+                break;
+            }
+            if (!kvl_disk_stage_carried(disk, victim, entry))
+                return;
+            reclaim->carrying++;
+        }
+        reclaim->next_entry++;
+    }
+    if (reclaim->carrying > 0)
+        return;
+    if (!reclaim->carry_failed) {
+        start_deleting(disk);
+        return;
+    }
+    victim->state = KVL_SEGMENT_FULL;
+    give_up(disk);
+}
+
+void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, bool moved) {
+    struct kvl_segment *victim = disk->reclaim.victim;
+    disk->reclaim.carrying--;
+    if (moved || victim == NULL)
+        return;
+    struct kvl_entry *entry = kvl_segment_at(victim, kvl_location_page(staged->from));
+    if (entry == NULL || !entry->live)
+        return; /* discarded meanwhile: nothing to keep */
+    if (staged->status == KVL_OK || staged->status == KVL_ERR_CORRUPT)
+        entry->keep = false; /* replaced meanwhile, or bad on disk: there is nothing to carry */
+    else
+        disk->reclaim.carry_failed = true;
+}
+
+static void tell_lost(struct kvl_disk *disk) {
+    struct kvl_segment *victim = disk->reclaim.victim;
+    struct kvl_disk_notices *notices =
+        malloc(sizeof(*notices) + victim->entry_count * sizeof(struct kvl_disk_notice));
+    disk->reclaim.state = KVL_RECLAIM_TELLING;
+    if (notices == NULL) {
+        KVL_ERROR(disk->log, "disk out of memory: evicted blocks are not announced");
+        disk->reclaim.state = KVL_RECLAIM_RELEASING;
+        return;
+    }
+    notices->node = (struct kvl_node){.kind = KVL_NODE_NOTICES};
+    notices->ack = true;
+    notices->count = 0;
+    for (uint64_t i = 0; i < victim->entry_count; i++) {
+        struct kvl_entry *entry = &victim->entries[i];
+        if (!entry->live || entry->moved_to != 0)
+            continue;
+        notices->items[notices->count++] = (struct kvl_disk_notice){.key = entry->key,
+            .location = kvl_location_make(victim->id, (uint64_t)entry->page * KVL_PAGE_BYTES)};
+    }
+    kvl_mailbox_post(&disk->outbox, &notices->node);
+}
+
+void kvl_disk_reclaim_committed(struct kvl_disk *disk) {
+    struct kvl_disk_commit *commit = &disk->reclaim.commit;
+    if (commit->status == KVL_OK) {
+        disk->index_permille = commit->usage_permille;
+        tell_lost(disk);
+        return;
+    }
+    KVL_ERROR(disk->log, "disk cannot evict: index status=%s", kvl_err_name(commit->status));
+    disk->reclaim.victim->state = KVL_SEGMENT_FULL;
+    give_up(disk);
+}
+
+void kvl_disk_reclaim_told(struct kvl_disk *disk) {
+    if (disk->reclaim.state == KVL_RECLAIM_TELLING)
+        disk->reclaim.state = KVL_RECLAIM_RELEASING;
+}
+
+/* An empty segment of another capacity's size gives its file back; its row goes with the next
+ * segment of its id, or at the next start. */
+void kvl_disk_drop_odd(struct kvl_disk *disk, struct kvl_segment *segment) {
+    uint32_t id = segment->id;
+    if (segment->bytes == disk->plan.segment_bytes)
+        return;
+    kvl_segments_detach(&disk->segments, segment);
+    if (kvl_segment_file_remove(disk->segments.directory_fd, id) != KVL_OK)
+        KVL_WARN(disk->log, "disk segment=%u file stays behind", id);
+    kvl_disk_account(disk);
+}
+
+static bool release(struct kvl_disk *disk) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    struct kvl_segment *victim = reclaim->victim;
+    if (victim->refs > 0)
+        return false;
+    struct kvl_disk_ops *ops = &reclaim->commit.ops;
+    kvl_segment_reset(victim, ops->items[ops->count - 1].segment.generation);
+    kvl_disk_ops_clear(disk, ops);
+    kvl_disk_drop_odd(disk, victim);
+    kvl_disk_account(disk);
+    reclaim->victim = NULL;
+    reclaim->state = KVL_RECLAIM_IDLE;
+    reclaim->made_room = true;
+    reclaim->futile = false;
+    return true;
+}
+
+/* A little before the active segment is full, so that stores need not wait. */
+static bool nearly_full(const struct kvl_disk *disk) {
+    const struct kvl_segment *active = disk->active;
+    return active != NULL && kvl_disk_at_cap(disk) &&
+           active->append_bytes + active->reserved_bytes > active->bytes / 8 * 7 &&
+           kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) < 2;
+}
+
+static bool needed(const struct kvl_disk *disk) {
+    if (disk->want_segment)
+        return !disk->preparing && !kvl_disk_may_take_segment(disk, false) && kvl_disk_at_cap(disk);
+    if (disk->commit_parked && !disk->commit.busy)
+        return !disk->reclaim.made_room;
+    if (disk->index_permille > KVL_INDEX_PRESSURE_PERMILLE && !disk->commit.busy)
+        return disk->stores_waiting.head != NULL || !disk->reclaim.futile;
+    return !disk->reclaim.futile && nearly_full(disk);
+}
+
+bool kvl_disk_space_advance(struct kvl_disk *disk) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    if (!disk->loaded)
+        return false;
+    bool progress = prepare_one_ahead(disk);
+    enum kvl_reclaim_state before = reclaim->state;
+    switch (before) {
+    case KVL_RECLAIM_IDLE:
+        if (!needed(disk))
+            return progress;
+        reclaim->number++;
+        reclaim->best = NULL;
+        return pick(disk) || progress;
+    case KVL_RECLAIM_CARRYING:
+        carry_over(disk);
+        return progress || reclaim->state != before;
+    case KVL_RECLAIM_RELEASING:
+        return release(disk) || progress;
+    default:
+        return progress;
+    }
+}

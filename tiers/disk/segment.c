@@ -1,0 +1,214 @@
+/* segment.c - segment files and their entries. */
+#include "segment.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define NAME_BYTES 24
+
+static void file_name(uint32_t id, char name[NAME_BYTES]) {
+    snprintf(name, NAME_BYTES, "%08u.seg", id);
+}
+
+static void destroy_segment(struct kvl_segment *segment) {
+    if (segment->fd >= 0)
+        close(segment->fd);
+    free(segment->entries);
+    free(segment);
+}
+
+void kvl_segments_deinit(struct kvl_segments *segments) {
+    for (uint32_t id = 0; id < segments->slots; id++) {
+        if (segments->items[id] != NULL)
+            destroy_segment(segments->items[id]);
+    }
+    free(segments->items);
+    segments->items = NULL;
+    segments->slots = 0;
+    segments->count = 0;
+}
+
+struct kvl_segment *kvl_segments_find(const struct kvl_segments *segments, uint32_t id) {
+    return id < segments->slots ? segments->items[id] : NULL;
+}
+
+uint32_t kvl_segments_unused_id(const struct kvl_segments *segments) {
+    uint32_t id = 1;
+    while (kvl_segments_find(segments, id) != NULL)
+        id++;
+    return id;
+}
+
+uint32_t kvl_segments_count_state(
+    const struct kvl_segments *segments, enum kvl_segment_state state) {
+    uint32_t count = 0;
+    for (uint32_t id = 0; id < segments->slots; id++)
+        count += segments->items[id] != NULL && segments->items[id]->state == state;
+    return count;
+}
+
+struct kvl_segment *kvl_segments_first_free(const struct kvl_segments *segments) {
+    for (uint32_t id = 0; id < segments->slots; id++) {
+        if (segments->items[id] != NULL && segments->items[id]->state == KVL_SEGMENT_FREE)
+            return segments->items[id];
+    }
+    return NULL;
+}
+
+static bool reserve_slot(struct kvl_segments *segments, uint32_t id) {
+    if (id < segments->slots)
+        return true;
+    uint32_t slots = id + 64;
+    struct kvl_segment **items = realloc(segments->items, slots * sizeof(*items));
+    if (items == NULL)
+        return false;
+    memset(items + segments->slots, 0, (slots - segments->slots) * sizeof(*items));
+    segments->items = items;
+    segments->slots = slots;
+    return true;
+}
+
+kvl_err kvl_segments_attach(struct kvl_segments *segments, const struct kvl_index_segment *known) {
+    char name[NAME_BYTES];
+    struct stat file;
+    if (known->id == 0 || known->id > 1u << 20 || kvl_segments_find(segments, known->id) != NULL)
+        return KVL_ERR_NOTFOUND;
+    if (!reserve_slot(segments, known->id))
+        return KVL_ERR_NOMEM;
+    file_name(known->id, name);
+    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (segments->direct ? O_DIRECT : 0);
+    int fd = openat(segments->directory_fd, name, flags);
+    if (fd < 0)
+        return errno == ENOENT ? KVL_ERR_NOTFOUND : kvl_err_from_errno(errno);
+    struct kvl_segment *segment = calloc(1, sizeof(*segment));
+    if (segment == NULL || fstat(fd, &file) != 0 || (uint64_t)file.st_size != known->bytes) {
+        kvl_err err = segment == NULL ? KVL_ERR_NOMEM : KVL_ERR_NOTFOUND;
+        free(segment);
+        close(fd);
+        return err;
+    }
+    segment->id = known->id;
+    segment->fd = fd;
+    segment->bytes = known->bytes;
+    segment->generation = known->generation;
+    segment->state = KVL_SEGMENT_FREE;
+    segments->items[known->id] = segment;
+    segments->count++;
+    segments->total_bytes += known->bytes;
+    return KVL_OK;
+}
+
+void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segment) {
+    segments->items[segment->id] = NULL;
+    segments->count--;
+    segments->total_bytes -= segment->bytes;
+    destroy_segment(segment);
+}
+
+bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block) {
+    if (segment->entry_count == segment->entry_capacity) {
+        uint64_t capacity = segment->entry_capacity == 0 ? 64 : segment->entry_capacity * 2;
+        struct kvl_entry *entries = realloc(segment->entries, capacity * sizeof(*entries));
+        if (entries == NULL)
+            return false;
+        segment->entries = entries;
+        segment->entry_capacity = capacity;
+    }
+    struct kvl_entry *entry = &segment->entries[segment->entry_count++];
+    *entry = (struct kvl_entry){
+        .key = block->record.key,
+        .generation = block->record.generation,
+        .last_use_wall_ns = block->last_use_wall_ns,
+        .saved_use_wall_ns = block->last_use_wall_ns,
+        .page = kvl_location_page(block->location),
+        .pages = (uint32_t)(block->stored_bytes / KVL_PAGE_BYTES),
+        .live = true,
+        .raw = block->raw,
+    };
+    segment->live_bytes += block->stored_bytes;
+    return true;
+}
+
+static int by_page(const void *left, const void *right) {
+    const struct kvl_entry *a = left, *b = right;
+    return (a->page > b->page) - (a->page < b->page);
+}
+
+void kvl_segment_sort(struct kvl_segment *segment) {
+    if (segment->entry_count > 1)
+        qsort(segment->entries, segment->entry_count, sizeof(struct kvl_entry), by_page);
+}
+
+struct kvl_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page) {
+    struct kvl_entry wanted = {.page = page};
+    if (segment->entry_count == 0)
+        return NULL;
+    return bsearch(
+        &wanted, segment->entries, segment->entry_count, sizeof(struct kvl_entry), by_page);
+}
+
+void kvl_segment_kill(struct kvl_segment *segment, struct kvl_entry *entry) {
+    if (!entry->live)
+        return;
+    entry->live = false;
+    segment->live_bytes -= (uint64_t)entry->pages * KVL_PAGE_BYTES;
+}
+
+void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation) {
+    segment->state = KVL_SEGMENT_FREE;
+    segment->generation = generation;
+    segment->append_bytes = 0;
+    segment->live_bytes = 0;
+    segment->entry_count = 0;
+}
+
+kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {
+    char name[NAME_BYTES];
+    file_name(id, name);
+    int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return kvl_err_from_errno(errno);
+    int error = posix_fallocate(fd, 0, (off_t)bytes);
+    if (error == 0 && fsync(fd) != 0)
+        error = errno;
+    close(fd);
+    if (error == 0 && fsync(directory_fd) != 0)
+        error = errno;
+    if (error != 0)
+        unlinkat(directory_fd, name, 0);
+    return error == 0 ? KVL_OK : kvl_err_from_errno(error);
+}
+
+kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id) {
+    char name[NAME_BYTES];
+    file_name(id, name);
+    if (unlinkat(directory_fd, name, 0) != 0 && errno != ENOENT)
+        return kvl_err_from_errno(errno);
+    return fsync(directory_fd) == 0 ? KVL_OK : kvl_err_from_errno(errno);
+}
+
+void kvl_segments_remove_strangers(const struct kvl_segments *segments) {
+    int fd = openat(segments->directory_fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *directory = fd < 0 ? NULL : fdopendir(fd);
+    if (directory == NULL) {
+        if (fd >= 0)
+            close(fd);
+        return;
+    }
+    struct dirent *found;
+    while ((found = readdir(directory)) != NULL) {
+        char *end = NULL;
+        unsigned long id = strtoul(found->d_name, &end, 10);
+        if (end == found->d_name || strcmp(end, ".seg") != 0)
+            continue;
+        if (id > UINT32_MAX || kvl_segments_find(segments, (uint32_t)id) == NULL)
+            unlinkat(segments->directory_fd, found->d_name, 0);
+    }
+    closedir(directory);
+}

@@ -1,0 +1,99 @@
+/* segment.h - segment files and, in RAM, what lies in each.
+ *
+ *   FREE -> ACTIVE (appended to) -> FULL -> RECLAIMING -> FREE, with a new generation
+ *
+ * A location is segment id << 32 | first page of the record. The file's bytes are reused only when
+ * the deletions of its blocks and its new generation are committed and refs is 0.
+ *
+ * Threads: the disk thread; the file functions any. */
+#ifndef KVL_DISK_SEGMENT_H
+#define KVL_DISK_SEGMENT_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "index.h"
+
+enum kvl_segment_state {
+    KVL_SEGMENT_FREE,
+    KVL_SEGMENT_ACTIVE,
+    KVL_SEGMENT_FULL,
+    KVL_SEGMENT_RECLAIMING
+};
+
+struct kvl_entry {
+    struct kvl_key key;
+    uint64_t generation;
+    uint64_t last_use_wall_ns;
+    uint64_t saved_use_wall_ns; /* what the index has */
+    uint64_t moved_to;          /* location of the copy, 0 none */
+    uint32_t page, pages;
+    bool live, raw, keep;
+};
+
+struct kvl_segment {
+    uint32_t id;
+    enum kvl_segment_state state;
+    int fd;
+    uint64_t bytes;
+    uint64_t generation;
+    uint64_t append_bytes;   /* the next record's offset */
+    uint64_t reserved_bytes; /* at most needed by batches not yet placed */
+    uint64_t live_bytes;
+    uint32_t refs;             /* reads under way */
+    uint32_t batches;          /* batches that go here and are not yet committed */
+    bool touched;              /* last uses wait to be saved */
+    uint64_t tried;            /* number of the reclaim that last found it unsuitable */
+    struct kvl_entry *entries; /* by page */
+    uint64_t entry_count, entry_capacity;
+};
+
+struct kvl_segments {
+    struct kvl_segment **items; /* by id; NULL where there is none */
+    uint32_t slots;
+    uint32_t count;
+    uint64_t total_bytes;
+    int directory_fd;
+    bool direct; /* O_DIRECT */
+};
+
+static inline uint64_t kvl_location_make(uint32_t segment, uint64_t offset_bytes) {
+    return (uint64_t)segment << 32 | offset_bytes / KVL_PAGE_BYTES;
+}
+static inline uint32_t kvl_location_segment(uint64_t location) {
+    return (uint32_t)(location >> 32);
+}
+static inline uint32_t kvl_location_page(uint64_t location) {
+    return (uint32_t)location;
+}
+
+void kvl_segments_deinit(struct kvl_segments *segments);
+struct kvl_segment *kvl_segments_find(const struct kvl_segments *segments, uint32_t id);
+/* The smallest id that is not in use, from 1. */
+uint32_t kvl_segments_unused_id(const struct kvl_segments *segments);
+uint32_t kvl_segments_count_state(
+    const struct kvl_segments *segments, enum kvl_segment_state state);
+struct kvl_segment *kvl_segments_first_free(const struct kvl_segments *segments);
+
+/* Opens the file of a known segment. NOTFOUND: missing or of another size. */
+KVL_MUST_CHECK kvl_err kvl_segments_attach(
+    struct kvl_segments *segments, const struct kvl_index_segment *known);
+/* Forgets the segment and closes its file. */
+void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segment);
+
+/* Adds behind all others (at start: anywhere, then sort). False: out of memory. */
+bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block);
+void kvl_segment_sort(struct kvl_segment *segment);
+/* The record that begins at this page, or NULL. */
+struct kvl_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page);
+void kvl_segment_kill(struct kvl_segment *segment, struct kvl_entry *entry);
+/* Empty and FREE again, under a new generation. */
+void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation);
+
+/* Creates, reserves and syncs the file of a segment, replacing any other of its name. */
+KVL_MUST_CHECK kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes);
+KVL_MUST_CHECK kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id);
+/* Removes files in the directory that no segment owns. */
+void kvl_segments_remove_strangers(const struct kvl_segments *segments);
+
+#endif
