@@ -1,0 +1,250 @@
+/* persist.c - sealed blocks go to disk behind, in the order of their seals; flush waits for them.
+ *
+ *   seal -> enter (order n) -> hashed -> queue -> disk STORE -> durable -> done (order n)
+ *
+ * A few transfers are under way at a time: enough bytes for the disk's group commits, few enough
+ * that a restore does not stand behind them. What the disk refuses stays in memory, marked; a
+ * flush tries it once more. Without a disk a seal is done once hashed. */
+#include <assert.h>
+#include <stdlib.h>
+
+#include "store_private.h"
+
+#define KVL_STORING_MAX 1024u
+#define KVL_STORING_FEW 32u
+#define KVL_STORING_BYTES (64u << 20)
+
+uint64_t kvl_persist_enter(struct kvl_store *store) {
+    store->persist_pending++;
+    return ++store->persist_order;
+}
+
+void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status) {
+    assert(store->persist_pending > 0);
+    store->persist_pending--;
+    for (struct kvl_operation *at = store->operations; at != NULL; at = at->next) {
+        struct kvl_flush *flush = kvl_container_of(at, struct kvl_flush, operation);
+        if (at->kind != KVL_OPERATION_FLUSH || flush->order < order || flush->remaining == 0)
+            continue;
+        flush->remaining--;
+        if (status != KVL_OK)
+            flush->status = status;
+    }
+}
+
+static kvl_err grow(struct kvl_store *store) {
+    uint32_t room = store->persist_room == 0 ? 256 : store->persist_room * 2;
+    struct kvl_persist_item *items = malloc(room * sizeof(items[0]));
+    if (items == NULL)
+        return KVL_ERR_NOMEM;
+    for (uint32_t i = 0; i < store->persist_count; i++)
+        items[i] = store->persist_items[(store->persist_first + i) % store->persist_room];
+    free(store->persist_items);
+    store->persist_items = items;
+    store->persist_room = room;
+    store->persist_first = 0;
+    return KVL_OK;
+}
+
+static void mark_failed(struct kvl_store *store, struct kvl_entry *entry) {
+    entry->flags &= (uint16_t)~KVL_ENTRY_UNPERSISTED;
+    if ((entry->flags & KVL_ENTRY_STORE_FAILED) != 0)
+        return;
+    entry->flags |= KVL_ENTRY_STORE_FAILED;
+    store->store_failed_blocks++;
+}
+
+void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order) {
+    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    if (store->tiers[KVL_TIER_DISK].tier == NULL) {
+        kvl_persist_done(store, order, KVL_OK);
+        return;
+    }
+    if (store->persist_count == store->persist_room && grow(store) != KVL_OK) {
+        mark_failed(store, entry);
+        kvl_persist_done(store, order, KVL_ERR_NOMEM);
+        return;
+    }
+    if ((entry->flags & KVL_ENTRY_STORE_FAILED) != 0)
+        store->store_failed_blocks--;
+    entry->flags &= (uint16_t)~KVL_ENTRY_STORE_FAILED;
+    entry->flags |= KVL_ENTRY_UNPERSISTED;
+    uint32_t last = (store->persist_first + store->persist_count) % store->persist_room;
+    store->persist_items[last] = (struct kvl_persist_item){block, entry->generation, order};
+    store->persist_count++;
+}
+
+static struct kvl_persist_item pop(struct kvl_store *store) {
+    struct kvl_persist_item item = store->persist_items[store->persist_first];
+    store->persist_first = (store->persist_first + 1) % store->persist_room;
+    store->persist_count--;
+    return item;
+}
+
+static void log_failure(struct kvl_store *store, kvl_err status) {
+    if (store->store_failure_logged)
+        return;
+    store->store_failure_logged = true;
+    kvl_log_fallback(store->log,
+        "the disk refuses blocks (%s): they stay in memory until it takes them again",
+        kvl_err_text(status));
+}
+
+void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
+    uint32_t block = transfer->block;
+    const struct kvl_io *io = &transfer->io;
+    bool known = kvl_entry_is(store, block, io->record.generation);
+    store->storing--;
+    store->storing_bytes -= io->layout->slot_bytes;
+    if (known && status == KVL_OK) {
+        struct kvl_entry *entry = kvl_table_at(store->table, block);
+        entry->flags &= (uint16_t)~KVL_ENTRY_UNPERSISTED;
+        entry->disk_location = io->location;
+        entry->disk_bytes = io->stored_bytes > UINT32_MAX ? UINT32_MAX : (uint32_t)io->stored_bytes;
+        kvl_place_set(store, block, KVL_TIER_DISK);
+        kvl_event_add(store, KVL_EVENT_PERSISTED, KVL_TIER_DISK, &entry->key);
+        store->store_failure_logged = false;
+    } else if (status == KVL_OK) {
+        struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
+        disk->ops->discard(disk, &io->record.key, io->location);
+    } else if (known) {
+        mark_failed(store, kvl_table_at(store->table, block));
+        if (status != KVL_ERR_CORRUPT)
+            log_failure(store, status);
+    }
+    kvl_persist_done(store, transfer->order, known ? status : KVL_OK);
+}
+
+/* A block that only an unreachable device holds needs a host copy before it can be stored. */
+static bool is_reachable(struct kvl_store *store, const struct kvl_entry *entry) {
+    struct kvl_tier *device = store->tiers[KVL_TIER_DEVICE].tier;
+    return kvl_entry_is_in(entry, KVL_TIER_HOST) ||
+           (kvl_entry_is_in(entry, KVL_TIER_DEVICE) &&
+               device->ops->address(device, kvl_entry_location(entry, KVL_TIER_DEVICE)) != NULL);
+}
+
+static bool copy_to_host(struct kvl_store *store, uint32_t block) {
+    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    if ((entry->flags & (KVL_ENTRY_ARRIVING << KVL_TIER_HOST)) != 0)
+        return true;
+    if (store->tiers[KVL_TIER_HOST].tier == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE))
+        return false;
+    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
+        uint64_t location = 0;
+        kvl_busy_up(store, block, KVL_TIER_DEVICE);
+        kvl_err err = kvl_slot_reserve(
+            store, KVL_TIER_HOST, kvl_entry_layout(store, entry)->slot_bytes, true, &location);
+        if (err == KVL_OK)
+            kvl_slot_attach(store, block, KVL_TIER_HOST, location);
+        kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
+        if (err != KVL_OK) {
+            store->retry = true;
+            return true;
+        }
+    }
+    return kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND) != NULL;
+}
+
+/* False: the item waits for something and was queued again. */
+static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
+    if (!kvl_entry_is(store, item.block, item.generation)) {
+        kvl_persist_done(store, item.order, KVL_OK);
+        return true;
+    }
+    struct kvl_entry *entry = kvl_table_at(store->table, item.block);
+    if (!is_reachable(store, entry) && copy_to_host(store, item.block)) {
+        kvl_persist_queue(store, item.block, item.order);
+        return false;
+    }
+    struct kvl_transfer *transfer = NULL;
+    if (is_reachable(store, entry))
+        transfer = kvl_transfer_start(store, item.block, KVL_TIER_DISK, KVL_IO_BEHIND);
+    if (transfer == NULL) {
+        mark_failed(store, entry);
+        kvl_persist_done(store, item.order, KVL_ERR_NOMEM);
+        return true;
+    }
+    transfer->order = item.order;
+    store->storing++;
+    store->storing_bytes += transfer->io.layout->slot_bytes;
+    return true;
+}
+
+static bool may_store(const struct kvl_store *store) {
+    return store->storing < KVL_STORING_FEW ||
+           (store->storing < KVL_STORING_MAX && store->storing_bytes < KVL_STORING_BYTES);
+}
+
+void kvl_persist_pump(struct kvl_store *store) {
+    for (uint32_t left = store->persist_count; left > 0 && may_store(store); left--)
+        (void)store_one(store, pop(store));
+}
+
+/* ---- flush -------------------------------------------------------------------------------- */
+
+static void on_flushed(void *arg, kvl_err status) {
+    struct kvl_flush *flush = arg;
+    kvl_err worst = flush->status != KVL_OK ? flush->status : status;
+    /* The store is found through nobody else: an operation keeps no pointer to it. */
+    flush->status = worst;
+    flush->asked = false;
+    flush->durable = true;
+}
+
+static void flush_step(struct kvl_store *store, struct kvl_flush *flush) {
+    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
+    if (flush->remaining > 0) {
+        if (disk != NULL && !flush->hurried && store->persist_count == 0 && store->storing > 0) {
+            flush->hurried = true;
+            disk->ops->quiesce(disk);
+        }
+        return;
+    }
+    if (flush->asked)
+        return;
+    if (store->catalog != NULL && !flush->durable) {
+        if (store->puts_count > 0)
+            return;
+        kvl_err err = store->catalog->ops->flush(store->catalog, on_flushed, flush);
+        flush->asked = err == KVL_OK;
+        store->retry |= err == KVL_ERR_AGAIN;
+        if (err == KVL_OK || err == KVL_ERR_AGAIN)
+            return;
+        flush->status = err;
+    }
+    kvl_operation_end(store, &flush->operation, flush->status);
+    free(flush);
+}
+
+void kvl_flush_pump(struct kvl_store *store) {
+    struct kvl_operation *next;
+    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
+        next = at->next;
+        if (at->kind == KVL_OPERATION_FLUSH)
+            flush_step(store, kvl_container_of(at, struct kvl_flush, operation));
+    }
+}
+
+static void queue_failed_again(struct kvl_store *store) {
+    uint32_t end = store->store_failed_blocks > 0 ? kvl_table_end(store->table) : 0;
+    for (uint32_t block = 0; block < end; block++)
+        if ((kvl_table_at(store->table, block)->flags & KVL_ENTRY_STORE_FAILED) != 0)
+            kvl_persist_queue(store, block, kvl_persist_enter(store));
+}
+
+kvl_err kvl_store_flush(struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket) {
+    struct kvl_flush *flush = calloc(1, sizeof(*flush));
+    if (flush == NULL)
+        return KVL_ERR_NOMEM;
+    kvl_err err =
+        kvl_operation_begin(store, client, KVL_OPERATION_FLUSH, &flush->operation, ticket);
+    if (err != KVL_OK) {
+        free(flush);
+        return err;
+    }
+    queue_failed_again(store);
+    flush->order = store->persist_order;
+    flush->remaining = store->persist_pending;
+    kvl_store_pump(store);
+    return KVL_OK;
+}

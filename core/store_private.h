@@ -1,0 +1,350 @@
+/* store_private.h - what the files of the store share among themselves; nobody else includes it.
+ *
+ *   store.c          life, poll, clients      store_restore.c  lookup, restore, prefetch
+ *   namespace.c      namespaces               store_seal.c     alloc, seal, release, waiting
+ *   placement.c      slots, eviction, demotion transfer.c      moving blocks between tiers
+ *   orphan.c         slots without an entry   persist.c        writing behind, flush
+ *   recovery.c       what disk and catalog    store_clear.c    clear
+ *                    tell at start            store_verify.c   verify
+ *   catalog_queue.c  puts that must wait      store_session.c  sessions, over session.c
+ *   pin.c            pins                     store_report.c   report, list, events
+ *
+ * One rule keeps blocks that vanish apart from blocks under use: whoever uses a block's copy in a
+ * tier (lease, transfer, check) counts itself in the entry and remembers the entry's generation.
+ * An entry that is dropped while it is in use leaves its slots to an orphan record of that
+ * generation, and the users, finding another generation in the entry, count down there. */
+#ifndef KVL_STORE_PRIVATE_H
+#define KVL_STORE_PRIVATE_H
+
+#include "lease.h"
+#include "session.h"
+#include "store.h"
+#include "table.h"
+#include "workers.h"
+
+#define KVL_CLIENTS_MAX 1024u
+#define KVL_CLIENT_TICKETS_MAX 1024u
+#define KVL_CLIENT_LEASES_MAX (1u << 20)
+#define KVL_NAMESPACES_MAX 65535u
+#define KVL_EVENTS_KEPT 8192u
+#define KVL_PRIORITIES 3u
+#define KVL_ARRIVING_BUCKETS 4096u
+#define KVL_ORPHAN_BUCKETS 1024u
+#define KVL_BUSY_MAX 200u /* users of one copy at once, leases aside */
+#define KVL_RETRY_NS 2000000u
+
+struct kvl_client {
+    uint32_t id; /* uses of the place << 10 | place; 0: never used */
+    bool open;
+    struct kvl_client_info info;
+    struct kvl_lease_list leases;
+    uint64_t read_leases;
+    uint64_t write_leases;
+    uint64_t leased_bytes;
+    uint32_t tickets;
+};
+
+/* ---- operations: what a ticket stands for ------------------------------------------------- */
+
+enum kvl_operation_kind {
+    KVL_OPERATION_RESTORE,
+    KVL_OPERATION_WAIT,
+    KVL_OPERATION_FLUSH,
+    KVL_OPERATION_CLEAR,
+    KVL_OPERATION_VERIFY,
+};
+
+struct kvl_operation {
+    enum kvl_operation_kind kind;
+    uint32_t client;
+    struct kvl_ticket ticket;
+    struct kvl_completion *word; /* NULL once the ticket was given back: nobody looks */
+    struct kvl_operation *next, *prev;
+};
+
+struct kvl_ticket_owner {
+    uint32_t client; /* 0: free */
+    uint32_t generation;
+    struct kvl_operation *operation; /* NULL: finished */
+};
+
+/* One block of a restore that has to come yet. */
+struct kvl_piece {
+    struct kvl_piece *next; /* of the same transfer */
+    struct kvl_restore *restore;
+    uint32_t index; /* in the restore */
+    uint32_t frames_ready;
+    uint32_t layers_ready;
+    bool ended;
+    kvl_err status;
+};
+
+struct kvl_restore {
+    struct kvl_operation operation;
+    bool prefetch;
+    bool started; /* every piece has its transfer: the restore may end */
+    kvl_err status;
+    uint32_t count;       /* blocks of the restore, those resident at once included */
+    uint32_t piece_count; /* entries of pieces, in order of index */
+    uint32_t first_open;  /* the first piece that has not ended well */
+    uint32_t pending;     /* pieces that have not ended */
+    uint32_t layers;      /* of a block */
+    uint64_t bytes_from[KVL_TIER_COUNT];
+    uint64_t blocks_moved;
+    struct kvl_piece pieces[];
+};
+
+struct kvl_wait {
+    struct kvl_operation operation;
+    struct kvl_key key;
+    uint32_t namespace_id;
+    uint8_t tier;
+};
+
+struct kvl_flush {
+    struct kvl_operation operation;
+    uint64_t order; /* seals up to this one are waited for */
+    uint64_t remaining;
+    bool asked;   /* the catalog's flush is under way */
+    bool durable; /* and over */
+    bool hurried; /* the disk was told not to wait for more */
+    kvl_err status;
+};
+
+/* ---- transfers ---------------------------------------------------------------------------- */
+
+struct kvl_transfer {
+    struct kvl_io io;
+    struct kvl_store *store;
+    struct kvl_transfer *next_arriving; /* in its bucket, while it fills a slot */
+    struct kvl_transfer *next_waiting;  /* for room in its carrier */
+    struct kvl_transfer *prev, *next;   /* of all */
+    struct kvl_piece *pieces;
+    uint32_t block;
+    uint8_t from, to; /* enum kvl_tier_kind */
+    uint8_t carrier;  /* whose submit moves it */
+    bool demotion;    /* the copy it was made from goes, if it still may */
+    bool staging;     /* first hop disk -> host of a device that the CPU cannot reach */
+    uint64_t order;   /* onto disk: see kvl_persist_enter */
+};
+
+struct kvl_transfer_queue {
+    struct kvl_transfer *first, *last;
+};
+
+struct kvl_tier_state {
+    struct kvl_tier *tier;     /* NULL: absent */
+    struct kvl_policy *policy; /* memory tiers */
+    struct kvl_transfer_queue waiting[KVL_PRIORITIES];
+    uint64_t blocks, hits, misses, evicted, corrupt, errors;
+    uint64_t slot_bytes_max; /* the largest slot asked for so far */
+};
+
+/* A slot or a disk location whose entry is gone, kept for those that still use it. */
+struct kvl_orphan {
+    struct kvl_orphan *next;
+    struct kvl_key key;
+    uint64_t generation;
+    uint64_t location;
+    uint32_t users;
+    uint8_t tier;
+};
+
+struct kvl_persist_item {
+    uint32_t block;
+    uint64_t generation;
+    uint64_t order;
+};
+
+struct kvl_catalog_put; /* catalog_queue.c */
+
+struct kvl_store {
+    struct kvl_tier_state tiers[KVL_TIER_COUNT];
+    struct kvl_catalog *catalog;
+    struct kvl_log *log;
+    struct kvl_table *table;
+    struct kvl_lease_table *leases;
+    struct kvl_ticket_pool *tickets;
+    struct kvl_workers *workers;
+    struct kvl_session_set *sessions;
+    int epoll_fd;
+    int timer_fd;
+    bool loaded;
+    bool closing; /* destroy: nothing new is started */
+    bool retry;   /* something waits that no fd will announce */
+    bool timer_armed;
+    uint64_t epoch;
+    uint64_t start_ns;
+    uint32_t now_s; /* wall clock, as of the last poll */
+    uint64_t client_lease_bytes_max;
+
+    struct kvl_client clients[KVL_CLIENTS_MAX];
+    uint32_t client_count;
+    struct kvl_ticket_owner ticket_owners[KVL_TICKET_WORDS];
+    struct kvl_operation *operations;
+    struct kvl_namespace_info **namespaces; /* by id - 1; NULL: a hole */
+    uint32_t namespace_end;
+    uint32_t namespace_room;
+
+    struct kvl_transfer *arriving[KVL_ARRIVING_BUCKETS];
+    struct kvl_transfer *transfers;
+    struct kvl_orphan *orphans[KVL_ORPHAN_BUCKETS];
+    uint32_t transfer_count;
+    uint64_t demoting_bytes;
+    uint32_t demoting;
+
+    struct kvl_persist_item *persist_items; /* ring */
+    uint32_t persist_room, persist_first, persist_count;
+    uint32_t storing;
+    uint64_t storing_bytes;
+    uint64_t persist_order;   /* the last one given */
+    uint64_t persist_pending; /* entered and not done */
+    bool store_failure_logged;
+    uint64_t store_failed_blocks;
+
+    struct kvl_catalog_put *puts_first, *puts_last;
+    uint32_t puts_count;
+
+    uint64_t generation_next;
+    uint64_t generation_reserved; /* what the catalog says is used */
+    uint64_t generation_found;
+
+    struct kvl_event *events; /* ring of KVL_EVENTS_KEPT */
+    uint64_t event_sequence;  /* the last one made */
+
+    uint32_t *scratch_blocks; /* KVL_CHAIN_BLOCKS_MAX */
+    uint8_t *scratch_held;
+    uint64_t visible_blocks, pins, leased_bytes;
+    uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases, lost_blocks;
+};
+
+/* ---- store.c ------------------------------------------------------------------------------ */
+struct kvl_client *kvl_client_find(struct kvl_store *store, uint32_t id);
+/* Links the operation to a new ticket of the client. Errors: LIMIT, PERM (no such client). */
+KVL_MUST_CHECK kvl_err kvl_operation_begin(struct kvl_store *store, uint32_t client,
+    enum kvl_operation_kind kind, struct kvl_operation *operation, struct kvl_ticket *ticket);
+void kvl_operation_value(struct kvl_operation *operation, unsigned index, uint64_t value);
+/* Publishes the status and unlinks; the caller frees. */
+void kvl_operation_end(struct kvl_store *store, struct kvl_operation *operation, kvl_err status);
+/* The client's ticket is void from now on; what it stood for goes on unseen. */
+void kvl_ticket_release(struct kvl_store *store, uint32_t client, struct kvl_ticket ticket);
+/* Starts what can be started: call at the end of every call that changed something. */
+void kvl_store_pump(struct kvl_store *store);
+uint64_t kvl_generation_next(struct kvl_store *store);
+
+/* ---- namespace.c -------------------------------------------------------------------------- */
+struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t id);
+void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_bytes,
+    const void *value, uint32_t value_bytes);
+void kvl_namespaces_free(struct kvl_store *store);
+
+/* ---- placement.c -------------------------------------------------------------------------- */
+static inline bool kvl_entry_has_slot(const struct kvl_entry *entry, unsigned tier) {
+    return tier < KVL_MEMORY_TIERS && (entry->flags & (KVL_ENTRY_SLOT << tier)) != 0;
+}
+static inline bool kvl_entry_is_in(const struct kvl_entry *entry, unsigned tier) {
+    return (entry->tiers >> tier & 1) != 0;
+}
+static inline uint64_t kvl_entry_location(const struct kvl_entry *entry, unsigned tier) {
+    return tier < KVL_MEMORY_TIERS ? (uint64_t)entry->slot_page[tier] * KVL_PAGE_BYTES
+                                   : entry->disk_location;
+}
+const struct kvl_layout *kvl_entry_layout(struct kvl_store *store, const struct kvl_entry *entry);
+/* The tier holds the block whole and verified from now on; or not any more. */
+void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier);
+void kvl_place_clear(struct kvl_store *store, uint32_t block, unsigned tier);
+/* A free slot, at the cost of others' copies if it must. BEHIND never loses a block's last copy.
+ * Errors: NOSPC, AGAIN (memory not touched yet). */
+KVL_MUST_CHECK kvl_err kvl_slot_reserve(
+    struct kvl_store *store, unsigned tier, uint64_t slot_bytes, bool behind, uint64_t *location);
+void kvl_slot_give_back(struct kvl_store *store, unsigned tier, uint64_t location);
+/* Attaches a reserved slot to the entry. */
+void kvl_slot_attach(struct kvl_store *store, uint32_t block, unsigned tier, uint64_t location);
+/* A lease or another user of this generation's copy comes or goes. */
+void kvl_lease_count_up(struct kvl_store *store, uint32_t block, unsigned tier);
+void kvl_lease_count_down(
+    struct kvl_store *store, uint32_t block, uint64_t generation, unsigned tier);
+void kvl_busy_up(struct kvl_store *store, uint32_t block, unsigned tier);
+void kvl_busy_down(struct kvl_store *store, uint32_t block, uint64_t generation, unsigned tier);
+bool kvl_entry_is(struct kvl_store *store, uint32_t block, uint64_t generation);
+/* Frees the entry, and parents that were ghosts for its sake, if nothing keeps it. */
+void kvl_block_reap(struct kvl_store *store, uint32_t block);
+/* Takes every copy of the block away; the entry stays for its children, its pin, or a new fill. */
+void kvl_block_abandon(struct kvl_store *store, uint32_t block);
+/* Abandon, tell, reap. */
+void kvl_block_drop(struct kvl_store *store, uint32_t block, enum kvl_event_kind why);
+void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier);
+void kvl_block_used(struct kvl_store *store, uint32_t block);
+/* Finds or makes the entry of a parent, and links. Errors: NOMEM, LIMIT. */
+KVL_MUST_CHECK kvl_err kvl_block_link(
+    struct kvl_store *store, uint32_t block, const struct kvl_key *parent);
+void kvl_demote_pump(struct kvl_store *store);
+/* After a demotion's copy: frees the device's one if nobody came in between. */
+void kvl_demote_finish(struct kvl_store *store, uint32_t block);
+
+/* ---- orphan.c ----------------------------------------------------------------------------- */
+/* False when out of memory. */
+KVL_MUST_CHECK bool kvl_orphan_add(struct kvl_store *store, unsigned tier, uint64_t generation,
+    uint64_t location, uint32_t users, const struct kvl_key *key);
+void kvl_orphan_count_down(struct kvl_store *store, unsigned tier, uint64_t generation);
+void kvl_orphan_moved(struct kvl_store *store, const struct kvl_key *key, uint64_t location);
+void kvl_orphans_free(struct kvl_store *store);
+
+/* ---- transfer.c --------------------------------------------------------------------------- */
+/* Moves the block into the slot that its entry has in tier `to` (memory) or onto disk. NULL when
+ * out of memory. Nothing completes before the next pump. */
+struct kvl_transfer *kvl_transfer_start(
+    struct kvl_store *store, uint32_t block, unsigned to, enum kvl_io_priority priority);
+struct kvl_transfer *kvl_transfer_arriving(struct kvl_store *store, uint32_t block, unsigned to);
+void kvl_transfer_pump(struct kvl_store *store);
+void kvl_transfers_cancel_waiting(struct kvl_store *store);
+void kvl_entry_record(struct kvl_store *store, uint32_t block, struct kvl_block_record *record);
+
+/* ---- store_restore.c ---------------------------------------------------------------------- */
+void kvl_piece_progress(struct kvl_store *store, struct kvl_piece *piece, uint32_t frames,
+    const struct kvl_layout *layout);
+void kvl_piece_end(struct kvl_store *store, struct kvl_piece *piece, kvl_err status, unsigned from,
+    uint64_t bytes);
+
+/* ---- store_seal.c ------------------------------------------------------------------------- */
+/* Ends a lease of the client, whatever its kind. */
+void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kvl_lease *lease);
+/* A read lease of a block with a slot in the tier. Errors: LIMIT, NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_lease_read(struct kvl_store *store, struct kvl_client *client,
+    uint32_t block, unsigned tier, struct kvl_lease **out);
+/* The block that waiters wait for was sealed. */
+void kvl_waiters_sealed(struct kvl_store *store, uint32_t block);
+
+/* ---- persist.c ---------------------------------------------------------------------------- */
+/* A block is to become durable: counted until done is called with the order it got. */
+uint64_t kvl_persist_enter(struct kvl_store *store);
+void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order);
+void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status);
+void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status);
+void kvl_persist_pump(struct kvl_store *store);
+void kvl_flush_pump(struct kvl_store *store);
+
+/* ---- recovery.c --------------------------------------------------------------------------- */
+void kvl_recovery_listen(struct kvl_store *store);
+
+/* ---- catalog_queue.c ---------------------------------------------------------------------- */
+/* Puts now, or behind those that wait. No catalog: OK. Errors: AGAIN (too many wait), NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_catalog_put(struct kvl_store *store, enum kvl_catalog_kind kind,
+    const void *key, uint32_t key_bytes, const void *value, uint32_t value_bytes);
+KVL_MUST_CHECK kvl_err kvl_catalog_remove(
+    struct kvl_store *store, enum kvl_catalog_kind kind, const void *key, uint32_t key_bytes);
+void kvl_catalog_pump(struct kvl_store *store);
+void kvl_catalog_queue_free(struct kvl_store *store);
+
+/* ---- pin.c -------------------------------------------------------------------------------- */
+void kvl_pin_found(struct kvl_store *store, const void *key, uint32_t key_bytes);
+void kvl_pin_clear(struct kvl_store *store, uint32_t block);
+
+/* ---- store_clear.c, store_verify.c, store_session.c, store_report.c ------------------------ */
+void kvl_clear_pump(struct kvl_store *store);
+void kvl_verify_pump(struct kvl_store *store);
+void kvl_sessions_close_of(struct kvl_store *store, uint32_t client);
+void kvl_event_add(
+    struct kvl_store *store, enum kvl_event_kind kind, unsigned tier, const struct kvl_key *key);
+
+#endif

@@ -1,0 +1,355 @@
+/* transfer.c - moving a block's bytes between tiers, one whole block at a time.
+ *
+ *   disk -> device, host     disk LOAD into the slot's address
+ *   host -> device           device STORE from the host slot
+ *   device -> host           device LOAD into the host slot
+ *   device, host -> disk     disk STORE from the slot
+ *
+ * A device that the CPU cannot address takes two hops: disk to a host slot, then as host -> device.
+ * A transfer waits here while its carrier says AGAIN. Both copies count it as a user, so neither
+ * goes while it runs; a block that is cleared meanwhile leaves an orphan behind (orphan.c). */
+#include <assert.h>
+#include <stdlib.h>
+
+#include "store_private.h"
+
+static void transfer_end(struct kvl_transfer *transfer, kvl_err status);
+
+static struct kvl_transfer **bucket_of(struct kvl_store *store, uint32_t block, unsigned to) {
+    return &store->arriving[(block * KVL_MEMORY_TIERS + to) % KVL_ARRIVING_BUCKETS];
+}
+
+struct kvl_transfer *kvl_transfer_arriving(struct kvl_store *store, uint32_t block, unsigned to) {
+    uint64_t generation = kvl_table_at(store->table, block)->generation;
+    struct kvl_transfer *transfer = *bucket_of(store, block, to);
+    while (transfer != NULL && (transfer->block != block || transfer->to != to ||
+                                   transfer->io.record.generation != generation))
+        transfer = transfer->next_arriving;
+    return transfer;
+}
+
+static void arriving_remove(struct kvl_store *store, struct kvl_transfer *transfer) {
+    struct kvl_transfer **at = bucket_of(store, transfer->block, transfer->to);
+    while (*at != transfer)
+        at = &(*at)->next_arriving;
+    *at = transfer->next_arriving;
+}
+
+void kvl_entry_record(struct kvl_store *store, uint32_t block, struct kvl_block_record *record) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    const struct kvl_namespace_info *info = kvl_namespace_by_id(store, entry->namespace_id);
+    *record = (struct kvl_block_record){
+        .key = entry->key,
+        .namespace_id = entry->namespace_id,
+        .token_count = entry->token_count,
+        .generation = entry->generation,
+        .content_hash = entry->content_hash,
+    };
+    if (entry->parent != KVL_BLOCK_NONE)
+        record->parent = kvl_table_at(store->table, entry->parent)->key;
+    else if (info->geometry.layers != 0)
+        record->parent = info->key;
+}
+
+static struct kvl_tier *tier_of(struct kvl_store *store, unsigned tier) {
+    return store->tiers[tier].tier;
+}
+
+static uint8_t *slot_address(
+    struct kvl_store *store, const struct kvl_entry *entry, unsigned tier) {
+    struct kvl_tier *owner = tier_of(store, tier);
+    return owner->ops->address(owner, kvl_entry_location(entry, tier));
+}
+
+/* Where the copy is made from; the nearest, but never a slot that is itself only arriving. */
+static unsigned source_of(struct kvl_store *store, const struct kvl_entry *entry, unsigned to) {
+    if (to == KVL_TIER_DEVICE)
+        return kvl_entry_is_in(entry, KVL_TIER_HOST) ? KVL_TIER_HOST : KVL_TIER_DISK;
+    if (to == KVL_TIER_HOST)
+        return kvl_entry_is_in(entry, KVL_TIER_DEVICE) ? KVL_TIER_DEVICE : KVL_TIER_DISK;
+    if (kvl_entry_is_in(entry, KVL_TIER_HOST) ||
+        slot_address(store, entry, KVL_TIER_DEVICE) == NULL)
+        return KVL_TIER_HOST;
+    return KVL_TIER_DEVICE;
+}
+
+static void on_frames(struct kvl_io *io, uint32_t frames) {
+    struct kvl_transfer *transfer = io->owner;
+    if (transfer->staging)
+        return;
+    for (struct kvl_piece *piece = transfer->pieces; piece != NULL; piece = piece->next)
+        kvl_piece_progress(transfer->store, piece, frames, io->layout);
+}
+
+static void on_complete(struct kvl_io *io) {
+    transfer_end(io->owner, io->status);
+}
+
+/* Sets what the io of this hop needs, from the entry as it is now. */
+static void prepare_hop(struct kvl_store *store, struct kvl_transfer *transfer) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, transfer->block);
+    unsigned from = transfer->from, to = transfer->to;
+    struct kvl_io *io = &transfer->io;
+    if (from == KVL_TIER_DISK) {
+        unsigned landing = transfer->staging ? KVL_TIER_HOST : to;
+        transfer->carrier = KVL_TIER_DISK;
+        io->op = KVL_IO_LOAD;
+        io->location = entry->disk_location;
+        io->buffer = slot_address(store, entry, landing);
+        return;
+    }
+    transfer->carrier = to == KVL_TIER_DISK ? KVL_TIER_DISK : KVL_TIER_DEVICE;
+    io->op = to == KVL_TIER_HOST ? KVL_IO_LOAD : KVL_IO_STORE;
+    io->location = to == KVL_TIER_DISK ? 0 : kvl_entry_location(entry, KVL_TIER_DEVICE);
+    io->buffer = slot_address(store, entry, to == KVL_TIER_DISK ? from : KVL_TIER_HOST);
+}
+
+static void wait_for_room(struct kvl_store *store, struct kvl_transfer *transfer) {
+    struct kvl_transfer_queue *queue =
+        &store->tiers[transfer->carrier].waiting[transfer->io.priority];
+    transfer->next_waiting = NULL;
+    if (queue->first == NULL)
+        queue->first = transfer;
+    else
+        queue->last->next_waiting = transfer;
+    queue->last = transfer;
+}
+
+static void transfer_link(struct kvl_store *store, struct kvl_transfer *transfer) {
+    transfer->next = store->transfers;
+    if (store->transfers != NULL)
+        store->transfers->prev = transfer;
+    store->transfers = transfer;
+    store->transfer_count++;
+}
+
+static void transfer_free(struct kvl_store *store, struct kvl_transfer *transfer) {
+    if (transfer->prev != NULL)
+        transfer->prev->next = transfer->next;
+    else
+        store->transfers = transfer->next;
+    if (transfer->next != NULL)
+        transfer->next->prev = transfer->prev;
+    store->transfer_count--;
+    free(transfer);
+}
+
+/* A slot in the host for the first of two hops. */
+static bool stage(struct kvl_store *store, struct kvl_transfer *transfer) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, transfer->block);
+    uint64_t location = 0;
+    if (tier_of(store, KVL_TIER_HOST) == NULL)
+        return false;
+    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
+        if (kvl_slot_reserve(
+                store, KVL_TIER_HOST, transfer->io.layout->slot_bytes, true, &location) != KVL_OK)
+            return false;
+        kvl_slot_attach(store, transfer->block, KVL_TIER_HOST, location);
+    }
+    kvl_busy_up(store, transfer->block, KVL_TIER_HOST);
+    transfer->staging = true;
+    return true;
+}
+
+struct kvl_transfer *kvl_transfer_start(
+    struct kvl_store *store, uint32_t block, unsigned to, enum kvl_io_priority priority) {
+    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    struct kvl_transfer *transfer = calloc(1, sizeof(*transfer));
+    if (transfer == NULL)
+        return NULL;
+    transfer->store = store;
+    transfer->block = block;
+    transfer->to = (uint8_t)to;
+    transfer->from = (uint8_t)source_of(store, entry, to);
+    transfer->io = (struct kvl_io){
+        .priority = priority,
+        .layout = kvl_entry_layout(store, entry),
+        .frame_ready = on_frames,
+        .complete = on_complete,
+        .owner = transfer,
+    };
+    kvl_entry_record(store, block, &transfer->io.record);
+    kvl_busy_up(store, block, transfer->from);
+    kvl_busy_up(store, block, to);
+    if (transfer->from == KVL_TIER_DISK && slot_address(store, entry, to) == NULL &&
+        !stage(store, transfer)) {
+        kvl_busy_down(store, block, entry->generation, transfer->from);
+        kvl_busy_down(store, block, entry->generation, to);
+        free(transfer);
+        return NULL;
+    }
+    if (to < KVL_MEMORY_TIERS) {
+        struct kvl_transfer **bucket = bucket_of(store, block, to);
+        transfer->next_arriving = *bucket;
+        *bucket = transfer;
+        entry->flags |= (uint16_t)(KVL_ENTRY_ARRIVING << to);
+    }
+    transfer_link(store, transfer);
+    prepare_hop(store, transfer);
+    wait_for_room(store, transfer);
+    return transfer;
+}
+
+/* ---- the end ------------------------------------------------------------------------------ */
+
+static void count_failure(
+    struct kvl_store *store, const struct kvl_transfer *transfer, kvl_err status) {
+    struct kvl_tier_state *carrier = &store->tiers[transfer->carrier];
+    carrier->errors++;
+    if (status == KVL_ERR_CORRUPT)
+        store->tiers[transfer->from].corrupt++;
+    KVL_WARN(store->log, "event=transfer_failed tier=%u from=%u to=%u error=%s", transfer->carrier,
+        transfer->from, transfer->to, kvl_err_name(status));
+}
+
+/* What a bad copy means for the block: the disk's is dropped there (the tier did so too); a bad
+ * copy in memory taints the block, since copies elsewhere may have been made from it. */
+static void source_failed(
+    struct kvl_store *store, const struct kvl_transfer *transfer, kvl_err status) {
+    uint32_t block = transfer->block;
+    if (status != KVL_ERR_CORRUPT && status != KVL_ERR_NOTFOUND)
+        return;
+    if (transfer->from != KVL_TIER_DISK) {
+        if (status == KVL_ERR_CORRUPT) {
+            store->hash_mismatches++;
+            kvl_block_drop(store, block, KVL_EVENT_CORRUPT);
+        }
+        return;
+    }
+    kvl_place_clear(store, block, KVL_TIER_DISK);
+    kvl_event_add(store, KVL_EVENT_CORRUPT, KVL_TIER_DISK, &transfer->io.record.key);
+}
+
+/* Host slot filled: the block is there now, and the second hop begins. */
+static bool next_hop(struct kvl_store *store, struct kvl_transfer *transfer) {
+    uint64_t generation = transfer->io.record.generation;
+    if (!kvl_entry_is(store, transfer->block, generation))
+        return false;
+    kvl_place_set(store, transfer->block, KVL_TIER_HOST);
+    kvl_busy_down(store, transfer->block, generation, KVL_TIER_DISK);
+    transfer->staging = false;
+    transfer->from = KVL_TIER_HOST;
+    prepare_hop(store, transfer);
+    wait_for_room(store, transfer);
+    return true;
+}
+
+static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
+    uint32_t block = transfer->block;
+    if (!kvl_entry_is(store, block, transfer->io.record.generation))
+        return;
+    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    entry->flags &= (uint16_t) ~(KVL_ENTRY_ARRIVING << transfer->to);
+    if (status != KVL_OK) {
+        source_failed(store, transfer, status);
+        return;
+    }
+    kvl_place_set(store, block, transfer->to);
+    if (!transfer->demotion)
+        kvl_event_add(store, KVL_EVENT_RESTORED, transfer->to, &entry->key);
+}
+
+static void end_arrival(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
+    uint64_t generation = transfer->io.record.generation;
+    arriving_remove(store, transfer);
+    if (transfer->demotion) {
+        store->demoting_bytes -= transfer->io.layout->slot_bytes;
+        store->demoting--;
+    }
+    land(store, transfer, status);
+    struct kvl_piece *piece = transfer->pieces;
+    while (piece != NULL) {
+        struct kvl_piece *next = piece->next;
+        kvl_piece_end(store, piece, status, transfer->from, transfer->io.layout->payload_bytes);
+        piece = next;
+    }
+    if (transfer->staging)
+        kvl_busy_down(store, transfer->block, generation, KVL_TIER_HOST);
+    kvl_busy_down(store, transfer->block, generation, transfer->from);
+    kvl_busy_down(store, transfer->block, generation, transfer->to);
+    if (transfer->demotion && status == KVL_OK && kvl_entry_is(store, transfer->block, generation))
+        kvl_demote_finish(store, transfer->block);
+}
+
+static void end_store(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
+    uint64_t generation = transfer->io.record.generation;
+    uint32_t block = transfer->block;
+    bool known = kvl_entry_is(store, block, generation);
+    kvl_persist_stored(store, transfer, status);
+    if (known && status == KVL_ERR_CORRUPT)
+        source_failed(store, transfer, status);
+    kvl_busy_down(store, block, generation, transfer->from);
+    /* An abandoned entry left no orphan on the disk: nothing was there yet. */
+    if (kvl_entry_is(store, block, generation))
+        kvl_busy_down(store, block, generation, KVL_TIER_DISK);
+}
+
+static void transfer_end(struct kvl_transfer *transfer, kvl_err status) {
+    struct kvl_store *store = transfer->store;
+    if (status != KVL_OK && !(store->closing && status == KVL_ERR_CANCELED))
+        count_failure(store, transfer, status);
+    if (transfer->staging && status == KVL_OK && !store->closing && next_hop(store, transfer))
+        return;
+    if (transfer->staging && status == KVL_OK)
+        status = KVL_ERR_CANCELED;
+    if (transfer->to == KVL_TIER_DISK)
+        end_store(store, transfer, status);
+    else
+        end_arrival(store, transfer, status);
+    transfer_free(store, transfer);
+}
+
+/* ---- submitting --------------------------------------------------------------------------- */
+
+/* A block that moved on disk while its transfer waited. */
+static void refresh_location(struct kvl_store *store, struct kvl_transfer *transfer) {
+    if (transfer->from == KVL_TIER_DISK &&
+        kvl_entry_is(store, transfer->block, transfer->io.record.generation))
+        transfer->io.location = kvl_table_at(store->table, transfer->block)->disk_location;
+}
+
+/* False: the carrier is full. */
+static bool submit(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err *status) {
+    struct kvl_tier *carrier = tier_of(store, transfer->carrier);
+    refresh_location(store, transfer);
+    *status = carrier->ops->submit(carrier, &transfer->io);
+    store->retry |= *status == KVL_ERR_AGAIN;
+    return *status != KVL_ERR_AGAIN;
+}
+
+static struct kvl_transfer *queue_pop(struct kvl_transfer_queue *queue) {
+    struct kvl_transfer *transfer = queue->first;
+    queue->first = transfer->next_waiting;
+    if (queue->first == NULL)
+        queue->last = NULL;
+    return transfer;
+}
+
+static void pump_tier(struct kvl_store *store, struct kvl_tier_state *state) {
+    for (unsigned priority = 0; priority < KVL_PRIORITIES; priority++) {
+        struct kvl_transfer_queue *queue = &state->waiting[priority];
+        while (queue->first != NULL) {
+            kvl_err status = KVL_OK;
+            if (!submit(store, queue->first, &status))
+                return;
+            struct kvl_transfer *transfer = queue_pop(queue);
+            if (status != KVL_OK)
+                transfer_end(transfer, status);
+        }
+    }
+}
+
+void kvl_transfer_pump(struct kvl_store *store) {
+    for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)
+        if (store->tiers[tier].tier != NULL)
+            pump_tier(store, &store->tiers[tier]);
+}
+
+void kvl_transfers_cancel_waiting(struct kvl_store *store) {
+    for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)
+        for (unsigned priority = 0; priority < KVL_PRIORITIES; priority++) {
+            struct kvl_transfer_queue *queue = &store->tiers[tier].waiting[priority];
+            while (queue->first != NULL)
+                transfer_end(queue_pop(queue), KVL_ERR_CANCELED);
+        }
+}
