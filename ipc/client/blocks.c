@@ -85,13 +85,23 @@ static void take_ticket(void *context, const union kvl_wire_reply *reply) {
     *(struct kvl_ticket *)context = reply->ticket;
 }
 
-kvl_err kvl_prefetch(struct kvl_client *client, enum kvl_tier_kind tier, const struct kvl_key *keys,
-    uint32_t count, struct kvl_ticket *ticket) {
+static kvl_err move_chain(struct kvl_client *client, uint16_t verb, enum kvl_tier_kind tier,
+    const struct kvl_key *keys, uint32_t count, struct kvl_ticket *ticket) {
     *ticket = (struct kvl_ticket){0};
     if (count > KVL_CHAIN_BLOCKS_MAX)
         return KVL_ERR_TOOBIG;
     struct kvl_wire_chain chain = {.target = (uint32_t)tier, .count = count, .keys = keys};
-    return kvl_call_run(client, KVL_VERB_PREFETCH, &chain, take_ticket, ticket);
+    return kvl_call_run(client, verb, &chain, take_ticket, ticket);
+}
+
+kvl_err kvl_prefetch(struct kvl_client *client, enum kvl_tier_kind tier, const struct kvl_key *keys,
+    uint32_t count, struct kvl_ticket *ticket) {
+    return move_chain(client, KVL_VERB_PREFETCH, tier, keys, count, ticket);
+}
+
+kvl_err kvl_demote(struct kvl_client *client, enum kvl_tier_kind tier, const struct kvl_key *keys,
+    uint32_t count, struct kvl_ticket *ticket) {
+    return move_chain(client, KVL_VERB_DEMOTE, tier, keys, count, ticket);
 }
 
 static void take_number(void *context, const union kvl_wire_reply *reply) {

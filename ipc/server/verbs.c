@@ -75,6 +75,14 @@ static kvl_err verb_prefetch(VERB_ARGS) {
         (enum kvl_tier_kind)chain->target, &reply->ticket);
 }
 
+static kvl_err verb_demote(VERB_ARGS) {
+    const struct kvl_wire_chain *chain = &request->chain;
+    if (chain->target != KVL_TIER_HOST && chain->target != KVL_TIER_DISK)
+        return KVL_ERR_INVALID;
+    return kvl_store_demote(server->store, client->store_client, chain->keys, chain->count,
+        (enum kvl_tier_kind)chain->target, &reply->ticket);
+}
+
 static kvl_err verb_alloc(VERB_ARGS) {
     const struct kvl_wire_chain *chain = &request->chain;
     if (chain->target > KVL_TIER_HOST)
@@ -149,6 +157,7 @@ kvl_verb_fn kvl_verb_function(uint32_t verb) {
         [KVL_VERB_LOOKUP] = verb_lookup,
         [KVL_VERB_RESTORE] = verb_restore,
         [KVL_VERB_PREFETCH] = verb_prefetch,
+        [KVL_VERB_DEMOTE] = verb_demote,
         [KVL_VERB_ALLOC] = verb_alloc,
         [KVL_VERB_SEAL] = verb_seal,
         [KVL_VERB_RELEASE] = verb_release,

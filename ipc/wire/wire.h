@@ -104,7 +104,8 @@ KVL_MUST_CHECK kvl_err kvl_wire_decode(
     X(STATS_CLIENT, 24, kvl_wire_u32_message, kvl_wire_client_report, KVL_WIRE_EARLY)              \
     X(STATS_WARNING, 25, kvl_wire_u32_message, kvl_wire_blob, KVL_WIRE_EARLY)                      \
     X(LIST_BLOCKS, 26, kvl_wire_page, kvl_wire_blocks, 0)                                          \
-    X(EVENTS, 27, kvl_wire_page, kvl_wire_events, KVL_WIRE_EARLY)
+    X(EVENTS, 27, kvl_wire_page, kvl_wire_events, KVL_WIRE_EARLY)                                  \
+    X(DEMOTE, 28, kvl_wire_chain, kvl_wire_ticket, 0)
 
 #define KVL_WIRE_EARLY 1u         /* answered while the store is still loading */
 #define KVL_WIRE_LEASING 2u       /* attached clients only */
@@ -139,7 +140,7 @@ struct kvl_wire_blob {
 };
 struct kvl_wire_chain {
     uint32_t namespace_id; /* alloc */
-    uint32_t target;       /* enum kvl_tier_kind: restore, prefetch, alloc */
+    uint32_t target;       /* enum kvl_tier_kind: restore, prefetch, alloc, demote */
     bool flag;             /* alloc: wait; pin: pinned */
     uint32_t count;        /* <= KVL_CHAIN_BLOCKS_MAX */
     const struct kvl_key *keys;
