@@ -49,7 +49,6 @@ static void drop_corrupt(struct kvl_disk_load *load) {
     struct kvl_disk *disk = load->disk;
     struct kvl_entry *entry = kvl_segment_at(load->segment, load->page);
     uint64_t location = kvl_location_make(load->segment->id, (uint64_t)load->page * KVL_PAGE_BYTES);
-    atomic_fetch_add(&disk->corrupt, 1);
     KVL_WARN(
         disk->log, "disk corrupt segment=%u page=%u: block dropped", load->segment->id, load->page);
     if (entry == NULL || !entry->live)
@@ -78,6 +77,7 @@ static void finish(struct kvl_disk_load *load) {
         atomic_fetch_add(&disk->read_bytes, load->record_bytes);
     } else {
         atomic_fetch_add(&disk->errors, 1);
+        atomic_fetch_add(&disk->corrupt, status == KVL_ERR_CORRUPT);
     }
     request->location = request->io->location;
     request->stored_bytes = load->record_bytes;
