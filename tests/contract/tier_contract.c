@@ -256,7 +256,13 @@ static void a_damaged_block_is_never_loaded(void **state) {
     assert_int_equal(fixture_stats(fixture).loads, 0);
 }
 
-static void a_location_that_holds_another_block_is_corrupt(void **state) {
+/* Persistent tiers know their keys, and may say that this one is not there. */
+static void assert_not_loaded(const struct contract_fixture *fixture, kvl_err err) {
+    if (!fixture->contract->persistent || err != KVL_ERR_NOTFOUND)
+        assert_int_equal(err, KVL_ERR_CORRUPT);
+}
+
+static void a_location_that_holds_another_block_is_not_loaded(void **state) {
     struct contract_fixture *fixture = *state;
     struct test_block *one = block_make(fixture, 1, &fixture->layout);
     struct test_block *two = block_make(fixture, 2, &fixture->layout);
@@ -264,12 +270,11 @@ static void a_location_that_holds_another_block_is_corrupt(void **state) {
     assert_int_equal(block_store(two), KVL_OK);
     const uint64_t right = one->io.location;
     one->io.location = two->io.location;
-    assert_int_equal(block_load(one), KVL_ERR_CORRUPT);
+    assert_not_loaded(fixture, block_load(one));
     one->io.location = right;
     if (fixture->contract->persistent) {
         two->io.record.generation++;
-        kvl_err err = block_load(two); /* NOTFOUND if the mix-up above made the tier drop it */
-        assert_true(err == KVL_ERR_CORRUPT || err == KVL_ERR_NOTFOUND);
+        assert_not_loaded(fixture, block_load(two));
     }
 }
 
@@ -325,7 +330,7 @@ int kvl_tier_contract_run(const struct kvl_tier_contract *contract) {
             CONTRACT(a_block_larger_than_the_tier_is_refused),
             CONTRACT(a_store_of_other_bytes_than_were_hashed_is_corrupt),
             CONTRACT(a_damaged_block_is_never_loaded),
-            CONTRACT(a_location_that_holds_another_block_is_corrupt),
+            CONTRACT(a_location_that_holds_another_block_is_not_loaded),
             CONTRACT(nonsense_is_invalid),
             CONTRACT(stats_count_what_was_done),
         };
