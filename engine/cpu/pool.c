@@ -19,7 +19,7 @@
 #include <unistd.h>
 
 enum {
-    SPINS = 20000, /* some 100 us, longer than the caller's serial work between two jobs */
+    SPINS = 2000, /* some 25 us: longer than the serial work between two jobs of a token */
     CACHE_LINE = 64,
 };
 
@@ -60,18 +60,30 @@ static void futex_wake(_Atomic uint32_t *word, int threads) {
     (void)syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, threads, NULL, NULL, 0);
 }
 
+/* Guided self-scheduling (Polychronopoulos and Kuck 1987): large shares first, for few claims and
+ * long runs of memory, single units last, so that all threads end together. */
+static uint32_t share_of(uint32_t left, uint32_t threads) {
+    const uint32_t share = left / (2 * threads);
+    return share > 0 ? share : 1;
+}
+
 /* Runs units of the current job until none is left; false if there was none. */
 static bool work(struct kvl_pool *pool, uint32_t thread) {
     bool worked = false;
     uint64_t ticket = atomic_load(&pool->ticket);
     while ((uint32_t)ticket != 0) {
-        if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket - 1)) {
+        const uint32_t taken = share_of((uint32_t)ticket, pool->worker_count + 1);
+        if (!atomic_compare_exchange_weak(&pool->ticket, &ticket, ticket - taken)) {
             continue;
         }
         const uint32_t units = pool->units;
-        pool->run(pool->arg, thread, units - (uint32_t)ticket);
+        const uint32_t first = units - (uint32_t)ticket;
+        for (uint32_t unit = first; unit < first + taken; unit++) {
+            pool->run(pool->arg, thread, unit);
+        }
         worked = true;
-        if (atomic_fetch_add(&pool->done, 1) + 1 == units && atomic_load(&pool->caller_sleeps)) {
+        if (atomic_fetch_add(&pool->done, taken) + taken == units &&
+            atomic_load(&pool->caller_sleeps)) {
             futex_wake(&pool->done, 1);
         }
         ticket = atomic_load(&pool->ticket);

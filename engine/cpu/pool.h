@@ -1,8 +1,8 @@
 /* pool.h - the threads that share one forward pass.
  *
- * A job is `units` independent pieces of work; threads claim them one by one, so a thread that the
- * system holds up delays only the piece it has. Results must not depend on which thread ran which
- * unit. The caller works too. Between jobs threads spin for a short while, then sleep.
+ * A job is `units` independent pieces of work; threads claim them in shares that get smaller, so
+ * a thread that the system holds up delays only its share. Results must not depend on which thread
+ * ran which unit. The caller works too. Between jobs threads spin for a short while, then sleep.
  *
  * Threads: one caller at a time. No allocation and no lock after create. */
 #ifndef KVL_CPU_POOL_H
