@@ -4,7 +4,8 @@
  *
  * A few transfers are under way at a time: enough bytes for the disk's group commits, few enough
  * that a restore does not stand behind them. What the disk refuses stays in memory, marked; a
- * flush tries it once more. Without a disk a seal is done once hashed. */
+ * flush tries it once more. Without a disk a seal is done once hashed; a copy in the host, while
+ * that has room to spare, lets the block leave the device at once when its slot is needed. */
 #include <assert.h>
 #include <stdlib.h>
 
@@ -54,9 +55,26 @@ static void mark_failed(struct kvl_store *store, struct kvl_entry *entry) {
     store->store_failed_blocks++;
 }
 
+static void mirror(struct kvl_store *store, uint32_t block) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    struct kvl_tier *host = store->tiers[KVL_TIER_HOST].tier;
+    uint64_t location = 0;
+    if (host == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE) ||
+        kvl_entry_has_slot(entry, KVL_TIER_HOST) ||
+        host->ops->alloc(host, kvl_entry_layout(store, entry)->slot_bytes, &location) != KVL_OK)
+        return;
+    kvl_slot_attach(store, block, KVL_TIER_HOST, location);
+    struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
+    if (transfer == NULL)
+        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
+    else
+        transfer->quiet = true;
+}
+
 void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     if (store->tiers[KVL_TIER_DISK].tier == NULL) {
+        mirror(store, block);
         kvl_persist_done(store, order, KVL_OK);
         return;
     }
@@ -142,7 +160,12 @@ static bool copy_to_host(struct kvl_store *store, uint32_t block) {
             return true;
         }
     }
-    return kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND) != NULL;
+    struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
+    if (transfer == NULL)
+        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
+    else
+        transfer->quiet = true;
+    return transfer != NULL;
 }
 
 /* False: the item waits for something and was queued again. */

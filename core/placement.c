@@ -117,7 +117,7 @@ static void detach_slot(struct kvl_store *store, struct kvl_entry *entry, unsign
 }
 
 /* What follows when a user of the slot has gone. */
-static void settle(struct kvl_store *store, uint32_t block, unsigned tier) {
+void kvl_slot_release_unused(struct kvl_store *store, uint32_t block, unsigned tier) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     if (!kvl_entry_has_slot(entry, tier) || entry->leases[tier] > 0)
         return;
@@ -145,7 +145,7 @@ void kvl_lease_count_down(
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     assert(entry->leases[tier] > 0);
     entry->leases[tier]--;
-    settle(store, block, tier);
+    kvl_slot_release_unused(store, block, tier);
 }
 
 void kvl_busy_up(struct kvl_store *store, uint32_t block, unsigned tier) {
@@ -163,7 +163,7 @@ void kvl_busy_down(struct kvl_store *store, uint32_t block, uint64_t generation,
     assert(entry->busy[tier] > 0);
     entry->busy[tier]--;
     if (tier < KVL_MEMORY_TIERS)
-        settle(store, block, tier);
+        kvl_slot_release_unused(store, block, tier);
     else
         kvl_block_reap(store, block);
 }
@@ -367,8 +367,10 @@ static bool demote_to_host(struct kvl_store *store, uint32_t block) {
             return false;
     }
     struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
-    if (transfer == NULL)
+    if (transfer == NULL) {
+        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
         return false;
+    }
     transfer->demotion = true;
     store->demoting_bytes += slot_bytes;
     store->demoting++;

@@ -41,7 +41,8 @@ struct kvl_store_options {
 /* Owns: the tiers stay the caller's, and outlive the store. */
 KVL_MUST_CHECK kvl_err kvl_store_create(
     const struct kvl_store_options *options, struct kvl_store **out, struct kvl_errmsg *msg);
-/* Flushes nothing; drain first (kvl_store_drain). NULL is fine. */
+/* Flushes nothing; drain first (kvl_store_drain). Waits for what is in flight; afterwards the tiers
+ * may only be drained and ended. NULL is fine. */
 void kvl_store_destroy(struct kvl_store *store);
 
 /* Readable when poll has work (an epoll fd over tiers and workers). */
@@ -102,7 +103,8 @@ struct kvl_restore_reply {
 /* Leases what it can of a chain and starts bringing it to the target tier. The ticket's word has
  * blocks_ready and layers_ready; final status OK, or CORRUPT / IO / CANCELED when only the leading
  * blocks_ready blocks came (the others' leases stay the client's to release). values[0..2]: bytes
- * moved from device, host, disk. Errors: INVALID, LIMIT (client's leases or tickets), PERM. */
+ * moved from device, host, disk. Errors: INVALID, LIMIT (client's leases or tickets), PERM, AGAIN
+ * (the tier's memory is still being touched after start: nothing was leased, ask again soon). */
 KVL_MUST_CHECK kvl_err kvl_store_restore(struct kvl_store *store,
     const struct kvl_restore_request *request, struct kvl_restored *blocks,
     struct kvl_restore_reply *reply);
@@ -174,7 +176,8 @@ struct kvl_clear_request {
  * ends when the deletions are durable; values[0]: blocks cleared. Pinned blocks are cleared too. */
 KVL_MUST_CHECK kvl_err kvl_store_clear(
     struct kvl_store *store, const struct kvl_clear_request *request, struct kvl_ticket *ticket);
-/* Ends when everything sealed before is durable. */
+/* Ends when everything sealed before is durable; with an error when the disk refused some of it,
+ * which then is in memory only. Without a disk: ends once all of it is visible. */
 KVL_MUST_CHECK kvl_err kvl_store_flush(
     struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket);
 /* Reads every block of every tier and checks its hash. values[0]: blocks checked, values[1]: bad

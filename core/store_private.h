@@ -124,6 +124,7 @@ struct kvl_transfer {
     uint8_t from, to; /* enum kvl_tier_kind */
     uint8_t carrier;  /* whose submit moves it */
     bool demotion;    /* the copy it was made from goes, if it still may */
+    bool quiet;       /* nobody asked for it: no event */
     bool staging;     /* first hop disk -> host of a device that the CPU cannot reach */
     uint64_t order;   /* onto disk: see kvl_persist_enter */
 };
@@ -260,6 +261,8 @@ KVL_MUST_CHECK kvl_err kvl_slot_reserve(
 void kvl_slot_give_back(struct kvl_store *store, unsigned tier, uint64_t location);
 /* Attaches a reserved slot to the entry. */
 void kvl_slot_attach(struct kvl_store *store, uint32_t block, unsigned tier, uint64_t location);
+/* After a user of the slot has gone: an idle copy is the policy's, an empty idle slot is freed. */
+void kvl_slot_release_unused(struct kvl_store *store, uint32_t block, unsigned tier);
 /* A lease or another user of this generation's copy comes or goes. */
 void kvl_lease_count_up(struct kvl_store *store, uint32_t block, unsigned tier);
 void kvl_lease_count_down(

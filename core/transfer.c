@@ -245,7 +245,7 @@ static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err
         return;
     }
     kvl_place_set(store, block, transfer->to);
-    if (!transfer->demotion)
+    if (!transfer->demotion && !transfer->quiet)
         kvl_event_add(store, KVL_EVENT_RESTORED, transfer->to, &entry->key);
 }
 

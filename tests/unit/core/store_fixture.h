@@ -1,0 +1,57 @@
+/* store_fixture.h - a store over real memory tiers, and blocks with content that can be checked.
+ *
+ * The namespace is small (BLOCK_BYTES a block) and has two frames, so that arenas of a few blocks
+ * show what happens when tiers run full. Content follows from the key alone. */
+#ifndef KVL_STORE_FIXTURE_H
+#define KVL_STORE_FIXTURE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "store.h"
+
+#define BLOCK_TOKENS 16u
+#define BLOCK_BYTES 524288u /* 4 layers of 128 KiB: two frames */
+
+struct fixture_options {
+    uint32_t device_blocks; /* capacity */
+    uint32_t host_blocks;   /* 0: no host tier */
+    const char *disk_path;  /* NULL: no disk tier */
+    bool fault_device, fault_host, fault_disk;
+    uint64_t client_lease_bytes_max;
+};
+
+struct fixture {
+    struct kvl_tier *device, *host, *disk; /* the decorators where there are any */
+    struct kvl_store *store;
+    struct kvl_namespace_info ns;
+    uint32_t a, b; /* attached clients */
+};
+
+void fixture_open(struct fixture *f, const struct fixture_options *options);
+void fixture_close(struct fixture *f); /* as a crash would: nothing is drained first */
+
+/* Polls until the word's ticket ends; returns its status. Fails the test when that takes over
+ * ten seconds. */
+kvl_err fixture_wait(struct fixture *f, struct kvl_ticket ticket);
+/* Polls until nothing is hashed, moved or persisted any more. */
+void fixture_settle(struct fixture *f);
+void fixture_poll_for(struct fixture *f, uint32_t milliseconds);
+
+/* Keys of a chain of `count` blocks over the tokens seed, seed + 1, ... */
+void fixture_keys(const struct fixture *f, uint32_t seed, uint32_t count, struct kvl_key *keys);
+void fixture_fill(struct fixture *f, uint64_t offset, const struct kvl_key *key);
+bool fixture_is_filled(
+    struct fixture *f, enum kvl_tier_kind tier, uint64_t offset, const struct kvl_key *key);
+/* Seals block i of the chain from a write lease, filled here. */
+kvl_err fixture_seal(struct fixture *f, uint32_t client, uint64_t lease, uint64_t offset,
+    uint32_t seed, uint32_t i);
+/* Allocs, fills, seals and releases a whole chain, polling in between. */
+void fixture_store_chain(struct fixture *f, uint32_t client, uint32_t seed, uint32_t count);
+/* Restores the chain to the tier, waits, checks every byte, releases. Returns the blocks that
+ * came well. */
+uint32_t fixture_check_chain(
+    struct fixture *f, uint32_t client, uint32_t seed, uint32_t count, enum kvl_tier_kind tier);
+uint32_t fixture_lookup(struct fixture *f, uint32_t seed, uint32_t count, uint8_t *found);
+
+#endif
