@@ -251,7 +251,8 @@ static kvl_err alloc_one(struct kvl_store *store, struct kvl_client *client,
         store, client, kvl_namespace_by_id(store, request->namespace_id), request->target, &lease);
     if (err != KVL_OK) {
         out->status = KVL_ALLOC_NOSPC;
-        return err == KVL_ERR_NOMEM ? err : KVL_OK;
+        /* AGAIN: the arena is still being touched; leases do not fill it */
+        return err == KVL_ERR_NOMEM || err == KVL_ERR_AGAIN ? err : KVL_OK;
     }
     if (named && fill_begin(store, lease, key) != KVL_OK) {
         kvl_lease_end(store, client, lease);
