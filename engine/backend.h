@@ -50,15 +50,16 @@ struct kvl_batch {
     /* Logits of the last logits_rows tokens go to logits [logits_rows][vocab] f32; 0 rows: none. */
     uint32_t logits_rows;
     float *logits;
-    /* Called on the calling thread before layer `layer` reads the block table; may be NULL. Blocks
-     * until that layer of every block is there (a restore that is still running). */
+    /* Called on the calling thread, once per layer and call, before layer `layer` reads the block
+     * table; may be NULL. Blocks until that layer of every block is there (a restore that is still
+     * running); an error ends the forward pass. */
     kvl_err (*before_layer)(void *arg, uint32_t layer);
     void *before_layer_arg;
 };
 
 struct kvl_backend_options {
     uint32_t threads;     /* 0: as many as the process may run on */
-    uint32_t context_max; /* tokens the caller will ever hold */
+    uint32_t context_max; /* tokens the caller will ever hold; 0: the model's trained context */
 };
 
 struct kvl_model;
@@ -72,7 +73,8 @@ struct kvl_backend_ops {
     KVL_MUST_CHECK kvl_err (*create)(const struct kvl_model *model,
         const struct kvl_backend_options *options, struct kvl_backend **out,
         struct kvl_errmsg *msg);
-    /* Threads: one caller at a time. Errors: what before_layer returned, NOMEM. */
+    /* Threads: one caller at a time. Errors: what before_layer returned; INVALID (a token id
+     * outside the vocabulary, positions beyond context_max, an empty batch); NOMEM. */
     KVL_MUST_CHECK kvl_err (*forward)(struct kvl_backend *backend, const struct kvl_batch *batch);
     void (*destroy)(struct kvl_backend *backend); /* NULL is fine */
 };

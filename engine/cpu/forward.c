@@ -77,7 +77,8 @@ static void place_token(void *arg, uint32_t thread, uint32_t t) {
     }
 }
 
-static void attention_of(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
+/* q, k and v of the chunk; k and v go into the blocks. */
+static void project(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
     struct kvl_cpu *cpu = chunk->cpu;
     normalize(chunk, layer->attention_norm);
     const struct kvl_matmul qkv[] = {
@@ -87,6 +88,11 @@ static void attention_of(struct chunk *chunk, const struct kvl_cpu_layer *layer)
     };
     kvl_matmul(cpu, qkv, 3, chunk->tokens);
     kvl_pool_run(cpu->pool, place_token, chunk, chunk->tokens);
+}
+
+/* x += output of the attention over all positions up to each token's own */
+static void attend(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
+    struct kvl_cpu *cpu = chunk->cpu;
     kvl_attend(&(struct kvl_attention){
         .cpu = cpu,
         .batch = chunk->batch,
@@ -99,7 +105,8 @@ static void attention_of(struct chunk *chunk, const struct kvl_cpu_layer *layer)
     kvl_matmul(cpu, &out, 1, chunk->tokens);
 }
 
-static void feed_forward_of(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
+/* x += down(silu(gate(x)) * up(x)) */
+static void feed_forward(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
     struct kvl_cpu *cpu = chunk->cpu;
     normalize(chunk, layer->ffn_norm);
     kvl_gated_matmul(cpu, &layer->ffn_gate, &layer->ffn_up, cpu->normed, cpu->ffn, chunk->tokens);
@@ -108,15 +115,17 @@ static void feed_forward_of(struct chunk *chunk, const struct kvl_cpu_layer *lay
     kvl_matmul(cpu, &down, 1, chunk->tokens);
 }
 
+static bool has_logits(const struct chunk *chunk) {
+    const uint32_t without = chunk->batch->count - chunk->batch->logits_rows;
+    return chunk->offset + chunk->tokens > without;
+}
+
 /* Logits of those of the batch's last logits_rows tokens that lie in this chunk. */
 static void logits_of(struct chunk *chunk) {
     struct kvl_cpu *cpu = chunk->cpu;
     const struct kvl_batch *batch = chunk->batch;
     const uint32_t first_row = batch->count - batch->logits_rows;
     const uint32_t end = chunk->offset + chunk->tokens;
-    if (end <= first_row) {
-        return;
-    }
     const uint32_t begin = first_row > chunk->offset ? first_row : chunk->offset;
     normalize(chunk, cpu->output_norm);
     const struct kvl_matmul output = {
@@ -130,8 +139,9 @@ static void logits_of(struct chunk *chunk) {
 static kvl_err forward_chunk(struct chunk *chunk) {
     struct kvl_cpu *cpu = chunk->cpu;
     const struct kvl_batch *batch = chunk->batch;
+    const uint32_t layers = cpu->model->hparams.layers;
     kvl_pool_run(cpu->pool, embed_token, chunk, chunk->tokens);
-    for (uint32_t i = 0; i < cpu->model->hparams.layers; i++) {
+    for (uint32_t i = 0; i < layers; i++) {
         /* Once a layer is there it stays, so only the first chunk has to wait for it. */
         if (batch->before_layer != NULL && chunk->offset == 0) {
             const kvl_err err = batch->before_layer(batch->before_layer_arg, i);
@@ -140,8 +150,12 @@ static kvl_err forward_chunk(struct chunk *chunk) {
             }
         }
         chunk->layer = i;
-        attention_of(chunk, &cpu->layers[i]);
-        feed_forward_of(chunk, &cpu->layers[i]);
+        project(chunk, &cpu->layers[i]);
+        if (i + 1 == layers && !has_logits(chunk)) {
+            return KVL_OK; /* nobody reads more of the last layer than its K and V */
+        }
+        attend(chunk, &cpu->layers[i]);
+        feed_forward(chunk, &cpu->layers[i]);
     }
     logits_of(chunk);
     return KVL_OK;
