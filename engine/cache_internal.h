@@ -29,6 +29,7 @@ struct kvl_cache_restore {
     struct kvl_ticket ticket;
     struct kvl_progress progress;
     uint64_t began_ns;
+    uint64_t arrived_ns; /* when all layers were there; 0: not yet */
     uint32_t first;
     uint32_t count;  /* leased blocks, the tail included */
     bool takes_tail; /* the last of them is the tail */

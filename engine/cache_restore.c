@@ -88,6 +88,7 @@ kvl_err kvl_cache_restore_begin(struct kvl_cache *cache, uint32_t first, uint32_
     restore->count = take_blocks(cache, first, result.count < count ? result.count : count);
     restore->takes_tail = restore->takes_tail && restore->count == count;
     restore->ticket = result.ticket;
+    restore->arrived_ns = result.ticket.generation == 0 ? kvl_cache_now_ns() : 0;
     restore->active = restore->count > 0;
     uint32_t whole = restore->count - (restore->takes_tail ? 1 : 0);
     *tokens = (first + whole) * block_tokens + (restore->takes_tail ? restore->tail.tokens : 0);
@@ -108,8 +109,11 @@ static bool wait_for(struct kvl_cache *cache, uint32_t layers) {
         struct kvl_progress before = *progress;
         kvl_err err = kvl_ticket_wait(
             cache->connection->client, restore->ticket, layers, WAIT_SLICE_MS, progress);
-        if (err == KVL_OK)
+        if (err == KVL_OK) {
+            if (restore->arrived_ns == 0 && arrived(progress, cache->geometry.layers))
+                restore->arrived_ns = kvl_cache_now_ns();
             return arrived(progress, layers);
+        }
         if (err != KVL_ERR_TIMEOUT) {
             (void)kvl_connection_check(cache->connection, err);
             return false;
@@ -172,7 +176,8 @@ bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks) {
         (void)kvl_connection_check(cache->connection,
             kvl_release_async(cache->connection->client, NULL, 0, &restore->ticket, 1, NULL, NULL));
     count_restored(cache, ready);
-    cache->stats.restore_ns += kvl_cache_now_ns() - restore->began_ns;
+    uint64_t end_ns = restore->arrived_ns != 0 ? restore->arrived_ns : kvl_cache_now_ns();
+    cache->stats.restore_ns += end_ns - restore->began_ns;
     restore->active = false;
     *blocks = restore->first + (ready < whole ? ready : whole);
     return !restore->failed;

@@ -82,7 +82,7 @@ static bool choose(struct turn *turn, kvl_err *err) {
     *err = kvl_sequence_append(turn->sequence, &token, 1);
     if (options->on_token != NULL)
         options->on_token(options->on_token_arg, token);
-    if (kvl_token_is_end_of_generation(options->tokenizer, token))
+    if (options->tokenizer != NULL && kvl_token_is_end_of_generation(options->tokenizer, token))
         report->stop_reason = KVL_STOP_EOS;
     else if (report->output.count >= options->max_tokens)
         report->stop_reason = KVL_STOP_LENGTH;

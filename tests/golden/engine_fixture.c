@@ -1,0 +1,156 @@
+/* engine_fixture.c - see engine_fixture.h. */
+#include "engine_fixture.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "tiny_model.h"
+
+static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
+    if (err == KVL_OK)
+        return;
+    fprintf(stderr, "fixture: %s: %s %s\n", what, kvl_err_name(err), msg != NULL ? msg->text : "");
+    abort();
+}
+
+void fixture_init(struct fixture *fixture) {
+    struct kvl_errmsg msg = {{0}};
+    struct tiny_shape shape = tiny_shape_default();
+    *fixture = (struct fixture){0};
+    char *path = tiny_model_file(&shape);
+    need(kvl_model_load(path, &fixture->model, &msg), "model", &msg);
+    free(path);
+    char folder[] = "/tmp/kvloft-identity-XXXXXX";
+    if (mkdtemp(folder) == NULL)
+        need(KVL_ERR_IO, "temporary folder", NULL);
+    fixture->disk_path = strdup(folder);
+}
+
+void fixture_deinit(struct fixture *fixture) {
+    fixture_stop(fixture);
+    kvl_model_free(fixture->model);
+    char command[128];
+    snprintf(command, sizeof command, "rm -rf '%s'", fixture->disk_path);
+    if (system(command) != 0)
+        fprintf(stderr, "fixture: %s is left behind\n", fixture->disk_path);
+    free(fixture->disk_path);
+}
+
+uint64_t fixture_slot_bytes(const struct fixture *fixture) {
+    uint64_t bytes = kvl_block_bytes(&fixture->model->hparams, FIXTURE_BLOCK_TOKENS, KVL_KV_F16);
+    return (bytes + 4095) / 4096 * 4096;
+}
+
+void fixture_start(
+    struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_service_options options = {
+        .device = "cpu",
+        .device_bytes = device_blocks * fixture_slot_bytes(fixture),
+        .host_bytes = host_blocks * fixture_slot_bytes(fixture),
+        .disk_path = with_disk ? fixture->disk_path : NULL,
+        .disk_bytes = UINT64_C(256) << 20,
+        .persist_ms = 10,
+    };
+    need(kvl_service_start(&options, NULL, &fixture->service, &msg), "service", &msg);
+}
+
+void fixture_stop(struct fixture *fixture) {
+    kvl_service_stop(fixture->service);
+    fixture->service = NULL;
+}
+
+void fixture_tokens(
+    const struct fixture *fixture, uint64_t seed, uint32_t *tokens, uint32_t count) {
+    for (uint32_t i = 0; i < count; ++i) {
+        double unit = 0.5 * ((double)tiny_random(&seed) + 1);
+        uint32_t token = (uint32_t)(unit * fixture->model->hparams.vocab);
+        tokens[i] = token < fixture->model->hparams.vocab ? token : 0;
+    }
+}
+
+static void connect_to_service(struct engine *engine, struct fixture *fixture) {
+    struct kvl_errmsg msg = {{0}};
+    int attach_fd = -1;
+    need(kvl_service_attach(fixture->service, &attach_fd), "attach", NULL);
+    struct kvl_connection_options options = {
+        .address = kvl_service_address(fixture->service),
+        .attach_fd = attach_fd,
+        .client_name = "identity_test",
+        .label = "tiny",
+        .model = fixture->model,
+        .arithmetic_id = engine->backend->ops->arithmetic_id,
+        .kv_dtype = KVL_KV_F16,
+        .block_tokens = FIXTURE_BLOCK_TOKENS,
+    };
+    need(kvl_connection_open(&engine->connection, &options, &msg), "connection", &msg);
+}
+
+void engine_open(
+    struct engine *engine, struct fixture *fixture, const struct engine_options *options) {
+    struct kvl_errmsg msg = {{0}};
+    *engine = (struct engine){0};
+    struct kvl_backend_options backend = {
+        .threads = options->threads != 0 ? options->threads : 1, .context_max = FIXTURE_CONTEXT};
+    need(kvl_backend_cpu.create(fixture->model, &backend, &engine->backend, &msg), "backend", &msg);
+    if (options->stored)
+        connect_to_service(engine, fixture);
+    struct kvl_sequence_options sequence = {
+        .backend = engine->backend,
+        .hparams = &fixture->model->hparams,
+        .connection = options->stored ? &engine->connection : NULL,
+        .kv_dtype = KVL_KV_F16,
+        .block_tokens = FIXTURE_BLOCK_TOKENS,
+        .context_max = FIXTURE_CONTEXT,
+        .chunk_tokens = options->chunk_tokens,
+        .no_cache = options->no_cache,
+    };
+    need(kvl_sequence_init(&engine->sequence, &sequence), "sequence", NULL);
+    kvl_sampler_init(&engine->sampler, (struct kvl_sampler_options){0});
+}
+
+void engine_close(struct engine *engine) {
+    kvl_saved_session_close(&engine->session);
+    kvl_sequence_deinit(&engine->sequence);
+    kvl_connection_close(&engine->connection);
+    engine->backend->ops->destroy(engine->backend);
+}
+
+kvl_err engine_turn(struct engine *engine, const uint32_t *tokens, uint32_t count,
+    uint32_t max_tokens, struct kvl_turn_report *report) {
+    *report = (struct kvl_turn_report){0};
+    kvl_err err = kvl_sequence_append(&engine->sequence, tokens, count);
+    if (err != KVL_OK)
+        return err;
+    struct kvl_generate_options options = {
+        .sequence = &engine->sequence,
+        .session = engine->session.connection != NULL ? &engine->session : NULL,
+        .sampler = &engine->sampler,
+        .max_tokens = max_tokens,
+        .hash_logits = true,
+    };
+    return kvl_generate(&options, report);
+}
+
+kvl_err engine_run(struct fixture *fixture, const struct engine_options *options,
+    const uint32_t *tokens, uint32_t count, uint32_t max_tokens, struct kvl_turn_report *report) {
+    struct engine engine;
+    engine_open(&engine, fixture, options);
+    kvl_err err = engine_turn(&engine, tokens, count, max_tokens, report);
+    engine_close(&engine);
+    return err;
+}
+
+uint64_t restored_tokens(const struct kvl_turn_report *report) {
+    uint64_t tokens = 0;
+    for (uint32_t i = 0; i < KVL_TIER_COUNT; ++i)
+        tokens += report->restored_tokens[i];
+    return tokens;
+}
+
+bool same_logits(const struct kvl_turn_report *a, const struct kvl_turn_report *b) {
+    return memcmp(a->logits_sha256, b->logits_sha256, sizeof a->logits_sha256) == 0 &&
+           a->output.count == b->output.count;
+}

@@ -1,0 +1,67 @@
+/* engine_fixture.h - a random tiny model, the real service in this process, and engines on it.
+ *
+ * An engine here is what kvloft-decode has: a connection, a sequence, a backend. Everything aborts
+ * the test program with a message when the fixture itself fails; what engines do is returned, so
+ * that worker threads record and the main thread asserts. */
+#ifndef KVL_TESTS_ENGINE_FIXTURE_H
+#define KVL_TESTS_ENGINE_FIXTURE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "generate.h"
+#include "model.h"
+#include "service.h"
+
+enum { FIXTURE_BLOCK_TOKENS = 64, FIXTURE_CONTEXT = 1024 };
+
+struct fixture {
+    struct kvl_model *model;
+    struct kvl_service *service; /* NULL: none is running */
+    char *disk_path;             /* a temporary folder */
+};
+
+/* Loads the model; no service yet. */
+void fixture_init(struct fixture *fixture);
+void fixture_deinit(struct fixture *fixture);
+
+uint64_t fixture_slot_bytes(const struct fixture *fixture);
+/* Tiers with room for so many blocks; host 0: none. The disk folder stays from start to start. */
+void fixture_start(
+    struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk);
+void fixture_stop(struct fixture *fixture);
+
+/* The same tokens for the same seed. */
+void fixture_tokens(const struct fixture *fixture, uint64_t seed, uint32_t *tokens, uint32_t count);
+
+struct engine_options {
+    bool stored; /* connected to the service */
+    bool no_cache;
+    uint32_t chunk_tokens; /* 0: the default */
+    uint32_t threads;      /* 0: one */
+};
+
+struct engine {
+    struct kvl_backend *backend;
+    struct kvl_connection connection;
+    struct kvl_sequence sequence;
+    struct kvl_saved_session session;
+    struct kvl_sampler sampler;
+};
+
+void engine_open(
+    struct engine *engine, struct fixture *fixture, const struct engine_options *options);
+void engine_close(struct engine *engine);
+
+/* Appends the tokens and generates; greedy. report is to be deinited. */
+kvl_err engine_turn(struct engine *engine, const uint32_t *tokens, uint32_t count,
+    uint32_t max_tokens, struct kvl_turn_report *report);
+
+/* Open, one turn, close. */
+kvl_err engine_run(struct fixture *fixture, const struct engine_options *options,
+    const uint32_t *tokens, uint32_t count, uint32_t max_tokens, struct kvl_turn_report *report);
+
+uint64_t restored_tokens(const struct kvl_turn_report *report);
+bool same_logits(const struct kvl_turn_report *a, const struct kvl_turn_report *b);
+
+#endif
