@@ -44,8 +44,8 @@ void fixture_fill(struct fixture *f, uint64_t offset, const struct kvl_key *key)
 bool fixture_is_filled(
     struct fixture *f, enum kvl_tier_kind tier, uint64_t offset, const struct kvl_key *key);
 /* Seals block i of the chain from a write lease, filled here. */
-kvl_err fixture_seal(struct fixture *f, uint32_t client, uint64_t lease, uint64_t offset,
-    uint32_t seed, uint32_t i);
+kvl_err fixture_seal(
+    struct fixture *f, uint32_t client, uint64_t lease, uint64_t offset, uint32_t seed, uint32_t i);
 /* Allocs, fills, seals and releases a whole chain, polling in between. */
 void fixture_store_chain(struct fixture *f, uint32_t client, uint32_t seed, uint32_t count);
 /* Restores the chain to the tier, waits, checks every byte, releases. Returns the blocks that

@@ -8,9 +8,8 @@
 
 #include "store_fixture.h"
 
-static struct kvl_allocated alloc_one(
-    struct fixture *f, uint32_t client, const struct kvl_key *key, bool wait,
-    struct kvl_ticket *ticket) {
+static struct kvl_allocated alloc_one(struct fixture *f, uint32_t client, const struct kvl_key *key,
+    bool wait, struct kvl_ticket *ticket) {
     struct kvl_allocated block;
     struct kvl_alloc_request request = {.client = client,
         .namespace_id = f->ns.id,
@@ -39,8 +38,8 @@ static struct kvl_restore_reply restore(struct fixture *f, uint32_t client, uint
     return reply;
 }
 
-static void release(struct fixture *f, uint32_t client, const struct kvl_restored *blocks,
-    uint32_t count) {
+static void release(
+    struct fixture *f, uint32_t client, const struct kvl_restored *blocks, uint32_t count) {
     for (uint32_t i = 0; i < count; i++)
         kvl_store_release(f->store, client, &blocks[i].lease, 1, NULL, 0);
 }
@@ -114,8 +113,7 @@ static void wrong_seals_are_refused(void **state) {
     assert_int_equal(kvl_store_seal(f.store, &request, &key), KVL_ERR_NOTFOUND);
     assert_int_equal(report_of(&f).refused_seals, 5);
     assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, 0), KVL_OK);
-    assert_int_equal(
-        fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, 0), KVL_ERR_INVALID);
+    assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, 0), KVL_ERR_INVALID);
     fixture_close(&f);
 }
 
@@ -234,8 +232,8 @@ static void leases_fill_a_tier_and_alloc_says_so(void **state) {
     for (uint32_t i = granted; i < 40; i++)
         assert_int_equal(blocks[i].status, KVL_ALLOC_NOSPC);
     struct kvl_store_report report = report_of(&f);
-    assert_true(report.tiers[KVL_TIER_DEVICE].used_bytes <=
-                report.tiers[KVL_TIER_DEVICE].capacity_bytes);
+    assert_true(
+        report.tiers[KVL_TIER_DEVICE].used_bytes <= report.tiers[KVL_TIER_DEVICE].capacity_bytes);
     struct kvl_key other;
     fixture_keys(&f, 100000, 1, &other);
     assert_int_equal(alloc_one(&f, f.b, &other, false, &ticket).status, KVL_ALLOC_NOSPC);
@@ -272,7 +270,7 @@ static void children_leave_before_their_parents(void **state) {
     uint32_t left = fixture_lookup(&f, 1, 8, found);
     assert_true(left < 8);
     assert_int_equal(fixture_lookup(&f, 100000, 13, found), 13); /* used later: whole */
-    assert_int_equal(report_of(&f).blocks, left + 13);            /* no orphaned children */
+    assert_int_equal(report_of(&f).blocks, left + 13);           /* no orphaned children */
     assert_int_equal(report_of(&f).ghost_blocks, 0);
     fixture_close(&f);
 }
@@ -381,9 +379,8 @@ static void a_namespace_is_cleared_alone(void **state) {
     struct kvl_namespace_request request = {.block_bytes = 5000};
     struct kvl_namespace_info opaque;
     struct kvl_key none = {{0}}, key;
-    assert_int_equal(kvl_key_of_opaque_namespace(
-                         "mine", 5000, (struct kvl_bytes){0}, &request.key),
-        KVL_OK);
+    assert_int_equal(
+        kvl_key_of_opaque_namespace("mine", 5000, (struct kvl_bytes){0}, &request.key), KVL_OK);
     assert_int_equal(kvl_store_namespace_open(f.store, &request, &opaque), KVL_OK);
     struct kvl_alloc_request alloc = {.client = f.a,
         .namespace_id = opaque.id,
@@ -449,8 +446,7 @@ static void events_tell_what_happened_and_what_was_missed(void **state) {
         struct kvl_ticket ticket;
         struct kvl_key none = {{0}};
         struct kvl_allocated block = alloc_one(&f, f.a, &none, false, &ticket);
-        assert_int_equal(
-            fixture_seal(&f, f.a, block.lease, block.offset_bytes, 10 + i, 0), KVL_OK);
+        assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 10 + i, 0), KVL_OK);
         kvl_store_release(f.store, f.a, &block.lease, 1, NULL, 0);
         assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
         kvl_store_release(f.store, f.a, NULL, 0, &ticket, 1);
@@ -482,8 +478,7 @@ static void list_pages_through_all_blocks_once(void **state) {
                 if (kvl_key_equal(&page[i].key, &keys[k])) {
                     assert_false(seen[k]);
                     seen[k] = true;
-                    assert_true(kvl_key_equal(
-                        &page[i].parent, k == 0 ? &f.ns.key : &keys[k - 1]));
+                    assert_true(kvl_key_equal(&page[i].parent, k == 0 ? &f.ns.key : &keys[k - 1]));
                 }
     assert_int_equal(total, 10);
     fixture_close(&f);
