@@ -99,6 +99,16 @@ static kvl_err check_file(struct kvl_index *index, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
+/* The file's blocks are reserved, so that a full file system never stops a delete; those that a
+ * larger capacity had reserved behind its end are given back. Without either it works too. */
+static void reserve_blocks(struct kvl_index *index) {
+    struct stat file;
+    if (fstat(index->fd, &file) == 0 && (uint64_t)file.st_blocks * 512 > index->map_bytes &&
+        ftruncate(index->fd, file.st_size) != 0)
+        return;
+    (void)fallocate(index->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)index->map_bytes);
+}
+
 static kvl_err open_env(struct kvl_index *index, struct kvl_errmsg *msg) {
     struct stat file;
     uint64_t map_bytes = index->map_bytes;
@@ -118,9 +128,8 @@ static kvl_err open_env(struct kvl_index *index, struct kvl_errmsg *msg) {
     kvl_err err = check_file(index, msg);
     if (err == KVL_OK)
         err = check_databases(index, msg);
-    /* Blocks of the file are reserved, so that a full file system never stops a delete. */
-    if (err == KVL_OK && fallocate(index->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)index->map_bytes) != 0)
-        errno = 0;
+    if (err == KVL_OK)
+        reserve_blocks(index);
     return err;
 }
 
