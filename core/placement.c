@@ -1,15 +1,11 @@
-/* placement.c - which tier holds which block: slots, users, eviction and demotion.
+/* placement.c - which tier holds which block: slots, users and eviction.
  *
  * A policy knows only blocks that may leave its tier: whole there and without a lease. Everything
  * else (children first, transfers, copies elsewhere) is asked of the entry when a victim is
- * sought. Demotion runs ahead of need: while the device has less free than a low-water mark, its
- * oldest blocks are copied to the host and then leave, so that alloc finds free slots. */
+ * sought. */
 #include <assert.h>
 
 #include "store_private.h"
-
-#define KVL_DEMOTIONS_MAX 8u
-#define KVL_FREE_SLOTS_MIN 16u
 
 const struct kvl_layout *kvl_entry_layout(struct kvl_store *store, const struct kvl_entry *entry) {
     return &kvl_namespace_by_id(store, entry->namespace_id)->layout;
@@ -279,8 +275,7 @@ struct victim_wish {
 
 static const struct kvl_entry *may_leave(const struct victim_wish *wish, uint32_t block) {
     const struct kvl_entry *entry = kvl_table_at(wish->store->table, block);
-    bool free = entry->busy[wish->tier] == 0 && entry->tier_children[wish->tier] == 0;
-    return free ? entry : NULL;
+    return kvl_entry_may_leave(entry, wish->tier) ? entry : NULL;
 }
 
 static bool has_other_copy(void *arg, uint32_t block) {
@@ -299,10 +294,6 @@ static bool has_no_hope(void *arg, uint32_t block) {
 static bool is_not_pinned(void *arg, uint32_t block) {
     const struct kvl_entry *entry = may_leave(arg, block);
     return entry != NULL && (entry->flags & KVL_ENTRY_PINNED) == 0;
-}
-
-static bool is_movable(void *arg, uint32_t block) {
-    return may_leave(arg, block) != NULL;
 }
 
 static uint32_t find_victim(struct kvl_store *store, unsigned tier, bool behind) {
@@ -334,72 +325,4 @@ kvl_err kvl_slot_reserve(
             return KVL_ERR_NOSPC;
         kvl_block_evict(store, victim, tier);
     }
-}
-
-/* ---- demotion ----------------------------------------------------------------------------- */
-
-static bool device_runs_full(struct kvl_store *store) {
-    struct kvl_tier_state *device = &store->tiers[KVL_TIER_DEVICE];
-    struct kvl_tier_stats stats = device->tier->ops->stats(device->tier);
-    uint64_t mark = stats.capacity_bytes / 16;
-    if (mark < KVL_FREE_SLOTS_MIN * device->slot_bytes_max)
-        mark = KVL_FREE_SLOTS_MIN * device->slot_bytes_max;
-    if (mark > stats.capacity_bytes / 4)
-        mark = stats.capacity_bytes / 4;
-    return stats.capacity_bytes - stats.used_bytes + store->demoting_bytes < mark;
-}
-
-/* Starts to copy the victim to the host. False when that cannot be done now. */
-static bool demote_to_host(struct kvl_store *store, uint32_t block) {
-    struct kvl_entry *entry = kvl_table_at(store->table, block);
-    if (store->tiers[KVL_TIER_HOST].tier == NULL)
-        return false;
-    uint64_t slot_bytes = kvl_entry_layout(store, entry)->slot_bytes;
-    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
-        uint64_t location = 0;
-        kvl_busy_up(store, block, KVL_TIER_DEVICE);
-        kvl_err err = kvl_slot_reserve(store, KVL_TIER_HOST, slot_bytes, true, &location);
-        if (err == KVL_OK)
-            kvl_slot_attach(store, block, KVL_TIER_HOST, location);
-        kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
-        store->retry |= err == KVL_ERR_AGAIN;
-        if (err != KVL_OK)
-            return false;
-    }
-    struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
-    if (transfer == NULL) {
-        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
-        return false;
-    }
-    transfer->demotion = true;
-    store->demoting_bytes += slot_bytes;
-    store->demoting++;
-    return true;
-}
-
-void kvl_demote_pump(struct kvl_store *store) {
-    struct victim_wish wish = {store, KVL_TIER_DEVICE};
-    struct kvl_policy *policy = store->tiers[KVL_TIER_DEVICE].policy;
-    while (store->demoting < KVL_DEMOTIONS_MAX && device_runs_full(store)) {
-        uint32_t block = policy->ops->victim(policy, is_movable, &wish);
-        if (block == KVL_BLOCK_NONE)
-            return;
-        const struct kvl_entry *entry = kvl_table_at(store->table, block);
-        bool on_disk = kvl_entry_is_in(entry, KVL_TIER_DISK);
-        if (kvl_entry_is_in(entry, KVL_TIER_HOST)) {
-            kvl_block_evict(store, block, KVL_TIER_DEVICE);
-        } else if (!demote_to_host(store, block)) {
-            if (!on_disk)
-                return; /* its last copy: it goes when the place is needed, not before */
-            kvl_block_evict(store, block, KVL_TIER_DEVICE);
-        }
-    }
-}
-
-void kvl_demote_finish(struct kvl_store *store, uint32_t block) {
-    struct victim_wish wish = {store, KVL_TIER_DEVICE};
-    const struct kvl_entry *entry = kvl_table_at(store->table, block);
-    if (kvl_entry_is_in(entry, KVL_TIER_DEVICE) && entry->leases[KVL_TIER_DEVICE] == 0 &&
-        is_movable(&wish, block))
-        kvl_block_evict(store, block, KVL_TIER_DEVICE);
 }

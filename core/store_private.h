@@ -2,7 +2,8 @@
  *
  *   store.c          life, poll, clients      store_restore.c  lookup, restore, prefetch
  *   namespace.c      namespaces               store_seal.c     alloc, seal, release, waiting
- *   placement.c      slots, eviction, demotion transfer.c      moving blocks between tiers
+ *   placement.c      slots, eviction          transfer.c       moving blocks between tiers
+ *   demotion.c       moving blocks down
  *   orphan.c         slots without an entry   persist.c        writing behind, flush
  *   recovery.c       what disk and catalog    store_clear.c    clear
  *                    tell at start            store_verify.c   verify
@@ -52,6 +53,7 @@ enum kvl_operation_kind {
     KVL_OPERATION_FLUSH,
     KVL_OPERATION_CLEAR,
     KVL_OPERATION_VERIFY,
+    KVL_OPERATION_DEMOTE,
 };
 
 struct kvl_operation {
@@ -281,6 +283,12 @@ void kvl_block_used(struct kvl_store *store, uint32_t block);
 /* Finds or makes the entry of a parent, and links. Errors: NOMEM, LIMIT. */
 KVL_MUST_CHECK kvl_err kvl_block_link(
     struct kvl_store *store, uint32_t block, const struct kvl_key *parent);
+/* Nothing but leases, which the policies know of, keeps the block's copy in the tier. */
+static inline bool kvl_entry_may_leave(const struct kvl_entry *entry, unsigned tier) {
+    return entry->busy[tier] == 0 && entry->tier_children[tier] == 0;
+}
+
+/* ---- demotion.c --------------------------------------------------------------------------- */
 void kvl_demote_pump(struct kvl_store *store);
 /* After a demotion's copy: frees the device's one if nobody came in between. */
 void kvl_demote_finish(struct kvl_store *store, uint32_t block);

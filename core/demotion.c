@@ -1,0 +1,194 @@
+/* demotion.c - moving blocks down: ahead of need, and when an operator asks.
+ *
+ * While the device has less free than a low-water mark, its oldest blocks are copied to the host
+ * and then leave, so that alloc finds free slots. An operator's demote walks a chain from its end
+ * (children first), a few blocks at a time, and waits for what is still being copied or written. */
+#include <stdlib.h>
+
+#include "store_private.h"
+
+#define KVL_DEMOTIONS_MAX 8u
+#define KVL_FREE_SLOTS_MIN 16u
+
+static bool device_runs_full(struct kvl_store *store) {
+    struct kvl_tier_state *device = &store->tiers[KVL_TIER_DEVICE];
+    struct kvl_tier_stats stats = device->tier->ops->stats(device->tier);
+    uint64_t mark = stats.capacity_bytes / 16;
+    if (mark < KVL_FREE_SLOTS_MIN * device->slot_bytes_max)
+        mark = KVL_FREE_SLOTS_MIN * device->slot_bytes_max;
+    if (mark > stats.capacity_bytes / 4)
+        mark = stats.capacity_bytes / 4;
+    return stats.capacity_bytes - stats.used_bytes + store->demoting_bytes < mark;
+}
+
+/* Starts to copy the block to the host; the device's copy goes when that is done. Errors: NOSPC,
+ * AGAIN (memory not touched yet), NOMEM. */
+static kvl_err demote_to_host(struct kvl_store *store, uint32_t block) {
+    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    if (store->tiers[KVL_TIER_HOST].tier == NULL)
+        return KVL_ERR_NOSPC;
+    uint64_t slot_bytes = kvl_entry_layout(store, entry)->slot_bytes;
+    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
+        uint64_t location = 0;
+        kvl_busy_up(store, block, KVL_TIER_DEVICE);
+        kvl_err err = kvl_slot_reserve(store, KVL_TIER_HOST, slot_bytes, true, &location);
+        if (err == KVL_OK)
+            kvl_slot_attach(store, block, KVL_TIER_HOST, location);
+        kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
+        store->retry |= err == KVL_ERR_AGAIN;
+        if (err != KVL_OK)
+            return err;
+    }
+    struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
+    if (transfer == NULL) {
+        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
+        return KVL_ERR_NOMEM;
+    }
+    transfer->demotion = true;
+    store->demoting_bytes += slot_bytes;
+    store->demoting++;
+    return KVL_OK;
+}
+
+static bool may_leave_device(void *arg, uint32_t block) {
+    struct kvl_store *store = arg;
+    return kvl_entry_may_leave(kvl_table_at(store->table, block), KVL_TIER_DEVICE);
+}
+
+static void make_room_ahead(struct kvl_store *store) {
+    struct kvl_policy *policy = store->tiers[KVL_TIER_DEVICE].policy;
+    while (store->demoting < KVL_DEMOTIONS_MAX && device_runs_full(store)) {
+        uint32_t block = policy->ops->victim(policy, may_leave_device, store);
+        if (block == KVL_BLOCK_NONE)
+            return;
+        const struct kvl_entry *entry = kvl_table_at(store->table, block);
+        bool on_disk = kvl_entry_is_in(entry, KVL_TIER_DISK);
+        if (kvl_entry_is_in(entry, KVL_TIER_HOST)) {
+            kvl_block_evict(store, block, KVL_TIER_DEVICE);
+        } else if (demote_to_host(store, block) != KVL_OK) {
+            if (!on_disk)
+                return; /* its last copy: it goes when the place is needed, not before */
+            kvl_block_evict(store, block, KVL_TIER_DEVICE);
+        }
+    }
+}
+
+void kvl_demote_finish(struct kvl_store *store, uint32_t block) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    if (kvl_entry_is_in(entry, KVL_TIER_DEVICE) && entry->leases[KVL_TIER_DEVICE] == 0 &&
+        kvl_entry_may_leave(entry, KVL_TIER_DEVICE))
+        kvl_block_evict(store, block, KVL_TIER_DEVICE);
+}
+
+/* ---- the operator's ----------------------------------------------------------------------- */
+
+struct kvl_demote {
+    struct kvl_operation operation;
+    unsigned target;
+    uint32_t open; /* items from here on are done */
+    uint64_t moved;
+    struct demote_item {
+        uint32_t block;
+        uint64_t generation;
+        bool copying; /* our transfer to the host */
+        bool done;
+    } items[];
+};
+
+/* Takes one copy away. True when there is nothing to wait for. */
+static bool leave_tier(
+    struct kvl_store *store, struct kvl_demote *demote, uint32_t block, unsigned tier) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    if (!kvl_entry_is_in(entry, tier) || entry->leases[tier] > 0)
+        return true;
+    if (entry->busy[tier] > 0)
+        return false;
+    if (entry->tier_children[tier] > 0)
+        return true; /* a leased child stays, and so does this */
+    kvl_block_evict(store, block, tier);
+    demote->moved++;
+    return true;
+}
+
+static bool item_to_host(
+    struct kvl_store *store, struct kvl_demote *demote, struct demote_item *item) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, item->block);
+    bool on_device = kvl_entry_is_in(entry, KVL_TIER_DEVICE);
+    if (item->copying && !on_device)
+        demote->moved++;
+    if (!on_device || entry->leases[KVL_TIER_DEVICE] > 0)
+        return true;
+    if (entry->busy[KVL_TIER_DEVICE] > 0)
+        return false;
+    if (item->copying || kvl_entry_is_in(entry, KVL_TIER_HOST))
+        return leave_tier(store, demote, item->block, KVL_TIER_DEVICE);
+    if (store->demoting >= KVL_DEMOTIONS_MAX)
+        return false;
+    kvl_err err = demote_to_host(store, item->block);
+    item->copying = err == KVL_OK;
+    return err != KVL_OK && err != KVL_ERR_AGAIN;
+}
+
+static bool item_to_disk(
+    struct kvl_store *store, struct kvl_demote *demote, struct demote_item *item) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, item->block);
+    if (!kvl_entry_is_in(entry, KVL_TIER_DISK))
+        return (entry->flags & KVL_ENTRY_UNPERSISTED) == 0;
+    return leave_tier(store, demote, item->block, KVL_TIER_DEVICE) &&
+           leave_tier(store, demote, item->block, KVL_TIER_HOST);
+}
+
+static void demote_step(struct kvl_store *store, struct kvl_demote *demote) {
+    bool waiting = false;
+    for (uint32_t i = demote->open; i-- > 0;) {
+        struct demote_item *item = &demote->items[i];
+        if (!item->done)
+            item->done = !kvl_entry_is(store, item->block, item->generation) ||
+                         (demote->target == KVL_TIER_HOST ? item_to_host(store, demote, item)
+                                                          : item_to_disk(store, demote, item));
+        if (item->done && !waiting)
+            demote->open = i;
+        waiting |= !item->done;
+    }
+    kvl_operation_value(&demote->operation, 0, demote->moved);
+    if (waiting)
+        return;
+    kvl_operation_end(store, &demote->operation, KVL_OK);
+    free(demote);
+}
+
+void kvl_demote_pump(struct kvl_store *store) {
+    struct kvl_operation *next;
+    make_room_ahead(store);
+    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
+        next = at->next;
+        if (at->kind == KVL_OPERATION_DEMOTE)
+            demote_step(store, kvl_container_of(at, struct kvl_demote, operation));
+    }
+}
+
+kvl_err kvl_store_demote(struct kvl_store *store, uint32_t client, const struct kvl_key *keys,
+    uint32_t count, enum kvl_tier_kind target, struct kvl_ticket *ticket) {
+    *ticket = (struct kvl_ticket){0};
+    if ((target != KVL_TIER_HOST && target != KVL_TIER_DISK) || count > KVL_CHAIN_BLOCKS_MAX ||
+        store->tiers[target].tier == NULL)
+        return KVL_ERR_INVALID;
+    struct kvl_demote *demote = calloc(1, sizeof(*demote) + count * sizeof(demote->items[0]));
+    if (demote == NULL)
+        return KVL_ERR_NOMEM;
+    kvl_err err =
+        kvl_operation_begin(store, client, KVL_OPERATION_DEMOTE, &demote->operation, ticket);
+    if (err != KVL_OK) {
+        free(demote);
+        return err;
+    }
+    demote->target = target;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t block = kvl_table_find(store->table, &keys[i]);
+        if (block != KVL_BLOCK_NONE)
+            demote->items[demote->open++] = (struct demote_item){
+                .block = block, .generation = kvl_table_at(store->table, block)->generation};
+    }
+    kvl_store_pump(store);
+    return KVL_OK;
+}
