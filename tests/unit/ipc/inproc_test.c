@@ -1,0 +1,196 @@
+/* The server as a thread of the client's own process, as the embedded engine runs it; and tcp. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "harness.h"
+#include "memory/memory_tier.h"
+#include "server.h"
+
+struct embedded {
+    struct kvl_tier *device;
+    struct kvl_store *store;
+    struct kvl_server *server;
+    pthread_t thread;
+};
+
+static void *serve(void *arg) {
+    struct embedded *embedded = arg;
+    kvl_err err = kvl_server_run(embedded->server);
+    return (void *)(intptr_t)err;
+}
+
+static void embedded_start(
+    struct embedded *embedded, const char *address, const char *secret_file) {
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_memory_tier_options memory = {.kind = KVL_TIER_DEVICE, .capacity_bytes = 8u << 20};
+    *embedded = (struct embedded){0};
+    assert_int_equal(kvl_memory_tier_create(&memory, &embedded->device, &msg), KVL_OK);
+    struct kvl_store_options store = {.device = embedded->device};
+    assert_int_equal(kvl_store_create(&store, &embedded->store, &msg), KVL_OK);
+    struct kvl_server_options options = {
+        .address = address, .secret_file = secret_file, .store = embedded->store};
+    if (kvl_server_create(&options, &embedded->server, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    assert_int_equal(pthread_create(&embedded->thread, NULL, serve, embedded), 0);
+}
+
+static void embedded_stop(struct embedded *embedded) {
+    void *result = NULL;
+    kvl_server_stop(embedded->server);
+    pthread_join(embedded->thread, &result);
+    assert_ptr_equal(result, (void *)(intptr_t)KVL_OK);
+    kvl_server_destroy(embedded->server);
+    assert_int_equal(kvl_store_drain(embedded->store), KVL_OK);
+    kvl_store_destroy(embedded->store);
+    embedded->device->ops->deinit(embedded->device);
+}
+
+static struct kvl_client *connect_inproc(struct embedded *embedded, const char *address) {
+    struct kvl_client *client = NULL;
+    struct kvl_errmsg msg = {{0}};
+    int fd = -1;
+    assert_int_equal(kvl_server_attach_pair(embedded->server, &fd), KVL_OK);
+    struct kvl_client_options options = {.address = address, .attach_fd = fd, .name = "engine"};
+    if (kvl_client_open(&options, &client, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    return client;
+}
+
+static void test_two_clients_in_the_servers_process(void **state) {
+    (void)state;
+    struct embedded embedded;
+    embedded_start(&embedded, "inproc://kvl-test", NULL);
+    struct kvl_client *writer = connect_inproc(&embedded, "inproc://kvl-test");
+    struct kvl_client *reader = connect_inproc(&embedded, "inproc://kvl-test");
+    struct kvl_namespace_info info = open_opaque(writer);
+    struct kvl_key key = opaque_key(&info, 7);
+    store_block(writer, &info, 7);
+    assert_true(wait_visible(reader, &key, 1));
+    struct kvl_restored block;
+    struct kvl_restore_result result;
+    assert_int_equal(kvl_restore(reader, KVL_TIER_DEVICE, &key, 1, &block, &result), KVL_OK);
+    assert_int_equal(result.count, 1);
+    assert_true(has_pattern(kvl_client_block(reader, KVL_TIER_DEVICE, block.offset_bytes), 7));
+    assert_int_equal(kvl_ping(reader, 1u << 20), KVL_OK);
+    kvl_client_close(writer);
+    assert_int_equal(kvl_ping(reader, 10), KVL_OK);
+    assert_int_equal(kvl_client_reconnect(reader, NULL), KVL_ERR_INVALID); /* needs a new pair */
+    kvl_client_close(reader);
+    embedded_stop(&embedded);
+}
+
+static void test_the_servers_end_is_noticed(void **state) {
+    (void)state;
+    struct embedded embedded;
+    embedded_start(&embedded, "inproc://kvl-end", NULL);
+    struct kvl_client *client = connect_inproc(&embedded, "inproc://kvl-end");
+    embedded_stop(&embedded);
+    assert_false(kvl_client_is_connected(client));
+    assert_int_equal(kvl_ping(client, 1), KVL_ERR_CLOSED);
+    kvl_client_close(client);
+}
+
+struct other_thread {
+    struct kvl_client *client;
+    struct kvl_ticket ticket;
+    kvl_err err;
+    struct kvl_progress progress;
+};
+
+static void *wait_elsewhere(void *arg) {
+    struct other_thread *other = arg;
+    other->err = kvl_ticket_wait(other->client, other->ticket, UINT32_MAX, 10000, &other->progress);
+    return NULL;
+}
+
+static void test_tickets_are_waited_for_on_other_threads(void **state) {
+    (void)state;
+    struct embedded embedded;
+    embedded_start(&embedded, "inproc://kvl-wait", NULL);
+    struct kvl_client *client = connect_inproc(&embedded, "inproc://kvl-wait");
+    struct other_thread other = {.client = client};
+    struct kvl_namespace_info info = open_opaque(client);
+    store_block(client, &info, 1);
+    assert_int_equal(kvl_verify(client, &other.ticket), KVL_OK);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, wait_elsewhere, &other), 0);
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(kvl_ping(client, 100), KVL_OK);
+    pthread_join(thread, NULL);
+    assert_int_equal(other.err, KVL_OK);
+    assert_int_equal(other.progress.status, KVL_OK);
+    kvl_client_close(client);
+    embedded_stop(&embedded);
+}
+
+/* ---- tcp ---------------------------------------------------------------------------------- */
+
+static void write_secret(const char *path, const char *text, mode_t mode) {
+    FILE *file = fopen(path, "w");
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+    assert_int_equal(chmod(path, mode), 0);
+}
+
+static kvl_err open_tcp(
+    const char *address, const char *secret, struct kvl_client **client, struct kvl_errmsg *msg) {
+    struct kvl_client_options options = {
+        .address = address, .secret_file = secret, .name = "remote", .timeout_ms = 3000};
+    return kvl_client_open(&options, client, msg);
+}
+
+static void test_tcp_needs_the_secret_and_may_only_look(void **state) {
+    (void)state;
+    char right[] = "/tmp/kvl-secret-XXXXXX", wrong[] = "/tmp/kvl-secret-XXXXXX", address[64];
+    close(mkstemp(right));
+    close(mkstemp(wrong));
+    write_secret(right, "a secret of enough bytes", 0600);
+    write_secret(wrong, "another secret, long too", 0600);
+    snprintf(address, sizeof address, "tcp://127.0.0.1:%d", 20000 + (int)getpid() % 20000);
+    struct embedded embedded;
+    embedded_start(&embedded, address, right);
+    struct kvl_client *client = NULL;
+    struct kvl_errmsg msg = {{0}};
+    assert_int_equal(open_tcp(address, NULL, &client, &msg), KVL_ERR_INVALID);
+    assert_int_equal(open_tcp(address, wrong, &client, &msg), KVL_ERR_PERM);
+    chmod(right, 0644);
+    assert_int_equal(open_tcp(address, right, &client, &msg), KVL_ERR_PERM);
+    chmod(right, 0600);
+    if (open_tcp(address, right, &client, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    assert_int_equal(kvl_ping(client, 100000), KVL_OK);
+    assert_int_not_equal(kvl_client_epoch(client), 0);
+    struct kvl_namespace_info info = open_opaque(client);
+    struct kvl_key key = opaque_key(&info, 1);
+    struct kvl_allocated block;
+    struct kvl_ticket ticket;
+    uint8_t found;
+    uint32_t hits;
+    assert_int_equal(kvl_lookup(client, &key, 1, &found, &hits), KVL_OK);
+    assert_int_equal(
+        kvl_alloc(client, info.id, KVL_TIER_DEVICE, &key, 1, false, &block, &ticket), KVL_ERR_PERM);
+    kvl_client_close(client);
+    embedded_stop(&embedded);
+    unlink(right);
+    unlink(wrong);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_two_clients_in_the_servers_process),
+        cmocka_unit_test(test_the_servers_end_is_noticed),
+        cmocka_unit_test(test_tickets_are_waited_for_on_other_threads),
+        cmocka_unit_test(test_tcp_needs_the_secret_and_may_only_look),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
