@@ -137,22 +137,26 @@ static uint32_t guess(const struct index *index, const struct kvl_key *key) {
 
 static void find_batch(
     const struct kvl_table *table, const struct kvl_key *keys, uint32_t count, uint32_t *blocks) {
-    for (uint32_t i = 0; i < count; i++)
+    bool growing = table->old.slots != NULL;
+    for (uint32_t i = 0; i < count; i++) {
         __builtin_prefetch(&table->now.slots[key_home(&keys[i]) & table->now.mask]);
+        if (growing)
+            __builtin_prefetch(&table->old.slots[key_home(&keys[i]) & table->old.mask]);
+    }
     for (uint32_t i = 0; i < count; i++) {
         blocks[i] = guess(&table->now, &keys[i]);
+        if (blocks[i] == KVL_BLOCK_NONE && growing)
+            blocks[i] = guess(&table->old, &keys[i]);
         if (blocks[i] != KVL_BLOCK_NONE) {
             const struct kvl_entry *entry = kvl_table_at(table, blocks[i]);
             __builtin_prefetch(entry);
             __builtin_prefetch((const uint8_t *)entry + sizeof(*entry) - 1);
         }
     }
-    for (uint32_t i = 0; i < count; i++) {
-        bool right = blocks[i] != KVL_BLOCK_NONE &&
-                     kvl_key_equal(&kvl_table_at(table, blocks[i])->key, &keys[i]);
-        if (!right && (blocks[i] != KVL_BLOCK_NONE || table->old.slots != NULL))
-            blocks[i] = kvl_table_find(table, &keys[i]);
-    }
+    for (uint32_t i = 0; i < count; i++)
+        if (blocks[i] != KVL_BLOCK_NONE &&
+            !kvl_key_equal(&kvl_table_at(table, blocks[i])->key, &keys[i]))
+            blocks[i] = kvl_table_find(table, &keys[i]); /* equal tags, unlike keys: rare */
 }
 
 void kvl_table_find_many(
