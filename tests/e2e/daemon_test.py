@@ -119,11 +119,11 @@ class Operating(Case):
         first = self.talk("work")
         second = self.talk("work", words=20, seed=2)
         self.assertEqual(second["prompt_tokens"],
-                         first["prompt_tokens"] + first["decode_tokens"] + second_prompt(self))
+                         first["prompt_tokens"] + len(first["output_tokens"]) + second_prompt(self))
         sessions = self.tool("session", "ls")["sessions"]
         self.assertEqual([s["name"] for s in sessions], ["work"])
         shown = self.tool("session", "show", "work")
-        self.assertEqual(shown["tokens"], second["prompt_tokens"] + second["decode_tokens"])
+        self.assertEqual(shown["tokens"], second["prompt_tokens"] + len(second["output_tokens"]))
         self.assertEqual(self.stop(self.daemon), 0)
         self.daemon = self.start_daemon()
         self.assertEqual(self.tool("session", "show", "work")["tokens"], shown["tokens"])
@@ -132,7 +132,7 @@ class Operating(Case):
 
     def test_a_session_has_one_writer(self):
         slow = self.spawn("--session", "one", "--prompt-file", self.prompt(60), "--max-tokens",
-                          "400", "--ctx", "512")
+                          "3000")
         self.wait_until(lambda: any(s["holder_pid"] for s in
                                     self.tool("session", "ls")["sessions"]) or
                         slow.poll() is not None)

@@ -12,7 +12,7 @@ import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(os.environ.get("KVLOFT_BIN", ROOT / "build/release/bin"))
-TINY = ROOT / "tests/golden/data/tiny_f32.gguf"  # block of 64 tokens; context 512
+TINY = ROOT / "tests/golden/data/tiny_f32.gguf"  # block of 64 tokens; context 4096
 SANITIZED = bool(os.environ.get("KVLOFT_SANITIZED"))
 
 

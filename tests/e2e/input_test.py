@@ -61,7 +61,7 @@ class BadInput(Case):
                         "--no-offload")
         if result["stop_reason"] != "eos":
             self.assertEqual(result["stop_reason"], "context")
-            self.assertEqual(result["prompt_tokens"] + result["decode_tokens"], 64)
+            self.assertEqual(result["prompt_tokens"] + len(result["output_tokens"]), 64)
 
     def test_invalid_utf8_is_taken_as_bytes(self):
         file = self.folder / "bytes.txt"

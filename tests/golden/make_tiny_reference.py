@@ -43,7 +43,7 @@ Q4_1, Q8_0 = gguf.GGMLQuantizationType.Q4_1, gguf.GGMLQuantizationType.Q8_0
 MIXED_TYPES = {"token_embd": Q8_0, "attn_q": Q4_1, "attn_k": Q8_0, "attn_v": F16,
                "attn_output": F32, "ffn_gate": Q4_1, "ffn_up": F16, "ffn_down": Q8_0}
 
-MERGES = ["t h", "th e", "i n", "e r", "a n", "o n", "\u0120 t", "\u0120t he", "\u0120 a", "r e",
+MERGES = ["t h", "th e", "i n", "e r", "a n", "o n", "\u0120 t", "\u0120 the", "\u0120 a", "r e",
           "\u0120 \u0120", "e n", "o r", "\u0120 w", "i s", "a t", "in g", "o u", "\u0120 s",
           "\u0120s t", "e s", "\u0120 o", "\u0120o f", "l l", "e d", "i t", "\u010a \u010a",
           "\u0120a n", "\u0120an d"]
@@ -134,7 +134,7 @@ def write_model(path, name, shape, weights):
     tokens, types = vocabulary()
     writer.add_name(name)
     writer.add_block_count(shape["layers"])
-    writer.add_context_length(512)
+    writer.add_context_length(4096)
     writer.add_embedding_length(shape["width"])
     writer.add_feed_forward_length(shape["ffn"])
     writer.add_head_count(shape["heads"])
