@@ -213,6 +213,42 @@ static void softmax_has_the_same_bits(void **state) {
     }
 }
 
+/* Few rows straight from the tile: the bits of the strips and the GEMM. */
+static void check_direct(
+    const struct kvl_kv_tile *tile, const float *keys, const float *values, uint32_t rows) {
+    enum { STRIDE = 48 };
+    const struct kvl_cpu_kernels *const tables[] = {portable, kvl_cpu_kernels_best()};
+    float *x = random_floats(KVL_DIRECT_ROWS * KVL_TILE_TOKENS, rows);
+    float scores[KVL_DIRECT_ROWS * KVL_TILE_TOKENS], sums[KVL_DIRECT_ROWS * STRIDE] = {0};
+    for (uint32_t strip = 0; strip < KVL_TILE_TOKENS / KVL_STRIP_ROWS; strip++) {
+        const bool of_keys = strip * KVL_STRIP_ROWS < tile->count;
+        const bool of_values = strip * KVL_STRIP_ROWS < tile->dim;
+        struct kvl_gemm score = {.x = x, .x_stride = tile->dim, .y_stride = KVL_TILE_TOKENS};
+        score.strip = keys + (size_t)strip * KVL_STRIP_ROWS * tile->dim;
+        score.y = scores + strip * KVL_STRIP_ROWS;
+        score.rows = of_keys ? rows : 0;
+        score.k = tile->dim;
+        portable->gemm(&score);
+        struct kvl_gemm gather = {.x = x, .x_stride = KVL_TILE_TOKENS, .y_stride = STRIDE};
+        gather.strip = values + (size_t)strip * KVL_STRIP_ROWS * KVL_TILE_TOKENS;
+        gather.y = sums + strip * KVL_STRIP_ROWS;
+        gather.rows = of_values ? rows : 0;
+        gather.k = tile->count;
+        portable->gemm(&gather);
+    }
+    for (int t = 0; t < 2; t++) {
+        float direct[KVL_DIRECT_ROWS * KVL_TILE_TOKENS], out[KVL_DIRECT_ROWS * STRIDE] = {0};
+        tables[t]->score_direct(tile, x, rows, direct);
+        tables[t]->gather_direct(tile, x, rows, out, STRIDE);
+        for (uint32_t r = 0; r < rows; r++) {
+            assert_memory_equal(direct + r * KVL_TILE_TOKENS, scores + r * KVL_TILE_TOKENS,
+                tile->count * sizeof(float));
+            assert_memory_equal(out + r * STRIDE, sums + r * STRIDE, tile->dim * sizeof(float));
+        }
+    }
+    free(x);
+}
+
 static void check_kv(enum kvl_kv_dtype dtype, uint32_t dim, uint32_t count) {
     const struct kvl_cpu_kernels *fast = kvl_cpu_kernels_best();
     enum { MOST = 40 };
@@ -226,7 +262,8 @@ static void check_kv(enum kvl_kv_dtype dtype, uint32_t dim, uint32_t count) {
         assert_memory_equal(stored[0][p], stored[1][p], dim * kvl_kv_dtype_bytes(dtype));
         places[p] = stored[0][p];
     }
-    const struct kvl_kv_tile tile = {places, count, dim, dtype};
+    const struct kvl_kv_tile tile = {
+        .positions = places, .count = count, .dim = dim, .dtype = dtype};
     float keys[2][KVL_TILE_TOKENS * MOST], values[2][KVL_TILE_TOKENS * 48];
     memset(keys, 0xFF, sizeof keys); /* the kernels must clear what no position fills */
     memset(values, 0xFF, sizeof values);
@@ -236,6 +273,7 @@ static void check_kv(enum kvl_kv_dtype dtype, uint32_t dim, uint32_t count) {
     portable->load_values(&tile, values[0]);
     fast->load_values(&tile, values[1]);
     assert_memory_equal(values[0], values[1], sizeof values[0]);
+    check_direct(&tile, keys[0], values[0], 1 + count % KVL_DIRECT_ROWS);
     for (uint32_t p = 0; p < (count + 15) / 16 * 16; p++) {
         for (uint32_t c = 0; c < strips * 16; c++) {
             const float value = p < count && c < dim ? x[p * MOST + c] : 0;
