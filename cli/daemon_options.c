@@ -85,7 +85,8 @@ static bool take(struct daemon_options *options, int id, const char *name, const
         return true;
     case 'd':
         service->device = value;
-        return true;
+        return strcmp(value, "cpu") == 0 || strncmp(value, "cuda", 4) == 0 ||
+               wrong("%s %s: it is cpu or cuda[:N]", name, value);
     case 'D':
         return take_size(name, value, &service->device_bytes);
     case 'H':

@@ -26,14 +26,12 @@ static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
     fprintf(stderr, "kvloft-decode: %s\n", line);
 }
 
+/* NULL for cuda, the other name that the options let through. */
 static const struct kvl_backend_ops *find_backend(const char *device, struct kvl_errmsg *msg) {
     if (strcmp(device, "cpu") == 0)
         return &kvl_backend_cpu;
-    if (strncmp(device, "cuda", 4) == 0)
-        (void)kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "this build has no CUDA backend; use --device cpu, or build with the gpu preset");
-    else
-        (void)kvl_fail(msg, KVL_ERR_INVALID, "--device %s: it is cpu or cuda[:N]", device);
+    (void)kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+        "this build has no CUDA backend for --device %s; use --device cpu", device);
     return NULL;
 }
 
@@ -110,6 +108,18 @@ static kvl_err open_embedded(struct decode_engine *engine, struct kvl_errmsg *ms
                : err;
 }
 
+/* Nobody at the default address: without a session the engine's own cache does. */
+static kvl_err open_default(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    kvl_err err = open_connection(engine, NULL, -1, msg);
+    if (err != KVL_ERR_NOTFOUND)
+        return err;
+    if (engine->options->session == NULL)
+        return KVL_OK;
+    return kvl_fail(msg, err,
+        "no daemon answers at the default address, and --session needs one: start kvloftd, or "
+        "give --connect ADDR or --embedded DIR");
+}
+
 static kvl_err open_store(struct decode_engine *engine, struct kvl_errmsg *msg) {
     const struct decode_options *options = engine->options;
     switch (options->mode) {
@@ -117,10 +127,8 @@ static kvl_err open_store(struct decode_engine *engine, struct kvl_errmsg *msg) 
         return open_connection(engine, options->address, -1, msg);
     case DECODE_EMBEDDED:
         return open_embedded(engine, msg);
-    case DECODE_AUTO: {
-        kvl_err err = open_connection(engine, NULL, -1, msg);
-        return err == KVL_ERR_NOTFOUND && options->session == NULL ? KVL_OK : err;
-    }
+    case DECODE_AUTO:
+        return open_default(engine, msg);
     default:
         return KVL_OK;
     }
@@ -222,11 +230,12 @@ kvl_err decode_engine_append(
     struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg) {
     uint64_t total = engine->sequence.count + list->count;
     if (total > engine->context_max)
-        return kvl_fail(msg, KVL_ERR_LIMIT,
-            "%s has %llu tokens, the context holds %u; shorten it, or give a larger --ctx "
-            "(this model: up to %u)",
+        return kvl_fail(msg, KVL_ERR_LIMIT, "%s has %llu tokens, the context holds %u; %s",
             engine->sequence.count > 0 ? "the conversation with this prompt" : "the prompt",
-            (unsigned long long)total, engine->context_max, engine->model->hparams.context_max);
+            (unsigned long long)total, engine->context_max,
+            engine->context_max < engine->model->hparams.context_max
+                ? "shorten it, or give a larger --ctx"
+                : "that is all this model can hold, shorten it");
     if (total == 0)
         return kvl_fail(msg, KVL_ERR_INVALID, "the prompt is empty: nothing to go on from");
     kvl_err err = kvl_sequence_append(&engine->sequence, list->ids, (uint32_t)list->count);

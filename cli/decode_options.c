@@ -315,6 +315,8 @@ static bool check(struct parse *parse) {
     struct decode_options *options = parse->options;
     if (!check_prompt(parse))
         return false;
+    if (strcmp(options->device, "cpu") != 0 && strncmp(options->device, "cuda", 4) != 0)
+        return wrong(parse, "--device %s: it is cpu or cuda[:N]", options->device);
     if (parse->modes > 1)
         return wrong(
             parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");
@@ -363,5 +365,8 @@ bool decode_options_parse(int argc, char **argv, struct decode_options *options,
         (void)wrong(&parse, "'%s' is no option; see --help", argv[optind]);
         return false;
     }
-    return check(&parse);
+    if (!check(&parse))
+        return false;
+    *status = DECODE_DONE;
+    return true;
 }

@@ -61,7 +61,7 @@ static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_err
     if (arena_bytes < connection->space.layout.slot_bytes)
         return kvl_fail(msg, KVL_ERR_NOSPC,
             "the device tier has %llu bytes, one block of this model takes %llu; "
-            "start the daemon with a larger --device-bytes",
+            "give its owner (kvloftd, or --embedded) a larger --device-bytes",
             (unsigned long long)arena_bytes,
             (unsigned long long)connection->space.layout.slot_bytes);
     connection->connected = true;
