@@ -284,6 +284,14 @@ static bool has_other_copy(void *arg, uint32_t block) {
     return entry != NULL && (entry->tiers & ~(1u << wish->tier)) != 0;
 }
 
+/* The chain is split over tiers for a while, but nothing is lost: better than NOSPC while a leaf
+ * is on its way to another tier and its parents wait for it. */
+static bool has_other_copy_children_or_not(void *arg, uint32_t block) {
+    const struct victim_wish *wish = arg;
+    const struct kvl_entry *entry = kvl_table_at(wish->store->table, block);
+    return entry->busy[wish->tier] == 0 && (entry->tiers & ~(1u << wish->tier)) != 0;
+}
+
 /* Nothing better can come of it: no disk will ever have it. */
 static bool has_no_hope(void *arg, uint32_t block) {
     const struct victim_wish *wish = arg;
@@ -304,6 +312,8 @@ static uint32_t find_victim(struct kvl_store *store, unsigned tier, bool behind)
         store->tiers[KVL_TIER_DISK].tier != NULL || store->tiers[KVL_TIER_HOST].tier != NULL;
     if (copies)
         block = policy->ops->victim(policy, has_other_copy, &wish);
+    if (copies && block == KVL_BLOCK_NONE && !behind)
+        block = policy->ops->victim(policy, has_other_copy_children_or_not, &wish);
     if (block == KVL_BLOCK_NONE)
         block = policy->ops->victim(policy, has_no_hope, &wish);
     if (block == KVL_BLOCK_NONE && !behind)
