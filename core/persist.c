@@ -24,12 +24,12 @@ void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status) {
     assert(store->persist_pending > 0);
     store->persist_pending--;
     for (struct kvl_operation *at = store->operations; at != NULL; at = at->next) {
-        struct kvl_flush *flush = kvl_container_of(at, struct kvl_flush, operation);
-        if (at->kind != KVL_OPERATION_FLUSH || flush->order < order || flush->remaining == 0)
+        struct kvl_settle *settle = at->settle;
+        if (settle == NULL || settle->order < order || settle->remaining == 0)
             continue;
-        flush->remaining--;
+        settle->remaining--;
         if (status != KVL_OK)
-            flush->status = status;
+            settle->status = status;
     }
 }
 
@@ -206,36 +206,46 @@ void kvl_persist_pump(struct kvl_store *store) {
 /* ---- flush -------------------------------------------------------------------------------- */
 
 static void on_flushed(void *arg, kvl_err status) {
-    struct kvl_flush *flush = arg;
-    kvl_err worst = flush->status != KVL_OK ? flush->status : status;
-    /* The store is found through nobody else: an operation keeps no pointer to it. */
-    flush->status = worst;
-    flush->asked = false;
-    flush->durable = true;
+    struct kvl_settle *settle = arg;
+    if (settle->status == KVL_OK)
+        settle->status = status;
+    settle->asked = false;
+    settle->durable = true;
+}
+
+void kvl_settle_begin(struct kvl_store *store, struct kvl_settle *settle) {
+    settle->order = store->persist_order;
+    settle->remaining = store->persist_pending;
+}
+
+bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle) {
+    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
+    if (settle->remaining > 0) {
+        if (disk != NULL && !settle->hurried && store->persist_count == 0 && store->storing > 0) {
+            settle->hurried = true;
+            disk->ops->quiesce(disk);
+        }
+        return false;
+    }
+    if (settle->asked)
+        return false;
+    if (store->catalog == NULL || settle->durable)
+        return true;
+    if (store->puts_count > 0)
+        return false;
+    kvl_err err = store->catalog->ops->flush(store->catalog, on_flushed, settle);
+    settle->asked = err == KVL_OK;
+    store->retry |= err == KVL_ERR_AGAIN;
+    if (err == KVL_OK || err == KVL_ERR_AGAIN)
+        return false;
+    settle->status = err;
+    return true;
 }
 
 static void flush_step(struct kvl_store *store, struct kvl_flush *flush) {
-    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
-    if (flush->remaining > 0) {
-        if (disk != NULL && !flush->hurried && store->persist_count == 0 && store->storing > 0) {
-            flush->hurried = true;
-            disk->ops->quiesce(disk);
-        }
+    if (!kvl_settle_step(store, &flush->settle))
         return;
-    }
-    if (flush->asked)
-        return;
-    if (store->catalog != NULL && !flush->durable) {
-        if (store->puts_count > 0)
-            return;
-        kvl_err err = store->catalog->ops->flush(store->catalog, on_flushed, flush);
-        flush->asked = err == KVL_OK;
-        store->retry |= err == KVL_ERR_AGAIN;
-        if (err == KVL_OK || err == KVL_ERR_AGAIN)
-            return;
-        flush->status = err;
-    }
-    kvl_operation_end(store, &flush->operation, flush->status);
+    kvl_operation_end(store, &flush->operation, flush->settle.status);
     free(flush);
 }
 
@@ -266,8 +276,8 @@ kvl_err kvl_store_flush(struct kvl_store *store, uint32_t client, struct kvl_tic
         return err;
     }
     queue_failed_again(store);
-    flush->order = store->persist_order;
-    flush->remaining = store->persist_pending;
+    flush->operation.settle = &flush->settle;
+    kvl_settle_begin(store, &flush->settle);
     kvl_store_pump(store);
     return KVL_OK;
 }

@@ -17,9 +17,7 @@ struct kvl_clear {
     uint64_t generation_end; /* blocks of this and later generations stay */
     uint64_t cleared;
     bool walked;
-    bool asked;
-    bool durable;
-    kvl_err status;
+    struct kvl_settle settle; /* blocks that were being stored while they went, too */
 };
 
 static void clear_block(struct kvl_store *store, struct kvl_clear *clear, uint32_t block) {
@@ -35,13 +33,20 @@ static bool is_cleared(const struct kvl_clear *clear, const struct kvl_entry *en
            (clear->scope == KVL_CLEAR_ALL || entry->namespace_id == clear->namespace_id);
 }
 
+static void walk_is_over(struct kvl_store *store, struct kvl_clear *clear) {
+    clear->walked = true;
+    clear->operation.settle = &clear->settle;
+    kvl_settle_begin(store, &clear->settle);
+}
+
 static void walk(struct kvl_store *store, struct kvl_clear *clear) {
     uint32_t end = kvl_table_end(store->table);
     for (uint32_t i = 0; i < KVL_CLEAR_STEP && clear->cursor < end; i++, clear->cursor++)
         if (is_cleared(clear, kvl_table_at(store->table, clear->cursor)))
             clear_block(store, clear, clear->cursor);
-    clear->walked = clear->cursor >= end;
-    store->retry |= !clear->walked;
+    store->retry |= clear->cursor < end;
+    if (clear->cursor >= end)
+        walk_is_over(store, clear);
 }
 
 /* ---- one session -------------------------------------------------------------------------- */
@@ -125,36 +130,18 @@ static kvl_err clear_session(
     kvl_err err = clear_chain(store, clear, session);
     if (err == KVL_OK)
         err = kvl_store_session_drop(store, request->client, request->session, &info);
-    clear->walked = true;
     return err;
 }
 
 /* ---- the operation ------------------------------------------------------------------------ */
 
-static void on_flushed(void *arg, kvl_err status) {
-    struct kvl_clear *clear = arg;
-    clear->status = status;
-    clear->asked = false;
-    clear->durable = true;
-}
-
 static void clear_step(struct kvl_store *store, struct kvl_clear *clear) {
-    if (!clear->walked)
+    if (!clear->walked && clear->scope != KVL_CLEAR_SESSION)
         walk(store, clear);
-    if (!clear->walked || clear->asked)
+    if (!clear->walked || !kvl_settle_step(store, &clear->settle))
         return;
-    if (store->catalog != NULL && !clear->durable) {
-        if (store->puts_count > 0)
-            return;
-        kvl_err err = store->catalog->ops->flush(store->catalog, on_flushed, clear);
-        clear->asked = err == KVL_OK;
-        store->retry |= err == KVL_ERR_AGAIN;
-        if (err == KVL_OK || err == KVL_ERR_AGAIN)
-            return;
-        clear->status = err;
-    }
     kvl_operation_value(&clear->operation, 0, clear->cleared);
-    kvl_operation_end(store, &clear->operation, clear->status);
+    kvl_operation_end(store, &clear->operation, clear->settle.status);
     free(clear);
 }
 
@@ -195,11 +182,8 @@ kvl_err kvl_store_clear(
     clear->namespace_id = request->namespace_id;
     clear->generation_end = store->generation_next;
     if (request->scope == KVL_CLEAR_SESSION) {
-        /* The session drop inside pumps: the walk must not run for this scope. */
-        clear->walked = true;
-        clear->asked = true;
         err = clear_session(store, clear, request);
-        clear->asked = false;
+        walk_is_over(store, clear);
     }
     if (err != KVL_OK) {
         kvl_operation_end(store, &clear->operation, err);

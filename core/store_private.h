@@ -56,8 +56,19 @@ enum kvl_operation_kind {
     KVL_OPERATION_DEMOTE,
 };
 
+/* What was sealed up to now becomes durable, and what was dropped stays dropped. */
+struct kvl_settle {
+    uint64_t order; /* seals up to this one are waited for */
+    uint64_t remaining;
+    bool asked;   /* the catalog's flush is under way */
+    bool durable; /* and over */
+    bool hurried; /* the disk was told not to wait for more */
+    kvl_err status;
+};
+
 struct kvl_operation {
     enum kvl_operation_kind kind;
+    struct kvl_settle *settle; /* of flush and clear; NULL: waits for nothing to be durable */
     uint32_t client;
     struct kvl_ticket ticket;
     struct kvl_completion *word; /* NULL once the ticket was given back: nobody looks */
@@ -105,12 +116,7 @@ struct kvl_wait {
 
 struct kvl_flush {
     struct kvl_operation operation;
-    uint64_t order; /* seals up to this one are waited for */
-    uint64_t remaining;
-    bool asked;   /* the catalog's flush is under way */
-    bool durable; /* and over */
-    bool hurried; /* the disk was told not to wait for more */
-    kvl_err status;
+    struct kvl_settle settle;
 };
 
 /* ---- transfers ---------------------------------------------------------------------------- */
@@ -333,6 +339,10 @@ void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order);
 void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status);
 void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status);
 void kvl_persist_pump(struct kvl_store *store);
+/* From here on everything entered so far is waited for. */
+void kvl_settle_begin(struct kvl_store *store, struct kvl_settle *settle);
+/* True once it is over; then status says how. */
+bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle);
 void kvl_flush_pump(struct kvl_store *store);
 
 /* ---- recovery.c --------------------------------------------------------------------------- */

@@ -161,6 +161,7 @@ class Operating(Case):
         self.talk("a")
         self.tool("flush")
         self.assertGreater(self.tool("pin", "--session", "a")["blocks"], 0)
+        self.tool("flush")
         self.stop(self.daemon, signal.SIGKILL)
         self.daemon = self.start_daemon()
         self.assertTrue(all(b["pinned"] for b in self.tool("ls")["blocks"]))
