@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -67,10 +68,14 @@ kvl_err kvl_ticket_pool_create(struct kvl_ticket_pool **out) {
         kvl_ticket_pool_destroy(pool);
         return err;
     }
+    /* Begins anywhere, so that a ticket of an earlier daemon does not fit a word of this one. */
+    uint32_t first = 0;
+    if (getrandom(&first, sizeof first, 0) != (ssize_t)sizeof first || first == 0)
+        first = 1;
     for (uint32_t i = 0; i < KVL_TICKET_WORDS; i++) {
         pool->free_ring[i] = (uint16_t)i;
-        pool->generations[i] = 1;
-        atomic_store(&pool->words[i].generation, 1);
+        pool->generations[i] = first;
+        atomic_store(&pool->words[i].generation, first);
     }
     pool->free_count = KVL_TICKET_WORDS;
     *out = pool;

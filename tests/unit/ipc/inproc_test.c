@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 
 #include <cmocka.h>
 
+#include "disk/disk_tier.h"
 #include "harness.h"
 #include "memory/memory_tier.h"
 #include "server.h"
@@ -43,7 +45,8 @@ static void embedded_start(
     assert_int_equal(pthread_create(&embedded->thread, NULL, serve, embedded), 0);
 }
 
-static void embedded_stop(struct embedded *embedded) {
+static void embedded_stop_with(
+    struct embedded *embedded, struct kvl_tier *disk, const struct kvl_tier_ops *disk_ops) {
     void *result = NULL;
     kvl_server_stop(embedded->server);
     pthread_join(embedded->thread, &result);
@@ -51,7 +54,15 @@ static void embedded_stop(struct embedded *embedded) {
     kvl_server_destroy(embedded->server);
     assert_int_equal(kvl_store_drain(embedded->store), KVL_OK);
     kvl_store_destroy(embedded->store);
+    if (disk) {
+        disk->ops = disk_ops;
+        disk->ops->deinit(disk);
+    }
     embedded->device->ops->deinit(embedded->device);
+}
+
+static void embedded_stop(struct embedded *embedded) {
+    embedded_stop_with(embedded, NULL, NULL);
 }
 
 static struct kvl_client *connect_inproc(struct embedded *embedded, const char *address) {
@@ -132,6 +143,73 @@ static void test_tickets_are_waited_for_on_other_threads(void **state) {
     embedded_stop(&embedded);
 }
 
+/* ---- a store that is still loading ---------------------------------------------------------- */
+
+static _Atomic bool gate_is_open;
+static uint32_t (*ungated_poll)(struct kvl_tier *tier);
+
+static uint32_t gated_poll(struct kvl_tier *tier) {
+    return atomic_load(&gate_is_open) ? ungated_poll(tier) : 0;
+}
+
+struct opener {
+    uint32_t done;
+    kvl_err first;
+};
+
+static void on_first(void *arg, kvl_err err) {
+    struct opener *opener = arg;
+    opener->done++;
+    opener->first = err;
+}
+
+static void test_verbs_about_blocks_wait_until_the_store_is_loaded(void **state) {
+    (void)state;
+    char directory[] = "/tmp/kvl-load-XXXXXX", command[64];
+    assert_non_null(mkdtemp(directory));
+    struct kvl_errmsg msg = {{0}};
+    struct embedded embedded = {0};
+    struct kvl_memory_tier_options memory = {.kind = KVL_TIER_DEVICE, .capacity_bytes = 8u << 20};
+    struct kvl_disk_options disk = {.path = directory, .capacity_bytes = 64u << 20};
+    struct kvl_store_options store = {0};
+    assert_int_equal(kvl_memory_tier_create(&memory, &embedded.device, &msg), KVL_OK);
+    if (kvl_disk_tier_create(&disk, &store.disk, &store.catalog, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    struct kvl_tier_ops gated = *store.disk->ops; /* the real tier, whose news come later */
+    const struct kvl_tier_ops *real = store.disk->ops;
+    ungated_poll = gated.poll;
+    gated.poll = gated_poll;
+    store.disk->ops = &gated;
+    store.device = embedded.device;
+    assert_int_equal(kvl_store_create(&store, &embedded.store, &msg), KVL_OK);
+    struct kvl_server_options options = {.address = "inproc://kvl-load", .store = embedded.store};
+    assert_int_equal(kvl_server_create(&options, &embedded.server, &msg), KVL_OK);
+    assert_int_equal(pthread_create(&embedded.thread, NULL, serve, &embedded), 0);
+
+    struct kvl_client *client = connect_inproc(&embedded, "inproc://kvl-load"); /* hello: at once */
+    struct kvl_client *other = connect_inproc(&embedded, "inproc://kvl-load");
+    struct kvl_store_report report;
+    struct opener opener = {0};
+    assert_int_equal(kvl_ping(other, 100), KVL_OK);
+    assert_int_equal(kvl_stats(other, &report, NULL), KVL_OK);
+    assert_false(report.loaded);
+    assert_int_equal(kvl_release_async(client, NULL, 0, NULL, 0, on_first, &opener), KVL_OK);
+    for (int i = 0; i < 20; i++) {
+        kvl_client_dispatch(client);
+        assert_int_equal(kvl_ping(other, 1), KVL_OK); /* others go on meanwhile */
+    }
+    assert_int_equal(opener.done, 0);
+    atomic_store(&gate_is_open, true);
+    assert_int_equal(kvl_client_drain(client), KVL_OK);
+    assert_int_equal(opener.done, 1);
+    assert_int_equal(opener.first, KVL_OK);
+    kvl_client_close(client);
+    kvl_client_close(other);
+    embedded_stop_with(&embedded, store.disk, real);
+    snprintf(command, sizeof command, "rm -rf %s", directory);
+    assert_int_equal(system(command), 0);
+}
+
 /* ---- tcp ---------------------------------------------------------------------------------- */
 
 static void write_secret(const char *path, const char *text, mode_t mode) {
@@ -190,6 +268,7 @@ int main(void) {
         cmocka_unit_test(test_two_clients_in_the_servers_process),
         cmocka_unit_test(test_the_servers_end_is_noticed),
         cmocka_unit_test(test_tickets_are_waited_for_on_other_threads),
+        cmocka_unit_test(test_verbs_about_blocks_wait_until_the_store_is_loaded),
         cmocka_unit_test(test_tcp_needs_the_secret_and_may_only_look),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -158,6 +158,26 @@ static void test_counts_are_bounded(void **state) {
     kvl_wire_buffer_free(&buffer);
 }
 
+static void test_sizes_are_those_of_the_document(void **state) {
+    (void)state;
+    const struct {
+        sampler sample;
+        uint32_t verb;
+        uint64_t body_bytes;
+    } sizes[] = {{sample_request, KVL_VERB_LOOKUP, 16 + 3 * 32},
+        {sample_reply, KVL_VERB_LOOKUP, 24 + 4}, {sample_reply, KVL_VERB_RESTORE, 24 + 2 * 24},
+        {sample_reply, KVL_VERB_SEAL, 24 + 2 * 36}, {sample_reply, KVL_VERB_NAMESPACE_OPEN, 184},
+        {sample_reply, KVL_VERB_SESSION_OPEN, 152 + 8}, {sample_reply, KVL_VERB_STATS, 828},
+        {sample_reply, KVL_VERB_LIST_BLOCKS, 16 + 2 * 96},
+        {sample_reply, KVL_VERB_EVENTS, 16 + 2 * 48}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        struct kvl_wire_buffer buffer = {0};
+        assert_true(sizes[i].sample(sizes[i].verb, &buffer));
+        assert_int_equal(buffer.bytes, 56 + sizes[i].body_bytes);
+        kvl_wire_buffer_free(&buffer);
+    }
+}
+
 static void test_texts_end_inside(void **state) {
     (void)state;
     struct kvl_wire_hello hello = {0};
@@ -216,6 +236,7 @@ int main(void) {
         cmocka_unit_test(test_flipped_bits_stay_inside),
         cmocka_unit_test(test_header_is_checked),
         cmocka_unit_test(test_counts_are_bounded),
+        cmocka_unit_test(test_sizes_are_those_of_the_document),
         cmocka_unit_test(test_texts_end_inside),
         cmocka_unit_test(test_attach_messages),
     };
