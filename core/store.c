@@ -195,7 +195,7 @@ void kvl_store_pump(struct kvl_store *store) {
 void kvl_store_poll(struct kvl_store *store) {
     uint64_t fired = 0;
     if (store->timer_armed && read(store->timer_fd, &fired, sizeof(fired)) == sizeof(fired))
-        store->timer_armed = false;
+        store->timer_armed = store->demote_rests = false;
     store->now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
     for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)
         if (store->tiers[tier].tier != NULL)

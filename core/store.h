@@ -133,7 +133,8 @@ struct kvl_alloc_request {
 
 /* The ticket, if any, ends OK with values[0] = 0 when that block was sealed, or with values[0] =
  * the write lease and values[1] = its offset when the filler died and this client inherited the
- * key. */
+ * key. Errors: INVALID, NOTFOUND (namespace), LIMIT (tickets), PERM, NOMEM, AGAIN (as restore);
+ * then nothing was granted. */
 KVL_MUST_CHECK kvl_err kvl_store_alloc(struct kvl_store *store,
     const struct kvl_alloc_request *request, struct kvl_allocated *blocks,
     struct kvl_ticket *ticket);

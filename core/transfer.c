@@ -292,6 +292,7 @@ static void transfer_end(struct kvl_transfer *transfer, kvl_err status) {
         return;
     if (transfer->staging && status == KVL_OK)
         status = KVL_ERR_CANCELED;
+    store->demote_rests = false;
     if (transfer->to == KVL_TIER_DISK)
         end_store(store, transfer, status);
     else

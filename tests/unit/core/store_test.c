@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include "decorators/fault.h"
 #include "store_fixture.h"
 
 static struct kvl_allocated alloc_one(struct fixture *f, uint32_t client, const struct kvl_key *key,
@@ -442,23 +443,73 @@ static void events_tell_what_happened_and_what_was_missed(void **state) {
     assert_int_equal(events[2].sequence, 3);
     assert_int_equal(kvl_store_events(f.store, 2, 8, events, &oldest), 1);
     assert_int_equal(kvl_store_events(f.store, 3, 8, events, &oldest), 0);
-    struct kvl_clear_request clear = {.client = f.a, .scope = KVL_CLEAR_ALL};
-    for (unsigned i = 0; i < 3000; i++) {
+    /* Small blocks, one after the other, until the ring has forgotten the first events. */
+    struct kvl_namespace_request request = {.block_bytes = 4096};
+    struct kvl_namespace_info small;
+    assert_int_equal(
+        kvl_key_of_opaque_namespace("small", 4096, (struct kvl_bytes){0}, &request.key), KVL_OK);
+    assert_int_equal(kvl_store_namespace_open(f.store, &request, &small), KVL_OK);
+    for (uint32_t i = 0; i < 9000; i++) {
+        struct kvl_key none = {{0}}, key;
         struct kvl_ticket ticket;
-        struct kvl_key none = {{0}};
-        struct kvl_allocated block = alloc_one(&f, f.a, &none, false, &ticket);
-        assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 10 + i, 0), KVL_OK);
+        struct kvl_allocated block;
+        struct kvl_alloc_request alloc = {.client = f.a,
+            .namespace_id = small.id,
+            .target = KVL_TIER_DEVICE,
+            .keys = &none,
+            .count = 1};
+        assert_int_equal(kvl_store_alloc(f.store, &alloc, &block, &ticket), KVL_OK);
+        struct kvl_seal_request seal = {.client = f.a, .lease = block.lease, .opaque = true};
+        memcpy(seal.opaque_key, &i, sizeof(i));
+        assert_int_equal(kvl_store_seal(f.store, &seal, &key), KVL_OK);
         kvl_store_release(f.store, f.a, &block.lease, 1, NULL, 0);
-        assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
-        kvl_store_release(f.store, f.a, NULL, 0, &ticket, 1);
-        if (i % 16 == 0)
+        if (i % 256 == 0)
             fixture_settle(&f);
-        if (i == 200)
-            break;
     }
     fixture_settle(&f);
-    assert_int_equal(report_of(&f).blocks, 0);
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
+    uint32_t count = kvl_store_events(f.store, 3, 8, events, &oldest);
+    assert_int_equal(count, 8);
+    assert_true(oldest > 4); /* a gap */
+    assert_int_equal(events[0].sequence, oldest);
+    assert_int_equal(events[7].sequence, oldest + 7);
+    fixture_close(&f);
+}
+
+static void memory_not_touched_yet_is_asked_for_again(void **state) {
+    (void)state;
+    struct fixture f;
+    static const struct kvl_fault_rule untouched[] = {
+        {.kind = KVL_FAULT_AGAIN, .ops = KVL_FAULT_ALLOC, .nth = 3}};
+    fixture_open(&f,
+        &(struct fixture_options){.device_blocks = 16, .host_blocks = 32, .fault_device = true});
+    fixture_store_chain(&f, f.a, 1, 4);
+    fixture_store_chain(&f, f.a, 100000, 16);
+    fixture_settle(&f);
+    struct kvl_key keys[4];
+    struct kvl_restored restored[4];
+    struct kvl_restore_reply reply;
+    struct kvl_allocated blocks[4];
+    struct kvl_ticket ticket;
+    uint64_t used = report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes;
+    fixture_keys(&f, 1, 4, keys);
+    struct kvl_restore_request request = {
+        .client = f.b, .target = KVL_TIER_DEVICE, .keys = keys, .count = 4};
+    assert_int_equal(kvl_fault_tier_set_rules(f.device, untouched, 1), KVL_OK);
+    assert_int_equal(kvl_store_restore(f.store, &request, restored, &reply), KVL_ERR_AGAIN);
+    assert_int_equal(report_of(&f).leases, 0);
+    assert_true(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes <= used);
+    assert_int_equal(fixture_check_chain(&f, f.b, 1, 4, KVL_TIER_DEVICE), 4);
+    fixture_keys(&f, 500000, 4, keys);
+    struct kvl_alloc_request alloc = {.client = f.b,
+        .namespace_id = f.ns.id,
+        .target = KVL_TIER_DEVICE,
+        .keys = keys,
+        .count = 4};
+    assert_int_equal(kvl_fault_tier_set_rules(f.device, untouched, 1), KVL_OK);
+    assert_int_equal(kvl_store_alloc(f.store, &alloc, blocks, &ticket), KVL_ERR_AGAIN);
+    assert_int_equal(report_of(&f).leases, 0);
+    assert_int_equal(kvl_store_alloc(f.store, &alloc, blocks, &ticket), KVL_OK);
+    assert_int_equal(blocks[3].status, KVL_ALLOC_GRANTED);
     fixture_close(&f);
 }
 
@@ -524,6 +575,7 @@ int main(void) {
         cmocka_unit_test(a_namespace_is_cleared_alone),
         cmocka_unit_test(verify_reads_everything),
         cmocka_unit_test(events_tell_what_happened_and_what_was_missed),
+        cmocka_unit_test(memory_not_touched_yet_is_asked_for_again),
         cmocka_unit_test(list_pages_through_all_blocks_once),
         cmocka_unit_test(a_child_sealed_before_its_parent_is_linked),
     };
