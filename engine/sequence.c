@@ -13,6 +13,7 @@ struct advance {
     uint32_t rows;
     float *logits;
     uint32_t begin, end; /* tokens of the forward call */
+    bool is_decode;      /* one token: nothing to show, retries once a block */
     uint32_t failures;
     uint32_t races;
 };
@@ -85,7 +86,7 @@ uint32_t kvl_sequence_whole_blocks(const struct kvl_sequence *sequence) {
 
 static void report_progress(const struct advance *advance, uint64_t done) {
     const struct kvl_sequence_options *options = &advance->sequence->options;
-    if (options->progress != NULL)
+    if (options->progress != NULL && !advance->is_decode)
         options->progress(options->progress_arg, false, done, advance->sequence->count);
 }
 
@@ -228,14 +229,14 @@ static void prepare_ahead(struct kvl_sequence *sequence, bool is_prefill) {
 }
 
 kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, uint32_t rows, float *logits) {
+    struct advance advance = {.sequence = sequence, .rows = rows, .logits = logits};
+    advance.is_decode = sequence->count - sequence->computed == 1;
     if (sequence->options.no_cache)
         sequence->computed = 0;
-    struct advance advance = {.sequence = sequence, .rows = rows, .logits = logits};
     if (rows == 0 || rows > sequence->options.chunk_tokens ||
         (uint64_t)sequence->computed + rows > sequence->count)
         return KVL_ERR_INVALID;
-    bool is_decode = sequence->count - sequence->computed == 1;
-    if (!is_decode)
+    if (!advance.is_decode)
         settle(sequence, true);
     while (sequence->computed < sequence->count) {
         if (sequence->options.stop != NULL && *sequence->options.stop != 0)
@@ -243,9 +244,9 @@ kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, uint32_t rows, float
         kvl_err err = step(&advance);
         if (err != KVL_OK)
             return err;
-        settle(sequence, !is_decode);
+        settle(sequence, !advance.is_decode);
     }
     report_progress(&advance, sequence->count);
-    prepare_ahead(sequence, !is_decode);
+    prepare_ahead(sequence, !advance.is_decode);
     return KVL_OK;
 }
