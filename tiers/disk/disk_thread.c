@@ -275,13 +275,10 @@ static void take_node(struct kvl_disk *disk, struct kvl_node *node) {
 }
 
 static bool take_inbox(struct kvl_disk *disk) {
-    struct kvl_node *node = kvl_mailbox_take(&disk->inbox);
-    bool progress = node != NULL;
-    while (node != NULL) {
-        struct kvl_node *next = node->next;
+    bool progress = kvl_mailbox_take(&disk->inbox);
+    struct kvl_node *node;
+    while ((node = kvl_mailbox_next(&disk->inbox)) != NULL)
         take_node(disk, node);
-        node = next;
-    }
     return progress;
 }
 

@@ -152,14 +152,11 @@ static void tell(struct kvl_disk *disk, struct kvl_node *node) {
 
 static uint32_t disk_poll(struct kvl_tier *tier) {
     struct kvl_disk *disk = disk_of(tier);
-    struct kvl_node *node = kvl_mailbox_take(&disk->outbox);
+    struct kvl_node *node;
     uint32_t count = 0;
-    while (node != NULL) {
-        struct kvl_node *next = node->next;
+    kvl_mailbox_take(&disk->outbox);
+    for (; (node = kvl_mailbox_next(&disk->outbox)) != NULL; count++)
         tell(disk, node);
-        node = next;
-        count++;
-    }
     return count;
 }
 
@@ -303,9 +300,8 @@ static const struct kvl_catalog_ops catalog_ops = {
 
 /* Frees what waits in a mailbox and is nobody's but the node's. */
 static void discard_mail(struct kvl_mailbox *mailbox) {
-    struct kvl_node *node = kvl_mailbox_take(mailbox);
-    while (node != NULL) {
-        struct kvl_node *next = node->next;
+    struct kvl_node *node;
+    while (kvl_mailbox_take(mailbox) && (node = kvl_mailbox_next(mailbox)) != NULL) {
         switch (node->kind) {
         case KVL_NODE_OP:
         case KVL_NODE_FLUSH:
@@ -320,7 +316,6 @@ static void discard_mail(struct kvl_mailbox *mailbox) {
         default:
             break;
         }
-        node = next;
     }
 }
 
@@ -478,6 +473,7 @@ kvl_err kvl_disk_tier_create(const struct kvl_disk_options *options, struct kvl_
         err = kvl_disk_dir_open(options, &disk->dir, msg);
     if (err == KVL_OK)
         err = kvl_disk_open_store(disk, msg);
+    uint32_t segments = disk->segments.count;
     if (err == KVL_OK)
         err = start_threads(disk, msg);
     if (err != KVL_OK) {
@@ -486,7 +482,7 @@ kvl_err kvl_disk_tier_create(const struct kvl_disk_options *options, struct kvl_
     }
     KVL_INFO(disk->log, "disk open path=%s capacity=%llu segment=%llu segments=%u io=%s",
         disk->dir.path, (unsigned long long)disk->plan.capacity_bytes,
-        (unsigned long long)disk->plan.segment_bytes, disk->segments.count, disk->io_name);
+        (unsigned long long)disk->plan.segment_bytes, segments, disk->io_name);
     *tier = &disk->tier;
     *catalog = &disk->catalog;
     return KVL_OK;

@@ -120,14 +120,11 @@ void *kvl_disk_index_main(void *arg) {
     bool running = true;
     pthread_setname_np(pthread_self(), "kvl-index");
     while (running) {
-        struct kvl_node *node = kvl_mailbox_take(&disk->index_inbox);
-        if (node == NULL)
+        struct kvl_node *node;
+        if (!kvl_mailbox_take(&disk->index_inbox))
             poll(&wait, 1, -1);
-        while (node != NULL) {
-            struct kvl_node *next = node->next;
+        while ((node = kvl_mailbox_next(&disk->index_inbox)) != NULL)
             running = handle(disk, node) && running;
-            node = next;
-        }
     }
     return NULL;
 }

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 bool kvl_mailbox_init(struct kvl_mailbox *mailbox) {
-    mailbox->head = NULL;
+    mailbox->head = mailbox->taken = NULL;
     mailbox->tail = &mailbox->head;
     mailbox->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     pthread_mutex_init(&mailbox->mutex, NULL);
@@ -34,16 +34,27 @@ void kvl_mailbox_post(struct kvl_mailbox *mailbox, struct kvl_node *node) {
     pthread_mutex_unlock(&mailbox->mutex);
 }
 
-struct kvl_node *kvl_mailbox_take(struct kvl_mailbox *mailbox) {
+bool kvl_mailbox_take(struct kvl_mailbox *mailbox) {
     eventfd_t count;
+    if (mailbox->taken != NULL)
+        return true;
     pthread_mutex_lock(&mailbox->mutex);
-    struct kvl_node *head = mailbox->head;
-    if (head != NULL)
+    if (mailbox->head != NULL)
         (void)eventfd_read(mailbox->fd, &count);
-    for (struct kvl_node *node = head; node != NULL; node = node->next)
-        node->posted = false;
+    mailbox->taken = mailbox->head;
     mailbox->head = NULL;
     mailbox->tail = &mailbox->head;
     pthread_mutex_unlock(&mailbox->mutex);
-    return head;
+    return mailbox->taken != NULL;
+}
+
+struct kvl_node *kvl_mailbox_next(struct kvl_mailbox *mailbox) {
+    struct kvl_node *node = mailbox->taken;
+    if (node == NULL)
+        return NULL;
+    mailbox->taken = node->next;
+    pthread_mutex_lock(&mailbox->mutex);
+    node->posted = false;
+    pthread_mutex_unlock(&mailbox->mutex);
+    return node;
 }

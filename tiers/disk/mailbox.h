@@ -13,12 +13,13 @@
 struct kvl_node {
     struct kvl_node *next;
     uint8_t kind;
-    bool posted; /* the mailbox's: between post and take */
+    bool posted; /* the mailbox's: between post and next */
 };
 
 struct kvl_mailbox {
     pthread_mutex_t mutex;
     struct kvl_node *head, **tail;
+    struct kvl_node *taken; /* the receiver's */
     int fd;
 };
 
@@ -26,7 +27,9 @@ bool kvl_mailbox_init(struct kvl_mailbox *mailbox);
 void kvl_mailbox_deinit(struct kvl_mailbox *mailbox);
 /* A node that waits already is left where it is. */
 void kvl_mailbox_post(struct kvl_mailbox *mailbox, struct kvl_node *node);
-/* All that wait, oldest first, or NULL. */
-struct kvl_node *kvl_mailbox_take(struct kvl_mailbox *mailbox);
+/* Takes all that wait now, for next; false: none. What comes later waits for another take. */
+bool kvl_mailbox_take(struct kvl_mailbox *mailbox);
+/* The oldest one taken, or NULL. From here on it may be posted again. */
+struct kvl_node *kvl_mailbox_next(struct kvl_mailbox *mailbox);
 
 #endif
