@@ -15,13 +15,15 @@
  *   memcpy(mine, kvl_client_block(client, KVL_TIER_HOST, blocks[0].offset_bytes), bytes);
  *
  * Threads: one client object per thread, or the caller's lock; kvl_ticket_poll, kvl_ticket_wait and
- * the block addresses may be used from any thread.
+ * the block addresses may be used from any thread. A forked child must not use its parent's
+ * client. Callbacks may make calls, but not close or reconnect their client.
  * Losing the daemon: every call then returns CLOSED, at once and for ever, until
  * kvl_client_reconnect succeeds. What was mapped stays mapped and readable (blocks under a lease
  * keep their content), so a computation under way can end. Leases and tickets of an earlier epoch
  * are void: releasing them does nothing.
  * Repeats: a request that got no answer is sent again with its old sequence number; the daemon
- * executes nothing twice.
+ * executes nothing twice. A call that timed out has not been taken back; leases that its late reply
+ * brings are released by the library.
  * Errors: kvl_err.h; calls that can say more take a kvl_errmsg (may be NULL). */
 #ifndef KVLOFT_H
 #define KVLOFT_H
