@@ -57,17 +57,22 @@ static bool may_leave_device(void *arg, uint32_t block) {
 
 static void make_room_ahead(struct kvl_store *store) {
     struct kvl_policy *policy = store->tiers[KVL_TIER_DEVICE].policy;
-    while (store->demoting < KVL_DEMOTIONS_MAX && device_runs_full(store)) {
+    /* Looking for victims in vain walks whole lists: it rests until something has changed. */
+    while (!store->demote_rests && store->demoting < KVL_DEMOTIONS_MAX && device_runs_full(store)) {
         uint32_t block = policy->ops->victim(policy, may_leave_device, store);
-        if (block == KVL_BLOCK_NONE)
+        if (block == KVL_BLOCK_NONE) {
+            store->demote_rests = true;
             return;
+        }
         const struct kvl_entry *entry = kvl_table_at(store->table, block);
         bool on_disk = kvl_entry_is_in(entry, KVL_TIER_DISK);
         if (kvl_entry_is_in(entry, KVL_TIER_HOST)) {
             kvl_block_evict(store, block, KVL_TIER_DEVICE);
         } else if (demote_to_host(store, block) != KVL_OK) {
-            if (!on_disk)
-                return; /* its last copy: it goes when the place is needed, not before */
+            if (!on_disk) { /* its last copy: it goes when the place is needed, not before */
+                store->demote_rests = true;
+                return;
+            }
             kvl_block_evict(store, block, KVL_TIER_DEVICE);
         }
     }

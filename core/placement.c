@@ -34,6 +34,7 @@ static void list(struct kvl_store *store, uint32_t block, unsigned tier) {
     if ((entry->flags & (KVL_ENTRY_LISTED << tier)) != 0)
         return;
     struct kvl_policy *policy = store->tiers[tier].policy;
+    store->demote_rests = false;
     /* Unlisted for want of memory, the block just stays until its next use. */
     if (policy->ops->inserted(policy, block) == KVL_OK)
         entry->flags |= (uint16_t)(KVL_ENTRY_LISTED << tier);

@@ -182,7 +182,7 @@ struct kvl_store {
     bool closing; /* destroy: nothing new is started */
     bool retry;   /* something waits that no fd will announce */
     bool timer_armed;
-    bool demote_rests; /* until the timer fires or a transfer ends */
+    bool demote_rests; /* no victim: until a block becomes one, or a transfer ends */
     uint64_t epoch;
     uint64_t start_ns;
     uint32_t now_s; /* wall clock, as of the last poll */
