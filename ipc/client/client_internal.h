@@ -99,6 +99,8 @@ KVL_MUST_CHECK kvl_err kvl_call_run(struct kvl_client *client, uint16_t verb, vo
 /* For verbs whose reply says nothing but its status. done may be NULL. */
 KVL_MUST_CHECK kvl_err kvl_call_submit_plain(
     struct kvl_client *client, uint16_t verb, void *request, kvl_plain_done done, void *arg);
+/* late.c: releases what an answer grants that nobody waits for any more. */
+void kvl_late_reply(struct kvl_client *client, uint16_t verb, const union kvl_wire_reply *reply);
 struct kvl_mapping *kvl_client_mapping(const struct kvl_client *client);
 
 #endif

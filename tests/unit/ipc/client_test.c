@@ -194,6 +194,44 @@ static void test_status_and_lists(void **state) {
     kvl_client_close(client);
 }
 
+static void wait_ok(struct kvl_client *client, struct kvl_ticket ticket) {
+    struct kvl_progress progress = {.status = KVL_OK};
+    if (ticket.generation != 0)
+        assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 5000, &progress), KVL_OK);
+    assert_int_equal(progress.status, KVL_OK);
+    assert_int_equal(kvl_release(client, NULL, 0, &ticket, 1), KVL_OK);
+}
+
+static void test_blocks_are_moved_pinned_and_cleared(void **state) {
+    (void)state;
+    struct kvl_client *client = connect_to(&daemon_a, "operator");
+    struct kvl_namespace_info info = open_opaque(client);
+    struct kvl_key key = opaque_key(&info, 80);
+    struct kvl_ticket ticket;
+    uint8_t found;
+    uint32_t hits, changed;
+    uint64_t lease = store_block(client, &info, 80);
+    assert_int_equal(kvl_release(client, &lease, 1, NULL, 0), KVL_OK);
+    assert_true(wait_visible(client, &key, 1));
+    assert_int_equal(kvl_pin(client, &key, 1, true, &changed), KVL_OK);
+    assert_int_equal(changed, 1);
+    assert_int_equal(kvl_pin(client, &key, 1, false, &changed), KVL_OK);
+    assert_int_equal(kvl_demote(client, KVL_TIER_HOST, &key, 1, &ticket), KVL_OK);
+    wait_ok(client, ticket);
+    assert_int_equal(kvl_lookup(client, &key, 1, &found, &hits), KVL_OK);
+    assert_int_equal(found, 1 << KVL_TIER_HOST);
+    assert_int_equal(kvl_prefetch(client, KVL_TIER_DEVICE, &key, 1, &ticket), KVL_OK);
+    wait_ok(client, ticket);
+    assert_int_equal(kvl_lookup(client, &key, 1, &found, &hits), KVL_OK);
+    assert_true(found & 1 << KVL_TIER_DEVICE);
+    assert_int_equal(kvl_demote(client, KVL_TIER_DEVICE, &key, 1, &ticket), KVL_ERR_INVALID);
+    assert_int_equal(kvl_clear(client, KVL_CLEAR_ALL, 0, NULL, &ticket), KVL_OK);
+    wait_ok(client, ticket);
+    assert_int_equal(kvl_lookup(client, &key, 1, &found, &hits), KVL_OK);
+    assert_int_equal(hits, 0);
+    kvl_client_close(client);
+}
+
 static void test_ping_of_all_sizes(void **state) {
     (void)state;
     struct kvl_client *client = connect_to(&daemon_a, "ping");
@@ -291,6 +329,7 @@ int main(void) {
         cmocka_unit_test(test_only_lookers_may_not_lease),
         cmocka_unit_test(test_sessions),
         cmocka_unit_test(test_status_and_lists),
+        cmocka_unit_test(test_blocks_are_moved_pinned_and_cleared),
         cmocka_unit_test(test_ping_of_all_sizes),
         cmocka_unit_test(test_sixty_four_calls_at_once),
         cmocka_unit_test(test_close_ends_pending_calls),
