@@ -1,0 +1,184 @@
+/* cache_test.c - where a sequence's blocks go when the daemon has no slot, no space or bad bytes
+ * for them, and how they come back to it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "engine_fixture.h"
+
+enum { BLOCK = FIXTURE_BLOCK_TOKENS, PROMPT = 5 * BLOCK + 10, SEED = 3 };
+
+static struct fixture fixture;
+static uint32_t prompt[PROMPT];
+static const struct engine_options stored = {.stored = true};
+
+static int set_up(void **state) {
+    (void)state;
+    fixture_init(&fixture);
+    fixture_tokens(&fixture, SEED, prompt, PROMPT);
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    fixture_deinit(&fixture);
+    return 0;
+}
+
+/* Keys of the prompt's whole blocks. */
+static void name_blocks(const struct engine *engine, struct kvl_key keys[PROMPT / BLOCK]) {
+    assert_int_equal(
+        kvl_key_chain(&engine->connection.request.key, prompt, PROMPT, BLOCK, keys), KVL_OK);
+}
+
+/* What an engine alone answers in two turns, the second without new text. */
+static void assert_answers_as_alone(
+    const struct kvl_turn_report *first, const struct kvl_turn_report *second) {
+    struct kvl_turn_report alone;
+    uint32_t total = (uint32_t)(first->output.count + second->output.count);
+    assert_int_equal(
+        engine_run(&fixture, &(struct engine_options){0}, prompt, PROMPT, total, &alone), KVL_OK);
+    assert_memory_equal(
+        alone.output.ids, first->output.ids, first->output.count * sizeof(uint32_t));
+    assert_memory_equal(alone.output.ids + first->output.count, second->output.ids,
+        second->output.count * sizeof(uint32_t));
+    kvl_turn_report_deinit(&alone);
+}
+
+/* A block that another engine began to fill and never finished: computed at once in private
+ * memory, and handed over when that engine has died. */
+static void test_block_of_a_dead_filler_is_handed_over(void **state) {
+    (void)state;
+    struct engine filler, engine;
+    struct kvl_key keys[PROMPT / BLOCK];
+    struct kvl_allocated granted;
+    struct kvl_ticket ticket;
+    struct kvl_turn_report first, second;
+    uint8_t found[PROMPT / BLOCK];
+    uint32_t hits = 0;
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&filler, &fixture, &stored);
+    name_blocks(&filler, keys);
+    assert_int_equal(kvl_alloc(filler.connection.client, filler.connection.space.id,
+                         KVL_TIER_DEVICE, keys, 1, false, &granted, &ticket),
+        KVL_OK);
+    assert_int_equal(granted.status, KVL_ALLOC_GRANTED);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
+    assert_int_equal(first.private_tokens, BLOCK);
+    engine_close(&filler);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &second), KVL_OK);
+    assert_int_equal(second.private_tokens, 0);
+    assert_int_equal(kvl_lookup(engine.connection.client, keys, 1, found, &hits), KVL_OK);
+    assert_int_equal(hits, 1);
+    assert_answers_as_alone(&first, &second);
+    engine_close(&engine);
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
+/* Others' leases fill the tier; when they end, private blocks move in. */
+static void test_private_blocks_move_in_when_space_comes_back(void **state) {
+    (void)state;
+    enum { DEVICE_BLOCKS = 12, HELD = 10 };
+    struct engine holder, engine;
+    struct kvl_key no_keys[HELD] = {{{0}}};
+    struct kvl_allocated granted[HELD];
+    struct kvl_ticket ticket;
+    struct kvl_turn_report first, second;
+    fixture_start(&fixture, DEVICE_BLOCKS, 0, false);
+    engine_open(&holder, &fixture, &stored);
+    assert_int_equal(kvl_alloc(holder.connection.client, holder.connection.space.id,
+                         KVL_TIER_DEVICE, no_keys, HELD, false, granted, &ticket),
+        KVL_OK);
+    assert_int_equal(granted[HELD - 1].status, KVL_ALLOC_GRANTED);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
+    assert_true(first.private_tokens >= 3 * BLOCK);
+    engine_close(&holder);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &second), KVL_OK);
+    assert_int_equal(second.private_tokens, 0);
+    assert_answers_as_alone(&first, &second);
+    engine_close(&engine);
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
+/* Overwrites the middle of every segment file. */
+static void damage_segments(void) {
+    char pattern[256];
+    glob_t files;
+    snprintf(pattern, sizeof pattern, "%s/segments/*.seg", fixture.disk_path);
+    assert_int_equal(glob(pattern, 0, NULL, &files), 0);
+    for (size_t i = 0; i < files.gl_pathc; ++i) {
+        static const uint8_t noise[4096] = {0x5a, 0xa5};
+        int fd = open(files.gl_pathv[i], O_WRONLY);
+        assert_true(fd >= 0);
+        for (off_t at = 100000; at < 250000; at += 5000)
+            assert_int_equal(pwrite(fd, noise, sizeof noise, at), sizeof noise);
+        close(fd);
+    }
+    globfree(&files);
+}
+
+/* Blocks that turn out damaged while they are restored are computed instead. */
+static void test_damaged_blocks_are_computed(void **state) {
+    (void)state;
+    struct kvl_turn_report first, second;
+    fixture_start(&fixture, 16, 0, true);
+    assert_int_equal(engine_run(&fixture, &stored, prompt, PROMPT, 8, &first), KVL_OK);
+    fixture_stop(&fixture);
+    damage_segments();
+    fixture_start(&fixture, 16, 0, true);
+    assert_int_equal(engine_run(&fixture, &stored, prompt, PROMPT, 8, &second), KVL_OK);
+    assert_true(restored_tokens(&second) < 5 * BLOCK);
+    assert_int_equal(restored_tokens(&second) % BLOCK, 0);
+    assert_true(same_logits(&first, &second));
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
+static void test_session_longer_than_the_context_is_refused(void **state) {
+    (void)state;
+    struct engine engine, small;
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_turn_report report;
+    fixture_start(&fixture, 16, 0, false);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(
+        kvl_saved_session_open(&engine.session, &engine.connection, "long", &engine.sequence, &msg),
+        KVL_OK);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 1, &report), KVL_OK);
+    engine_close(&engine);
+    engine_open(&small, &fixture, &stored);
+    small.sequence.options.context_max = 100;
+    assert_int_equal(
+        kvl_saved_session_open(&small.session, &small.connection, "long", &small.sequence, &msg),
+        KVL_ERR_LIMIT);
+    assert_non_null(strstr(msg.text, "331"));
+    assert_non_null(strstr(msg.text, "100"));
+    engine_close(&small);
+    kvl_turn_report_deinit(&report);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(
+            test_block_of_a_dead_filler_is_handed_over, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_private_blocks_move_in_when_space_comes_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_damaged_blocks_are_computed, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_session_longer_than_the_context_is_refused, set_up, tear_down),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,157 @@
+/* generate_test.c - how a turn ends, what it reports, and perplexity against a plain forward pass
+ * in double. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine_fixture.h"
+#include "perplexity.h"
+#include "tiny_model.h"
+
+enum { PROMPT = 90, SEED = 11 };
+
+static struct fixture fixture;
+static uint32_t prompt[FIXTURE_CONTEXT];
+static const struct engine_options alone = {0};
+
+static int set_up(void **state) {
+    (void)state;
+    fixture_init(&fixture);
+    fixture_tokens(&fixture, SEED, prompt, FIXTURE_CONTEXT);
+    return 0;
+}
+
+static int tear_down(void **state) {
+    (void)state;
+    fixture_deinit(&fixture);
+    return 0;
+}
+
+static void test_length_ends_a_turn(void **state) {
+    (void)state;
+    struct kvl_turn_report report;
+    assert_int_equal(engine_run(&fixture, &alone, prompt, PROMPT, 5, &report), KVL_OK);
+    assert_int_equal(report.stop_reason, KVL_STOP_LENGTH);
+    assert_int_equal(report.output.count, 5);
+    assert_int_equal(report.decode_tokens, 4);
+    assert_int_equal(report.prompt_tokens, PROMPT);
+    assert_int_equal(report.computed_tokens, PROMPT);
+    assert_true(report.ttft_ns >= report.prefill_ns);
+    kvl_turn_report_deinit(&report);
+}
+
+static void test_full_context_ends_a_turn(void **state) {
+    (void)state;
+    struct kvl_turn_report report;
+    uint32_t count = FIXTURE_CONTEXT - 3;
+    assert_int_equal(engine_run(&fixture, &alone, prompt, count, 100, &report), KVL_OK);
+    assert_int_equal(report.stop_reason, KVL_STOP_CONTEXT);
+    assert_int_equal(report.output.count, 3);
+    kvl_turn_report_deinit(&report);
+    assert_int_equal(engine_run(&fixture, &alone, prompt, FIXTURE_CONTEXT, 100, &report), KVL_OK);
+    assert_int_equal(report.stop_reason, KVL_STOP_CONTEXT);
+    assert_int_equal(report.output.count, 1);
+    kvl_turn_report_deinit(&report);
+}
+
+static void test_more_than_the_context_is_refused(void **state) {
+    (void)state;
+    struct engine engine;
+    engine_open(&engine, &fixture, &alone);
+    assert_int_equal(kvl_sequence_append(&engine.sequence, prompt, FIXTURE_CONTEXT), KVL_OK);
+    assert_int_equal(kvl_sequence_append(&engine.sequence, prompt, 1), KVL_ERR_LIMIT);
+    assert_int_equal(engine.sequence.count, FIXTURE_CONTEXT);
+    engine_close(&engine);
+}
+
+static volatile sig_atomic_t stop;
+static uint32_t tokens_until_stop;
+
+static void stop_after_some(void *arg, uint32_t token) {
+    (void)arg;
+    (void)token;
+    if (tokens_until_stop > 0 && --tokens_until_stop == 0)
+        stop = 1;
+}
+
+/* An interrupted answer goes on at its very token. */
+static void test_interrupt_loses_nothing(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report whole, first, second;
+    assert_int_equal(engine_run(&fixture, &alone, prompt, PROMPT, 20, &whole), KVL_OK);
+    engine_open(&engine, &fixture, &alone);
+    engine.sequence.options.stop = &stop;
+    assert_int_equal(kvl_sequence_append(&engine.sequence, prompt, PROMPT), KVL_OK);
+    struct kvl_generate_options options = {
+        .sequence = &engine.sequence,
+        .sampler = &engine.sampler,
+        .max_tokens = 20,
+        .on_token = stop_after_some,
+    };
+    tokens_until_stop = 7;
+    assert_int_equal(kvl_generate(&options, &first), KVL_OK);
+    assert_int_equal(first.stop_reason, KVL_STOP_INTERRUPTED);
+    assert_int_equal(first.output.count, 7);
+    stop = 0;
+    options.max_tokens = 13;
+    assert_int_equal(kvl_generate(&options, &second), KVL_OK);
+    assert_int_equal(second.stop_reason, KVL_STOP_LENGTH);
+    assert_memory_equal(whole.output.ids, first.output.ids, 7 * sizeof(uint32_t));
+    assert_memory_equal(whole.output.ids + 7, second.output.ids, 13 * sizeof(uint32_t));
+    engine_close(&engine);
+    kvl_turn_report_deinit(&whole);
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
+static double reference_nll(uint32_t count) {
+    struct tiny_shape shape = tiny_shape_default();
+    double *logits = malloc((uint64_t)count * shape.vocab * sizeof *logits);
+    assert_non_null(logits);
+    tiny_model_reference(&shape, prompt, count, logits);
+    double sum = 0;
+    for (uint32_t i = 0; i + 1 < count; ++i) {
+        const double *row = logits + (uint64_t)i * shape.vocab;
+        double total = 0;
+        for (uint32_t j = 0; j < shape.vocab; ++j)
+            total += exp(row[j]);
+        sum += log(total) - row[prompt[i + 1]];
+    }
+    free(logits);
+    return sum / (count - 1);
+}
+
+static void test_perplexity(void **state) {
+    (void)state;
+    static const uint32_t chunks[] = {1, 17, 64, 512};
+    double expected = reference_nll(PROMPT), first = 0;
+    for (size_t i = 0; i < sizeof chunks / sizeof chunks[0]; ++i) {
+        struct engine engine;
+        struct kvl_perplexity perplexity;
+        engine_open(&engine, &fixture, &(struct engine_options){.chunk_tokens = chunks[i]});
+        assert_int_equal(kvl_perplexity_of(&engine.sequence, prompt, PROMPT, &perplexity), KVL_OK);
+        engine_close(&engine);
+        assert_int_equal(perplexity.tokens, PROMPT);
+        assert_true(fabs(perplexity.nll_mean - expected) < 1e-3 * expected);
+        assert_true(fabs(perplexity.ppl - exp(perplexity.nll_mean)) < 1e-9 * perplexity.ppl);
+        first = i == 0 ? perplexity.nll_mean : first;
+        assert_true(perplexity.nll_mean == first);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_length_ends_a_turn),
+        cmocka_unit_test(test_full_context_ends_a_turn),
+        cmocka_unit_test(test_more_than_the_context_is_refused),
+        cmocka_unit_test(test_interrupt_loses_nothing),
+        cmocka_unit_test(test_perplexity),
+    };
+    return cmocka_run_group_tests(tests, set_up, tear_down);
+}
