@@ -91,7 +91,6 @@ struct kvl_demote {
     struct kvl_operation operation;
     unsigned target;
     uint32_t open; /* items from here on are done */
-    bool waiting;  /* in this step, some item behind the one at hand */
     uint64_t moved;
     struct demote_item {
         uint32_t block;
@@ -101,8 +100,7 @@ struct kvl_demote {
     } items[];
 };
 
-/* Takes one copy away. True when there is nothing to wait for. A block goes after its children: it
- * waits for those of the chain that still wait themselves, and stays when a leased one stays. */
+/* Takes one copy away, children or not: the operator said so. True: nothing to wait for. */
 static bool leave_tier(
     struct kvl_store *store, struct kvl_demote *demote, uint32_t block, unsigned tier) {
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
@@ -110,8 +108,6 @@ static bool leave_tier(
         return true;
     if (entry->busy[tier] > 0)
         return false;
-    if (entry->tier_children[tier] > 0)
-        return !demote->waiting;
     kvl_block_evict(store, block, tier);
     demote->moved++;
     return true;
@@ -146,19 +142,19 @@ static bool item_to_disk(
 }
 
 static void demote_step(struct kvl_store *store, struct kvl_demote *demote) {
-    demote->waiting = false;
+    bool waiting = false;
     for (uint32_t i = demote->open; i-- > 0;) {
         struct demote_item *item = &demote->items[i];
         if (!item->done)
             item->done = !kvl_entry_is(store, item->block, item->generation) ||
                          (demote->target == KVL_TIER_HOST ? item_to_host(store, demote, item)
                                                           : item_to_disk(store, demote, item));
-        if (item->done && !demote->waiting)
+        if (item->done && !waiting)
             demote->open = i;
-        demote->waiting |= !item->done;
+        waiting |= !item->done;
     }
     kvl_operation_value(&demote->operation, 0, demote->moved);
-    if (demote->waiting)
+    if (waiting)
         return;
     kvl_operation_end(store, &demote->operation, KVL_OK);
     free(demote);
