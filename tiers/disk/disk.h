@@ -33,6 +33,8 @@
 #define KVL_DISK_BOUNCE_BYTES (2ull << 20)
 #define KVL_DISK_BOUNCES_MAX 16u
 #define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */
+/* Catalog puts end here: what is left of the map is for deletes. */
+#define KVL_DISK_CATALOG_PERMILLE 900u
 #define KVL_DISK_FOUND_BLOCKS 512u
 #define KVL_DISK_FOUND_MAX 64u           /* chunks on their way to the owner at start */
 #define KVL_DISK_TOUCH_NS 60000000000ull /* coarseness of the saved last use */
@@ -316,6 +318,7 @@ struct kvl_disk {
     atomic_uint found_chunks;
     atomic_ullong read_bytes, written_bytes, carried_bytes, loads, stores, errors, corrupt;
     atomic_ullong used_bytes;
+    atomic_uint index_permille;     /* pages of the map in use */
     atomic_int codec_state;         /* enum kvl_disk_codec; AUTO: undecided */
     atomic_ullong read_bytes_per_s; /* the disk's, as probed; 0 unknown */
     struct kvl_codec_choice choices[3];
@@ -350,7 +353,6 @@ struct kvl_disk {
     uint64_t prepare_after_ns; /* the file system was full: not before */
     bool want_segment;         /* stores wait for one */
     uint64_t generation;       /* of the segment opened last */
-    uint32_t index_permille;
     struct kvl_disk_reclaim reclaim;
     struct kvl_disk_flush *flushes;
     struct kvl_disk_op probe_ops[16];

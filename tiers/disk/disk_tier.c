@@ -250,12 +250,26 @@ static int disk_fd(const struct kvl_tier *tier) {
     return kvl_container_of((struct kvl_tier *)tier, struct kvl_disk, tier)->outbox.fd;
 }
 
+/* AGAIN: there may be room once what waits is durable, for it may replace older values. */
+static kvl_err catalog_room(struct kvl_disk *disk, uint64_t bytes) {
+    uint64_t map_bytes = disk->plan.map_bytes;
+    uint64_t limit_bytes = map_bytes / 1000 * KVL_DISK_CATALOG_PERMILLE;
+    uint64_t used_bytes = map_bytes / 1000 * atomic_load(&disk->index_permille);
+    if (used_bytes + bytes > limit_bytes)
+        return KVL_ERR_NOSPC;
+    uint64_t queued_bytes = atomic_load(&disk->queued_bytes);
+    return used_bytes + queued_bytes + bytes > limit_bytes ? KVL_ERR_AGAIN : KVL_OK;
+}
+
 static kvl_err queue_catalog(
     struct kvl_disk *disk, struct kvl_index_op op, const void *key, const void *value) {
     uint64_t bytes = (uint64_t)op.key_bytes + op.value_bytes;
     if (op.key_bytes == 0 || op.key_bytes > KVL_CATALOG_KEY_BYTES_MAX ||
         op.value_bytes > KVL_CATALOG_VALUE_BYTES_MAX || op.catalog_kind >= KVL_CATALOG_KINDS)
         return KVL_ERR_TOOBIG;
+    kvl_err room = op.kind == KVL_INDEX_CATALOG_PUT ? catalog_room(disk, bytes) : KVL_OK;
+    if (room != KVL_OK)
+        return room;
     if (atomic_load(&disk->queued_bytes) + bytes > KVL_DISK_QUEUED_BYTES_MAX)
         return KVL_ERR_AGAIN;
     struct kvl_disk_op_node *node = new_op(op.kind, bytes);

@@ -9,7 +9,9 @@
  * Owns: DIR while it lives. Tier and catalog end together, by tier->ops->deinit.
  *
  * A STORE completes when its block is durable. Errors an io may end with: CORRUPT, NOSPC, IO,
- * NOTFOUND (a LOAD of a location that was reclaimed), CANCELED. submit: TOOBIG, INVALID, AGAIN. */
+ * NOTFOUND (a LOAD of a location that was reclaimed), CANCELED. submit: TOOBIG, INVALID, AGAIN.
+ * A catalog put may also say NOSPC: the index has its share of the capacity only, and AGAIN may
+ * mean that earlier puts are not durable yet. */
 #ifndef KVL_DISK_TIER_H
 #define KVL_DISK_TIER_H
 

@@ -339,6 +339,46 @@ static void the_catalog_outlives_the_process(void **state) {
     end_tier();
 }
 
+/* The index has its share of the capacity; what fills it is refused, and can be removed again. */
+static void a_full_index_refuses_and_recovers(void **state) {
+    (void)state;
+    static uint8_t value[50000];
+    struct disk_block block;
+    uint32_t puts = 0;
+    open_tier(16 * MIB, KVL_DISK_CODEC_RAW);
+    const struct kvl_catalog_ops *ops = fixture.catalog->ops;
+    for (kvl_err err = KVL_OK; err == KVL_OK; puts += err == KVL_OK) {
+        char key[32];
+        int bytes = snprintf(key, sizeof(key), "session-%u", puts);
+        err = ops->put(
+            fixture.catalog, KVL_CATALOG_SESSION, key, (uint32_t)bytes, value, sizeof(value));
+        assert_true(err == KVL_OK || err == KVL_ERR_NOSPC);
+        assert_int_equal(fixture.tier->ops->drain(fixture.tier), KVL_OK);
+    }
+    assert_true(puts > 5 && puts < 100);
+    block_init_bytes(&block, &fixture, 1, 5000);
+    kvl_err stored = block_do(&block, KVL_IO_STORE);
+    assert_true(stored == KVL_OK || stored == KVL_ERR_NOSPC);
+    reopen_tier(true);
+    assert_int_equal(fixture.catalog_found, puts);
+    for (uint32_t i = 0; i < puts; i++) {
+        char key[32];
+        int bytes = snprintf(key, sizeof(key), "session-%u", i);
+        assert_int_equal(
+            ops->remove(fixture.catalog, KVL_CATALOG_SESSION, key, (uint32_t)bytes), KVL_OK);
+    }
+    assert_int_equal(fixture.tier->ops->drain(fixture.tier), KVL_OK);
+    assert_int_equal(
+        ops->put(fixture.catalog, KVL_CATALOG_SESSION, "new", 3, value, sizeof(value)), KVL_OK);
+    assert_int_equal(block_do(&block, KVL_IO_STORE), KVL_OK);
+    assert_true(block_load_same(&block, NULL));
+    reopen_tier(true);
+    assert_int_equal(fixture.catalog_found, 1);
+    assert_int_equal(fixture.found_count, 1);
+    block_free(&block);
+    end_tier();
+}
+
 static void canceled_ios_complete_once(void **state) {
     enum { COUNT = 64 };
     static struct disk_block blocks[COUNT];
@@ -455,6 +495,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(damage_is_found_and_the_block_is_lost),
         cmocka_unit_test(a_missing_segment_costs_its_blocks_only),
         cmocka_unit_test(the_catalog_outlives_the_process),
+        cmocka_unit_test(a_full_index_refuses_and_recovers),
         cmocka_unit_test(canceled_ios_complete_once),
         cmocka_unit_test(a_folder_has_one_holder),
         cmocka_unit_test(bad_options_are_refused_clearly),
