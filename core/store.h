@@ -104,7 +104,8 @@ struct kvl_restore_reply {
  * blocks_ready and layers_ready; final status OK, or CORRUPT / IO / CANCELED when only the leading
  * blocks_ready blocks came (the others' leases stay the client's to release). values[0..2]: bytes
  * moved from device, host, disk. Errors: INVALID, LIMIT (client's leases or tickets), PERM, AGAIN
- * (the tier's memory is still being touched after start: nothing was leased, ask again soon). */
+ * (nothing was leased, ask again soon: the tier's memory is still being touched after start, or the
+ * next block was sealed a moment ago and is being hashed). */
 KVL_MUST_CHECK kvl_err kvl_store_restore(struct kvl_store *store,
     const struct kvl_restore_request *request, struct kvl_restored *blocks,
     struct kvl_restore_reply *reply);

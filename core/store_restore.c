@@ -147,10 +147,23 @@ static void count_found(struct kvl_store *store, unsigned nearest) {
 }
 
 /* Room left for the client's leases, in blocks of this size, is the caller's to check. */
-static void chain_find(struct chain *chain, const struct kvl_key *keys, uint32_t count) {
+/* The block behind the visible ones was sealed a moment ago and is being hashed. */
+static bool ends_in_sealing(const struct chain *chain, uint32_t count) {
+    for (uint32_t i = 0; i < count && chain->blocks[i] != KVL_BLOCK_NONE; i++) {
+        const struct kvl_entry *entry = kvl_table_at(chain->store->table, chain->blocks[i]);
+        if (entry->tiers == 0)
+            return (entry->flags & KVL_ENTRY_SEALING) != 0;
+    }
+    return false;
+}
+
+/* OK, or AGAIN while a block is being hashed: it will be there in a moment. */
+static kvl_err chain_find(struct chain *chain, const struct kvl_key *keys, uint32_t count) {
     struct kvl_store *store = chain->store;
     kvl_table_find_many(store->table, keys, count, chain->blocks);
     memset(chain->held, 0, count);
+    if (ends_in_sealing(chain, count))
+        return KVL_ERR_AGAIN;
     for (chain->known = 0; chain->known < count; chain->known++) {
         uint32_t i = chain->known;
         if (chain->blocks[i] == KVL_BLOCK_NONE)
@@ -169,6 +182,7 @@ static void chain_find(struct chain *chain, const struct kvl_key *keys, uint32_t
     }
     for (uint32_t i = chain->known; i < count; i++)
         count_found(store, KVL_TIER_COUNT);
+    return KVL_OK;
 }
 
 /* OK, or AGAIN. chain->granted says how far the slots went. */
@@ -322,8 +336,9 @@ kvl_err kvl_store_restore(struct kvl_store *store, const struct kvl_restore_requ
     struct chain chain = chain_init(store, request->target);
     struct kvl_restore *restore = NULL;
     uint32_t leased = 0;
-    chain_find(&chain, request->keys, request->count);
-    kvl_err err = chain_reserve(&chain);
+    kvl_err err = chain_find(&chain, request->keys, request->count);
+    if (err == KVL_OK)
+        err = chain_reserve(&chain);
     if (err != KVL_OK)
         goto cleanup;
     cut_at_namespace(&chain);
@@ -357,8 +372,9 @@ kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t client, const struc
         return KVL_ERR_INVALID;
     struct chain chain = chain_init(store, target);
     struct kvl_restore *restore = NULL;
-    chain_find(&chain, keys, count);
-    kvl_err err = chain_reserve(&chain);
+    kvl_err err = chain_find(&chain, keys, count);
+    if (err == KVL_OK)
+        err = chain_reserve(&chain);
     if (err != KVL_OK)
         goto cleanup;
     cut_at_namespace(&chain);
