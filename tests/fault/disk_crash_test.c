@@ -110,12 +110,19 @@ static void check(struct witness *witness, bool complete) {
     assert_int_equal(fixture.loaded_status, KVL_OK);
     for (uint32_t i = 0; i < fixture.found_count; i++) {
         struct disk_block block;
+        if (!fixture.found[i].live)
+            continue;
         uint64_t number = block_number_of(&fixture.found[i].record.key);
         assert_true(number < NUMBERS);
         assert_int_not_equal(atomic_load(&witness->state[number]), CLEARED);
         make_block(&block, number);
         block.io.location = fixture.found[i].location;
-        assert_true(block_load_same(&block, NULL));
+        kvl_err status;
+        bool same = block_load_same(&block, &status);
+        /* Room is made a little ahead of need; what that evicts was said to be lost. */
+        bool evicted = status == KVL_ERR_NOTFOUND && !fixture.found[i].live;
+        if (!same && (complete || !evicted))
+            fail_msg("block %d: %s", (int)number, kvl_err_name(status));
         block_free(&block);
     }
     for (uint32_t number = 0; complete && number < NUMBERS; number++) {
