@@ -109,15 +109,18 @@ def hold_conversation(story, session, text, tokens, show):
               f"{answer['ttft_ms'] / 1000:.2f} s", flush=True)
 
 
-def prepare(story, name, session):
-    """Brings the blocks of the session where the scenario wants them."""
+REHEARSAL = "demo-rehearsal"  # all four turns, so that every scenario finds the same blocks
+
+
+def prepare(story, name):
+    """Brings the conversation's blocks where the scenario wants them."""
     if name == "cold":
         story.tool("clear", "--all")
     elif name == "host":
-        story.tool("demote", "--session", session, "--tier", "host")
+        story.tool("demote", "--session", REHEARSAL, "--tier", "host")
     elif name.startswith("disk"):
         story.tool("flush")
-        story.tool("demote", "--session", session, "--tier", "disk")
+        story.tool("demote", "--session", REHEARSAL, "--tier", "disk")
     if name.endswith("restart"):
         story.kill_daemon(signal.SIGKILL)
         story.start_daemon()
@@ -125,11 +128,13 @@ def prepare(story, name, session):
 
 def run_scenarios(story, text, tokens):
     rows = []
+    hold_conversation(story, REHEARSAL, text, tokens, False)
+    story.ask(REHEARSAL, 3, text, tokens)
     order = SCENARIOS[1:] + ["cold"]  # cold forgets every block, so it comes last
     for name in order:
         session = "demo-" + "".join(c for c in name if c.isalnum())
         hold_conversation(story, session, text, tokens, False)
-        prepare(story, name, session)
+        prepare(story, name)
         answer = story.ask(session, 3, text, tokens)
         rows.append((name, answer))
         print(f"  {name}: first token after {answer['ttft_ms']:.0f} ms", flush=True)
@@ -162,14 +167,14 @@ def plot(rows, cache_rows, folder):
     import matplotlib.pyplot as plt
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(12, 4.2), gridspec_kw={"width_ratios": [3, 3, 1.4]}, constrained_layout=True)
-    names = [name.replace(", ", ",\n") for name, _ in rows]
+    names = [name.replace(", ", ",\n").replace(" (", "\n(") for name, _ in rows]
     ttft = [r["ttft_ms"] / 1000 for _, r in rows]
     speed = [r["decode_tokens_per_s"] for _, r in rows]
     bars = left.bar(names, ttft, color=["#8a8a8a"] + ["#2f6f9f"] * (len(rows) - 1))
     left.bar_label(bars, [f"{t:.2f} s" if t >= 1 else f"{t * 1000:.0f} ms" for t in ttft], padding=2)
     left.set_yscale("log")
     left.set_ylim(top=max(ttft) * 2.5)
-    left.set_title(f"Time to first token, {rows[0][1]['prompt_tokens']:,} tokens in context (log)")
+    left.set_title(f"Time to first token, {rows[0][1]['prompt_tokens']:,} tokens (log scale)")
     left.set_ylabel("seconds")
     bars = middle.bar(names, speed, color="#2f6f9f")
     middle.bar_label(bars, [f"{s:.1f}" for s in speed], padding=2)
