@@ -21,8 +21,8 @@ enum kvl_stop_reason {
 const char *kvl_stop_reason_name(enum kvl_stop_reason reason);
 
 struct kvl_generate_options {
-    struct kvl_sequence *sequence;     /* the prompt is appended to it already */
-    struct kvl_saved_session *session; /* NULL: none */
+    struct kvl_sequence *sequence;         /* the prompt is appended to it already */
+    struct kvl_saved_session *session;     /* NULL: none */
     const struct kvl_tokenizer *tokenizer; /* NULL: no token ends the turn */
     struct kvl_sampler *sampler;
     uint32_t max_tokens;
