@@ -466,14 +466,17 @@ static void a_folder_without_rights_is_refused(void **state) {
 static void a_tier_may_end_while_it_loads(void **state) {
     (void)state;
     open_tier(64 * MIB, KVL_DISK_CODEC_RAW);
-    for (uint32_t i = 0; i < 1500; i++) {
-        struct disk_block block;
-        block_init_bytes(&block, &fixture, i, 100);
-        block_begin(&block, KVL_IO_STORE);
-        if (i % 500 == 499 || i == 1499)
-            assert_int_equal(fixture.tier->ops->drain(fixture.tier), KVL_OK);
-        assert_int_equal(block_end(&block), KVL_OK);
-        block_free(&block);
+    enum { BATCH = 100 };
+    for (uint32_t first = 0; first < 1500; first += BATCH) {
+        struct disk_block blocks[BATCH];
+        for (uint32_t i = 0; i < BATCH; i++) {
+            block_init_bytes(&blocks[i], &fixture, first + i, 100);
+            block_begin(&blocks[i], KVL_IO_STORE);
+        }
+        for (uint32_t i = 0; i < BATCH; i++) {
+            assert_int_equal(block_end(&blocks[i]), KVL_OK);
+            block_free(&blocks[i]);
+        }
     }
     fixture_close(&fixture, true);
     assert_int_equal(fixture_open(&fixture), KVL_OK);
