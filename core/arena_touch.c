@@ -33,6 +33,8 @@
 #define TOUCH_THREADS_MAX 64u
 /* Collapse fails now and then where no huge page is free; this often in a row means never. */
 #define COLLAPSE_FAILURES_MAX 8
+#define COLLAPSE_TRIES 5
+#define COLLAPSE_WAIT_US 1000
 
 struct kvl_arena_touch {
     int fd;
@@ -86,7 +88,14 @@ static bool touch_huge(struct kvl_arena_touch *touch, uint8_t *at, int *error) {
     *error = populate(at, PAGE_BYTES);
     if (*error != 0)
         return false;
-    if (madvise(at, CHUNK_BYTES, MADV_COLLAPSE) != 0) {
+    int tries = 0;
+    while (madvise(at, CHUNK_BYTES, MADV_COLLAPSE) != 0) {
+        /* EAGAIN: the page touched just now is in other hands, often some CPU's list of new pages.
+         */
+        if (errno == EAGAIN && ++tries < COLLAPSE_TRIES && !atomic_load(&touch->stopping)) {
+            usleep(COLLAPSE_WAIT_US);
+            continue;
+        }
         collapse_refused(touch, errno);
         return false;
     }

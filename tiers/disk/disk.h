@@ -107,6 +107,7 @@ struct kvl_disk_register {
     struct kvl_node node;
     void *address;
     uint64_t bytes;
+    struct kvl_disk_register *next;
 };
 
 struct kvl_disk_found {
@@ -297,6 +298,8 @@ struct kvl_codec_choice {
 struct kvl_disk {
     struct kvl_tier tier; /* first */
     struct kvl_catalog catalog;
+    struct kvl_disk_register *arenas; /* not registered yet; the disk thread's */
+    uint64_t arenas_due_ns;           /* when to look at them again */
 
     /* Fixed at start. */
     struct kvl_disk_options options;
@@ -372,6 +375,10 @@ uint8_t *kvl_disk_map_memory(uint64_t bytes);
 kvl_err kvl_disk_memory_create(struct kvl_disk *disk);
 void kvl_disk_memory_destroy(struct kvl_disk *disk);
 void kvl_disk_memory_register(struct kvl_disk *disk);
+/* arenas.c */
+void kvl_disk_arena_take(struct kvl_disk *disk, struct kvl_disk_register *memory);
+bool kvl_disk_arenas_advance(struct kvl_disk *disk);
+void kvl_disk_arenas_forget(struct kvl_disk *disk);
 
 /* index_thread.c */
 void *kvl_disk_index_main(void *disk);

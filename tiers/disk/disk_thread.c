@@ -148,14 +148,6 @@ static void take_flush(struct kvl_disk *disk, struct kvl_disk_flush *flush) {
     *tail = flush;
 }
 
-static void take_register(struct kvl_disk *disk, struct kvl_disk_register *memory) {
-    if (!disk->backend->ops->register_memory(disk->backend, memory->address, memory->bytes))
-        kvl_log_fallback(disk->log,
-            "an arena is not registered with io_uring: the memlock limit is too low (ulimit -l); "
-            "disk reads cost more CPU");
-    free(memory);
-}
-
 /* Whether a block of the index lies in a segment that exists; else its entry goes. */
 static bool adopt(struct kvl_disk *disk, const struct kvl_index_block *block) {
     struct kvl_segment *segment =
@@ -239,7 +231,8 @@ static void take_node(struct kvl_disk *disk, struct kvl_node *node) {
         take_flush(disk, kvl_container_of(node, struct kvl_disk_flush, node));
         break;
     case KVL_NODE_REGISTER:
-        take_register(disk, kvl_container_of(node, struct kvl_disk_register, node));
+        kvl_disk_arena_take(disk, kvl_container_of(node, struct kvl_disk_register, node));
+        disk->arenas_due_ns = 0;
         break;
     case KVL_NODE_ASK:
         kvl_disk_reclaim_answered(disk, kvl_container_of(node, struct kvl_disk_ask, node));
@@ -324,12 +317,13 @@ static bool advance(struct kvl_disk *disk) {
     progress = kvl_disk_writes_advance(disk) || progress;
     progress = kvl_disk_commit_advance(disk) || progress;
     progress = kvl_disk_space_advance(disk) || progress;
+    progress = kvl_disk_arenas_advance(disk) || progress;
     return finish_flushes(disk) || progress;
 }
 
 /* When the persist bound asks for something, although nothing else happens. */
 static int wait_ms(const struct kvl_disk *disk) {
-    uint64_t due_ns = UINT64_MAX;
+    uint64_t due_ns = disk->arenas != NULL ? disk->arenas_due_ns : UINT64_MAX;
     for (const struct kvl_disk_batch *batch = disk->batch_head; batch != NULL;
          batch = batch->next) {
         if (batch->state == KVL_BATCH_FILLING && !batch->sealed)
@@ -380,6 +374,7 @@ void *kvl_disk_main(void *arg) {
         if (!progress)
             poll(NULL, 0, 1);
     }
+    kvl_disk_arenas_forget(disk);
     disk->backend->ops->destroy(disk->backend);
     return NULL;
 }
