@@ -24,28 +24,13 @@ static bool device_runs_full(struct kvl_store *store) {
 /* Starts to copy the block to the host; the device's copy goes when that is done. Errors: NOSPC,
  * AGAIN (memory not touched yet), NOMEM. */
 static kvl_err demote_to_host(struct kvl_store *store, uint32_t block) {
-    struct kvl_entry *entry = kvl_table_at(store->table, block);
-    if (store->tiers[KVL_TIER_HOST].tier == NULL)
-        return KVL_ERR_NOSPC;
-    uint64_t slot_bytes = kvl_entry_layout(store, entry)->slot_bytes;
-    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
-        uint64_t location = 0;
-        kvl_busy_up(store, block, KVL_TIER_DEVICE);
-        kvl_err err = kvl_slot_reserve(store, KVL_TIER_HOST, slot_bytes, true, &location);
-        if (err == KVL_OK)
-            kvl_slot_attach(store, block, KVL_TIER_HOST, location);
-        kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
-        store->retry |= err == KVL_ERR_AGAIN;
-        if (err != KVL_OK)
-            return err;
-    }
-    struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
-    if (transfer == NULL) {
-        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
-        return KVL_ERR_NOMEM;
-    }
+    struct kvl_transfer *transfer = NULL;
+    kvl_err err = kvl_transfer_to_host(store, block, &transfer);
+    store->retry |= err == KVL_ERR_AGAIN;
+    if (err != KVL_OK)
+        return err;
     transfer->demotion = true;
-    store->demoting_bytes += slot_bytes;
+    store->demoting_bytes += transfer->io.layout->slot_bytes;
     store->demoting++;
     return KVL_OK;
 }

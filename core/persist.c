@@ -125,10 +125,15 @@ void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, 
     } else if (status == KVL_OK) {
         struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
         disk->ops->discard(disk, &io->record.key, io->location);
+    } else if (known && status == KVL_ERR_CORRUPT) {
+        kvl_copy_is_bad(store, block, transfer->from);
+        if (kvl_entry_is(store, block, io->record.generation)) {
+            kvl_persist_queue(store, block, transfer->order); /* from the copy that is left */
+            return;
+        }
     } else if (known) {
         mark_failed(store, kvl_table_at(store->table, block));
-        if (status != KVL_ERR_CORRUPT)
-            log_failure(store, status);
+        log_failure(store, status);
     }
     kvl_persist_done(store, transfer->order, known ? status : KVL_OK);
 }
@@ -141,31 +146,20 @@ static bool is_reachable(struct kvl_store *store, const struct kvl_entry *entry)
                device->ops->address(device, kvl_entry_location(entry, KVL_TIER_DEVICE)) != NULL);
 }
 
+/* False: it cannot be. */
 static bool copy_to_host(struct kvl_store *store, uint32_t block) {
-    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
     if ((entry->flags & (KVL_ENTRY_ARRIVING << KVL_TIER_HOST)) != 0)
         return true;
     if (store->tiers[KVL_TIER_HOST].tier == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE))
         return false;
-    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
-        uint64_t location = 0;
-        kvl_busy_up(store, block, KVL_TIER_DEVICE);
-        kvl_err err = kvl_slot_reserve(
-            store, KVL_TIER_HOST, kvl_entry_layout(store, entry)->slot_bytes, true, &location);
-        if (err == KVL_OK)
-            kvl_slot_attach(store, block, KVL_TIER_HOST, location);
-        kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
-        if (err != KVL_OK) {
-            store->retry = true;
-            return true;
-        }
-    }
-    struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
-    if (transfer == NULL)
-        kvl_slot_release_unused(store, block, KVL_TIER_HOST);
-    else
+    struct kvl_transfer *transfer = NULL;
+    kvl_err err = kvl_transfer_to_host(store, block, &transfer);
+    if (err == KVL_OK)
         transfer->quiet = true;
-    return transfer != NULL;
+    else
+        store->retry = true;
+    return err != KVL_ERR_NOMEM;
 }
 
 /* False: the item waits for something and was queued again. */
@@ -267,6 +261,7 @@ static void queue_failed_again(struct kvl_store *store) {
 
 kvl_err kvl_store_flush(struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket) {
     struct kvl_flush *flush = calloc(1, sizeof(*flush));
+    *ticket = (struct kvl_ticket){0};
     if (flush == NULL)
         return KVL_ERR_NOMEM;
     kvl_err err =

@@ -251,10 +251,25 @@ void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier) {
     store->tiers[tier].evicted++;
     kvl_event_add(store, KVL_EVENT_EVICTED, tier, &entry->key);
     if (entry->tiers == 0) {
-        store->lost_blocks++;
         kvl_block_abandon(store, block);
         kvl_block_reap(store, block);
     }
+}
+
+void kvl_copy_is_bad(struct kvl_store *store, uint32_t block, unsigned tier) {
+    struct kvl_entry *entry = kvl_table_at(store->table, block);
+    store->tiers[tier].corrupt++;
+    if (tier != KVL_TIER_DISK) {
+        store->hash_mismatches++;
+        if (entry->tiers == 1u << tier) {
+            kvl_block_drop(store, block, KVL_EVENT_CORRUPT);
+            return;
+        }
+    }
+    kvl_place_clear(store, block, tier);
+    kvl_event_add(store, KVL_EVENT_CORRUPT, tier, &entry->key);
+    if (tier == KVL_TIER_DISK && entry->tiers != 0)
+        kvl_persist_queue(store, block, kvl_persist_enter(store));
 }
 
 void kvl_block_used(struct kvl_store *store, uint32_t block) {

@@ -182,8 +182,9 @@ KVL_MUST_CHECK kvl_err kvl_store_clear(
  * which then is in memory only. Without a disk: ends once all of it is visible. */
 KVL_MUST_CHECK kvl_err kvl_store_flush(
     struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket);
-/* Reads every block of every tier and checks its hash. values[0]: blocks checked, values[1]: bad
- * ones (dropped), values[2]: blocks in all. */
+/* Reads every block of every tier and checks its hash. values[0]: blocks checked, values[1]: those
+ * with a bad copy (it is dropped, and the block when no other is left), values[2]: blocks in all.
+ */
 KVL_MUST_CHECK kvl_err kvl_store_verify(
     struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket);
 

@@ -225,7 +225,7 @@ struct kvl_store {
     uint32_t *scratch_blocks; /* KVL_CHAIN_BLOCKS_MAX */
     uint8_t *scratch_held;
     uint64_t visible_blocks, pins, leased_bytes;
-    uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases, lost_blocks;
+    uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
 };
 
 /* ---- store.c ------------------------------------------------------------------------------ */
@@ -286,6 +286,10 @@ void kvl_block_abandon(struct kvl_store *store, uint32_t block);
 /* Abandon, tell, reap. */
 void kvl_block_drop(struct kvl_store *store, uint32_t block, enum kvl_event_kind why);
 void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier);
+/* The tier's copy is not what was sealed: it goes, and with it the block when no other is left.
+ * Other copies are good: each was checked against the seal's hash when it was made. A slot that
+ * somebody still uses stays attached until they leave. */
+void kvl_copy_is_bad(struct kvl_store *store, uint32_t block, unsigned tier);
 void kvl_block_used(struct kvl_store *store, uint32_t block);
 /* Finds or makes the entry of a parent, and links. Errors: NOMEM, LIMIT. */
 KVL_MUST_CHECK kvl_err kvl_block_link(
@@ -313,6 +317,10 @@ void kvl_orphans_free(struct kvl_store *store);
  * out of memory. Nothing completes before the next pump. */
 struct kvl_transfer *kvl_transfer_start(
     struct kvl_store *store, uint32_t block, unsigned to, enum kvl_io_priority priority);
+/* Copies a block of the device to the host, behind. Errors: NOSPC (or no host), AGAIN (memory not
+ * touched yet), NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_transfer_to_host(
+    struct kvl_store *store, uint32_t block, struct kvl_transfer **out);
 struct kvl_transfer *kvl_transfer_arriving(struct kvl_store *store, uint32_t block, unsigned to);
 void kvl_transfer_pump(struct kvl_store *store);
 void kvl_transfers_cancel_waiting(struct kvl_store *store);

@@ -146,7 +146,6 @@ static void count_found(struct kvl_store *store, unsigned nearest) {
         store->tiers[nearest].hits++;
 }
 
-/* Room left for the client's leases, in blocks of this size, is the caller's to check. */
 /* The block behind the visible ones was sealed a moment ago and is being hashed. */
 static bool ends_in_sealing(const struct chain *chain, uint32_t count) {
     for (uint32_t i = 0; i < count && chain->blocks[i] != KVL_BLOCK_NONE; i++) {

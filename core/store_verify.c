@@ -59,19 +59,8 @@ static void checker_end(struct checker *checker) {
 
 static void copy_is_bad(struct kvl_store *store, struct checker *checker) {
     checker->bad = true;
-    if (!kvl_entry_is(store, checker->block, checker->generation))
-        return;
-    const struct kvl_entry *entry = kvl_table_at(store->table, checker->block);
-    store->tiers[checker->tier].corrupt++;
-    if (checker->tier != KVL_TIER_DISK) {
-        store->hash_mismatches++;
-        kvl_block_drop(store, checker->block, KVL_EVENT_CORRUPT);
-        return;
-    }
-    kvl_place_clear(store, checker->block, KVL_TIER_DISK);
-    kvl_event_add(store, KVL_EVENT_CORRUPT, KVL_TIER_DISK, &entry->key);
-    if (entry->tiers != 0)
-        kvl_persist_queue(store, checker->block, kvl_persist_enter(store));
+    if (kvl_entry_is(store, checker->block, checker->generation))
+        kvl_copy_is_bad(store, checker->block, checker->tier);
 }
 
 /* One copy was checked. */
@@ -140,7 +129,7 @@ static void disk_start(struct checker *checker) {
 
 static void checker_next(struct checker *checker) {
     struct kvl_store *store = checker->verify->store;
-    if (checker->tiers_left == 0 || checker->bad || store->closing ||
+    if (checker->tiers_left == 0 || store->closing ||
         !kvl_entry_is(store, checker->block, checker->generation)) {
         checker_end(checker);
         return;

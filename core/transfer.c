@@ -190,34 +190,48 @@ struct kvl_transfer *kvl_transfer_start(
     return transfer;
 }
 
+kvl_err kvl_transfer_to_host(struct kvl_store *store, uint32_t block, struct kvl_transfer **out) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    *out = NULL;
+    if (tier_of(store, KVL_TIER_HOST) == NULL)
+        return KVL_ERR_NOSPC;
+    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
+        uint64_t location = 0;
+        kvl_busy_up(store, block, KVL_TIER_DEVICE); /* not a victim of its own making room */
+        kvl_err err = kvl_slot_reserve(
+            store, KVL_TIER_HOST, kvl_entry_layout(store, entry)->slot_bytes, true, &location);
+        if (err == KVL_OK)
+            kvl_slot_attach(store, block, KVL_TIER_HOST, location);
+        kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
+        if (err != KVL_OK)
+            return err;
+    }
+    *out = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
+    if (*out != NULL)
+        return KVL_OK;
+    kvl_slot_release_unused(store, block, KVL_TIER_HOST);
+    return KVL_ERR_NOMEM;
+}
+
 /* ---- the end ------------------------------------------------------------------------------ */
 
 static void count_failure(
     struct kvl_store *store, const struct kvl_transfer *transfer, kvl_err status) {
-    struct kvl_tier_state *carrier = &store->tiers[transfer->carrier];
-    carrier->errors++;
-    if (status == KVL_ERR_CORRUPT)
-        store->tiers[transfer->from].corrupt++;
+    store->tiers[transfer->carrier].errors++;
     KVL_WARN(store->log, "event=transfer_failed tier=%u from=%u to=%u error=%s", transfer->carrier,
         transfer->from, transfer->to, kvl_err_name(status));
 }
 
-/* What a bad copy means for the block: the disk's is dropped there (the tier did so too); a bad
- * copy in memory taints the block, since copies elsewhere may have been made from it. */
+/* NOTFOUND: the disk evicted the block while its transfer waited; it tells so too, later. */
 static void source_failed(
     struct kvl_store *store, const struct kvl_transfer *transfer, kvl_err status) {
-    uint32_t block = transfer->block;
-    if (status != KVL_ERR_CORRUPT && status != KVL_ERR_NOTFOUND)
-        return;
-    if (transfer->from != KVL_TIER_DISK) {
-        if (status == KVL_ERR_CORRUPT) {
-            store->hash_mismatches++;
-            kvl_block_drop(store, block, KVL_EVENT_CORRUPT);
-        }
-        return;
+    if (status == KVL_ERR_CORRUPT) {
+        kvl_copy_is_bad(store, transfer->block, transfer->from);
+    } else if (status == KVL_ERR_NOTFOUND && transfer->from == KVL_TIER_DISK) {
+        kvl_place_clear(store, transfer->block, KVL_TIER_DISK);
+        store->tiers[KVL_TIER_DISK].evicted++;
+        kvl_event_add(store, KVL_EVENT_EVICTED, KVL_TIER_DISK, &transfer->io.record.key);
     }
-    kvl_place_clear(store, block, KVL_TIER_DISK);
-    kvl_event_add(store, KVL_EVENT_CORRUPT, KVL_TIER_DISK, &transfer->io.record.key);
 }
 
 /* Host slot filled: the block is there now, and the second hop begins. */
@@ -249,6 +263,19 @@ static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err
         kvl_event_add(store, KVL_EVENT_RESTORED, transfer->to, &entry->key);
 }
 
+/* The memory copy was bad and another tier has the block: whoever waits gets it from there. Not
+ * after a bad load from disk, whose first layers may have been announced and be in use. */
+static bool try_other_copy(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
+    if (status != KVL_ERR_CORRUPT || transfer->from == KVL_TIER_DISK || transfer->pieces == NULL ||
+        store->closing || !kvl_entry_is(store, transfer->block, transfer->io.record.generation))
+        return false;
+    struct kvl_transfer *other =
+        kvl_transfer_start(store, transfer->block, transfer->to, transfer->io.priority);
+    if (other != NULL)
+        other->pieces = transfer->pieces;
+    return other != NULL;
+}
+
 static void end_arrival(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
     uint64_t generation = transfer->io.record.generation;
     arriving_remove(store, transfer);
@@ -257,7 +284,7 @@ static void end_arrival(struct kvl_store *store, struct kvl_transfer *transfer, 
         store->demoting--;
     }
     land(store, transfer, status);
-    struct kvl_piece *piece = transfer->pieces;
+    struct kvl_piece *piece = try_other_copy(store, transfer, status) ? NULL : transfer->pieces;
     while (piece != NULL) {
         struct kvl_piece *next = piece->next;
         kvl_piece_end(store, piece, status, transfer->from, transfer->io.layout->payload_bytes);
@@ -274,10 +301,7 @@ static void end_arrival(struct kvl_store *store, struct kvl_transfer *transfer, 
 static void end_store(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
     uint64_t generation = transfer->io.record.generation;
     uint32_t block = transfer->block;
-    bool known = kvl_entry_is(store, block, generation);
     kvl_persist_stored(store, transfer, status);
-    if (known && status == KVL_ERR_CORRUPT)
-        source_failed(store, transfer, status);
     kvl_busy_down(store, block, generation, transfer->from);
     /* An abandoned entry left no orphan on the disk: nothing was there yet. */
     if (kvl_entry_is(store, block, generation))

@@ -350,6 +350,97 @@ static void a_block_that_changed_after_its_seal_is_dropped(void **state) {
     fixture_close(&f);
 }
 
+/* Puts the chain into host and disk only, and returns where the host has it. */
+static void move_to_host(
+    struct fixture *f, uint32_t count, struct kvl_key *keys, struct kvl_restored *blocks) {
+    struct kvl_ticket ticket;
+    struct kvl_restore_reply reply;
+    fixture_store_chain(f, f->a, 1, count);
+    flush(f);
+    fixture_keys(f, 1, count, keys);
+    assert_int_equal(kvl_store_demote(f->store, f->a, keys, count, KVL_TIER_HOST, &ticket), KVL_OK);
+    assert_int_equal(fixture_wait(f, ticket), KVL_OK);
+    kvl_store_release(f->store, f->a, NULL, 0, &ticket, 1);
+    struct kvl_restore_request request = {
+        .client = f->a, .target = KVL_TIER_HOST, .keys = keys, .count = count};
+    assert_int_equal(kvl_store_restore(f->store, &request, blocks, &reply), KVL_OK);
+    assert_int_equal(reply.count, count);
+    assert_int_equal(reply.ticket.generation, 0); /* there already */
+}
+
+static void release_leases(struct fixture *f, const struct kvl_restored *blocks, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++)
+        kvl_store_release(f->store, f->a, &blocks[i].lease, 1, NULL, 0);
+}
+
+static void a_bad_copy_in_memory_is_made_good_from_disk(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key keys[4];
+    struct kvl_restored blocks[4];
+    uint8_t found[4];
+    fixture_open(
+        &f, &(struct fixture_options){.device_blocks = 32, .host_blocks = 32, .disk_path = folder});
+    move_to_host(&f, 4, keys, blocks);
+    release_leases(&f, blocks, 4);
+    f.host->ops->address(f.host, blocks[2].offset_bytes)[5000] ^= 1;
+    assert_int_equal(fixture_check_chain(&f, f.a, 1, 4, KVL_TIER_DEVICE), 4);
+    fixture_settle(&f);
+    assert_int_equal(fixture_lookup(&f, 1, 4, found), 4);
+    assert_int_equal(found[2], 1u << KVL_TIER_DEVICE | 1u << KVL_TIER_DISK);
+    assert_int_equal(found[3], 7);
+    assert_int_equal(report_of(&f).hash_mismatches, 1);
+    assert_int_equal(report_of(&f).tiers[KVL_TIER_HOST].used_bytes, 3 * BLOCK_BYTES);
+    fixture_close(&f);
+}
+
+static void a_bad_copy_is_not_what_goes_to_disk(void **state) {
+    (void)state;
+    struct fixture f;
+    static const struct kvl_fault_rule full[] = {{.kind = KVL_FAULT_ERROR,
+        .ops = KVL_FAULT_STORE,
+        .error = KVL_ERR_NOSPC,
+        .per_million = 1000000}};
+    struct kvl_key key;
+    struct kvl_restored block;
+    struct kvl_restore_reply reply;
+    uint8_t found[1];
+    fixture_open(
+        &f, &(struct fixture_options){
+                .device_blocks = 32, .host_blocks = 32, .disk_path = folder, .fault_disk = true});
+    assert_int_equal(kvl_fault_tier_set_rules(f.disk, full, 1), KVL_OK);
+    fixture_store_chain(&f, f.a, 1, 1);
+    fixture_settle(&f);
+    assert_int_equal(fixture_check_chain(&f, f.a, 1, 1, KVL_TIER_HOST), 1);
+    fixture_keys(&f, 1, 1, &key);
+    struct kvl_restore_request request = {
+        .client = f.a, .target = KVL_TIER_HOST, .keys = &key, .count = 1};
+    assert_int_equal(kvl_store_restore(f.store, &request, &block, &reply), KVL_OK);
+    f.host->ops->address(f.host, block.offset_bytes)[9] ^= 1;
+    release_leases(&f, &block, 1);
+    assert_int_equal(kvl_fault_tier_set_rules(f.disk, NULL, 0), KVL_OK);
+    flush(&f);
+    assert_int_equal(fixture_lookup(&f, 1, 1, found), 1);
+    assert_int_equal(found[0], 1u << KVL_TIER_DEVICE | 1u << KVL_TIER_DISK);
+    fixture_close(&f);
+}
+
+static void a_bad_copy_under_a_lease_keeps_its_slot_until_released(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key keys[2];
+    struct kvl_restored blocks[2];
+    fixture_open(
+        &f, &(struct fixture_options){.device_blocks = 32, .host_blocks = 32, .disk_path = folder});
+    move_to_host(&f, 2, keys, blocks);
+    f.host->ops->address(f.host, blocks[1].offset_bytes)[0] ^= 1;
+    assert_int_equal(fixture_check_chain(&f, f.a, 1, 2, KVL_TIER_DEVICE), 2);
+    assert_int_equal(report_of(&f).tiers[KVL_TIER_HOST].used_bytes, 2 * BLOCK_BYTES);
+    release_leases(&f, blocks, 2);
+    assert_int_equal(report_of(&f).tiers[KVL_TIER_HOST].used_bytes, BLOCK_BYTES);
+    fixture_close(&f);
+}
+
 int main(void) {
 #define DISK_TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
     const struct CMUnitTest tests[] = {
@@ -365,6 +456,9 @@ int main(void) {
         DISK_TEST(a_host_without_memory_never_wedges_a_ticket),
         DISK_TEST(a_full_disk_keeps_blocks_in_memory_until_it_takes_them),
         DISK_TEST(a_block_that_changed_after_its_seal_is_dropped),
+        DISK_TEST(a_bad_copy_in_memory_is_made_good_from_disk),
+        DISK_TEST(a_bad_copy_is_not_what_goes_to_disk),
+        DISK_TEST(a_bad_copy_under_a_lease_keeps_its_slot_until_released),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

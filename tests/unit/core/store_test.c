@@ -426,7 +426,10 @@ static void verify_reads_everything(void **state) {
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
     word = kvl_ticket_word(kvl_store_tickets(f.store), ticket);
     assert_int_equal(word->values[1], 1);
-    assert_int_equal(fixture_lookup(&f, 1, 10, found), 9);
+    /* The host's copy is good: the block stays, and comes back from there. */
+    assert_int_equal(fixture_lookup(&f, 1, 10, found), 10);
+    assert_int_equal(found[9], 1u << KVL_TIER_HOST);
+    assert_int_equal(fixture_check_chain(&f, f.a, 1, 10, KVL_TIER_DEVICE), 10);
     fixture_close(&f);
 }
 
