@@ -13,6 +13,7 @@
 
 #include "cpu/pool.h"
 #include "model.h"
+#include "private_memory.h"
 
 enum { BLOCK_TOKENS = 64, DECODE_STEPS = 48, PEAK_UNITS = 64, READ_BYTES = 256 << 20 };
 
@@ -165,7 +166,7 @@ static int measure_all(struct session *s, const struct kvl_hparams *h, const uin
     const uint32_t blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     const uint64_t block_bytes = kvl_block_bytes(h, BLOCK_TOKENS, KVL_KV_F16);
     int status = 1;
-    uint8_t *arena = calloc(blocks, block_bytes);
+    struct kvl_private_memory *memory = NULL;
     s->tokens = calloc(tokens, sizeof *s->tokens);
     s->blocks = calloc(blocks, sizeof *s->blocks);
     s->batch = (struct kvl_batch){.block_tokens = BLOCK_TOKENS,
@@ -173,12 +174,16 @@ static int measure_all(struct session *s, const struct kvl_hparams *h, const uin
         .blocks = s->blocks,
         .logits_rows = 1};
     s->batch.logits = calloc(h->vocab, sizeof(float));
-    if (arena == NULL || s->tokens == NULL || s->blocks == NULL || s->batch.logits == NULL) {
+    if (kvl_private_memory_create(block_bytes, &memory) != KVL_OK || s->tokens == NULL ||
+        s->blocks == NULL || s->batch.logits == NULL) {
         fprintf(stderr, "out of memory\n");
         goto cleanup;
     }
     for (uint32_t i = 0; i < blocks; i++) {
-        s->blocks[i] = arena + i * block_bytes;
+        if (kvl_private_memory_take(memory, &s->blocks[i]) != KVL_OK) {
+            fprintf(stderr, "out of memory\n");
+            goto cleanup;
+        }
     }
     for (uint32_t i = 0; i < tokens; i++) {
         s->tokens[i] = i * 2654435761u % h->vocab;
@@ -193,7 +198,7 @@ cleanup:
     free(s->batch.logits);
     free(s->blocks);
     free(s->tokens);
-    free(arena);
+    kvl_private_memory_destroy(memory);
     return status;
 }
 

@@ -3,10 +3,10 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+
+#include "huge_memory.h"
 
 #define PAGE_BYTES 4096u
-#define HUGE_BYTES (UINT64_C(2) << 20)
 #define SLAB_BYTES (UINT64_C(32) << 20) /* at least one block */
 
 struct slab {
@@ -40,34 +40,18 @@ void kvl_private_memory_destroy(struct kvl_private_memory *memory) {
     while (memory->slabs != NULL) {
         struct slab *slab = memory->slabs;
         memory->slabs = slab->next;
-        munmap(slab->base, slab->bytes);
+        kvl_huge_unmap(slab->base, slab->bytes);
         free(slab);
     }
     free(memory);
 }
 
-/* Maps 2 MiB more than needed and unmaps what stands out of the alignment. */
-static void *map_aligned(uint64_t bytes) {
-    uint8_t *base =
-        mmap(NULL, bytes + HUGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (base == MAP_FAILED)
-        return NULL;
-    uint64_t head = (HUGE_BYTES - (uintptr_t)base % HUGE_BYTES) % HUGE_BYTES;
-    if (head > 0)
-        munmap(base, head);
-    munmap(base + head + bytes, HUGE_BYTES - head);
-    /* Refused where the machine has no huge pages: slower, not wrong. */
-    (void)madvise(base + head, bytes, MADV_HUGEPAGE);
-    return base + head;
-}
-
 static kvl_err add_slab(struct kvl_private_memory *memory) {
     uint64_t bytes = memory->block_bytes > SLAB_BYTES ? memory->block_bytes : SLAB_BYTES;
-    bytes = (bytes + HUGE_BYTES - 1) / HUGE_BYTES * HUGE_BYTES;
     struct slab *slab = malloc(sizeof *slab);
     if (slab == NULL)
         return KVL_ERR_NOMEM;
-    *slab = (struct slab){.base = map_aligned(bytes), .bytes = bytes, .next = memory->slabs};
+    *slab = (struct slab){.base = kvl_huge_map(bytes), .bytes = bytes, .next = memory->slabs};
     if (slab->base == NULL) {
         free(slab);
         return KVL_ERR_NOMEM;

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../huge_memory.h"
+
 /* ---- scratch memory: one allocation, cut into 64-byte aligned arrays of floats ---- */
 
 enum { ARENA_ALIGN_FLOATS = 16 };
@@ -89,11 +91,12 @@ static kvl_err create_scratch(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
     }
     struct arena arena = {0};
     lay_out(&arena, cpu);
-    cpu->arena = aligned_alloc(ARENA_ALIGN_FLOATS * sizeof(float), arena.floats * sizeof(float));
+    cpu->arena_bytes = arena.floats * sizeof(float);
+    cpu->arena = kvl_huge_map(cpu->arena_bytes);
     if (cpu->arena == NULL) {
         return kvl_fail(msg, KVL_ERR_NOMEM,
             "out of memory for %llu MiB of scratch: ask for a smaller context",
-            (unsigned long long)(arena.floats * sizeof(float) >> 20));
+            (unsigned long long)(cpu->arena_bytes >> 20));
     }
     arena = (struct arena){.base = cpu->arena};
     lay_out(&arena, cpu);
@@ -102,15 +105,11 @@ static kvl_err create_scratch(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
 
 /* ---- weights ---- */
 
-static kvl_err pack_layer(struct kvl_cpu *cpu, uint32_t index, struct kvl_errmsg *msg) {
-    const struct kvl_layer *from = &cpu->model->layers[index];
-    struct kvl_cpu_layer *to = &cpu->layers[index];
-    kvl_unpack_row(&from->attention_norm, 0, to->attention_norm);
-    kvl_unpack_row(&from->ffn_norm, 0, to->ffn_norm);
-    const struct {
-        const struct kvl_weight *from;
-        struct kvl_packed *to;
-    } matrices[] = {
+enum { LAYER_MATRICES = 7 };
+
+static void list_matrices(
+    const struct kvl_layer *from, struct kvl_cpu_layer *to, struct kvl_pack_item *items) {
+    const struct kvl_pack_item of_layer[LAYER_MATRICES] = {
         {&from->q, &to->q},
         {&from->k, &to->k},
         {&from->v, &to->v},
@@ -119,39 +118,30 @@ static kvl_err pack_layer(struct kvl_cpu *cpu, uint32_t index, struct kvl_errmsg
         {&from->ffn_up, &to->ffn_up},
         {&from->ffn_down, &to->ffn_down},
     };
-    for (size_t i = 0; i < sizeof matrices / sizeof matrices[0]; i++) {
-        const kvl_err err = kvl_pack(matrices[i].from, cpu->pool, matrices[i].to, msg);
-        if (err != KVL_OK) {
-            return err;
-        }
-    }
-    return KVL_OK;
+    memcpy(items, of_layer, sizeof of_layer);
 }
 
 static kvl_err pack_weights(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
-    for (uint32_t i = 0; i < cpu->model->hparams.layers; i++) {
-        const kvl_err err = pack_layer(cpu, i, msg);
-        if (err != KVL_OK) {
-            return err;
-        }
+    const struct kvl_model *model = cpu->model;
+    const uint32_t layers = model->hparams.layers;
+    const uint32_t count = layers * LAYER_MATRICES + 1;
+    struct kvl_pack_item *items = calloc(count, sizeof *items);
+    if (items == NULL) {
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for %u layers", layers);
     }
-    kvl_unpack_row(&cpu->model->output_norm, 0, cpu->output_norm);
-    return kvl_pack(&cpu->model->output, cpu->pool, &cpu->output, msg);
+    for (uint32_t i = 0; i < layers; i++) {
+        kvl_unpack_row(&model->layers[i].attention_norm, 0, cpu->layers[i].attention_norm);
+        kvl_unpack_row(&model->layers[i].ffn_norm, 0, cpu->layers[i].ffn_norm);
+        list_matrices(&model->layers[i], &cpu->layers[i], items + i * LAYER_MATRICES);
+    }
+    kvl_unpack_row(&model->output_norm, 0, cpu->output_norm);
+    items[count - 1] = (struct kvl_pack_item){&model->output, &cpu->output};
+    const kvl_err err = kvl_pack(items, count, cpu->pool, &cpu->packed, msg);
+    free(items);
+    return err;
 }
 
 /* ---- the instance ---- */
-
-static void destroy_layers(struct kvl_cpu *cpu) {
-    for (uint32_t i = 0; cpu->layers != NULL && i < cpu->model->hparams.layers; i++) {
-        struct kvl_cpu_layer *layer = &cpu->layers[i];
-        struct kvl_packed *const matrices[] = {&layer->q, &layer->k, &layer->v,
-            &layer->attention_out, &layer->ffn_gate, &layer->ffn_up, &layer->ffn_down};
-        for (size_t m = 0; m < sizeof matrices / sizeof matrices[0]; m++) {
-            kvl_packed_free(matrices[m]);
-        }
-    }
-    free(cpu->layers);
-}
 
 static void destroy(struct kvl_backend *backend) {
     struct kvl_cpu *cpu = (struct kvl_cpu *)(void *)backend;
@@ -159,10 +149,10 @@ static void destroy(struct kvl_backend *backend) {
         return;
     }
     kvl_pool_destroy(cpu->pool);
-    destroy_layers(cpu);
-    kvl_packed_free(&cpu->output);
+    kvl_packed_free(&cpu->packed);
+    free(cpu->layers);
     free(cpu->scratch);
-    free(cpu->arena);
+    kvl_huge_unmap(cpu->arena, cpu->arena_bytes);
     free(cpu);
 }
 

@@ -53,6 +53,7 @@ struct kvl_cpu {
     struct kvl_cpu_layer *layers;
     float *output_norm;
     struct kvl_packed output;
+    struct kvl_packed_memory packed; /* of all of these */
 
     /* One chunk's activations, [token][...] */
     float *x;        /* [width] residual stream */
@@ -71,7 +72,8 @@ struct kvl_cpu {
     uint32_t split_pairs;  /* room in `split`: (token, partition) pairs of every head */
     struct kvl_attention_part split;
     struct kvl_cpu_scratch *scratch; /* [threads] */
-    float *arena;                    /* all of the above */
+    float *arena;                    /* all of the above, but for the weights */
+    uint64_t arena_bytes;
 };
 
 /* As kvl_backend_cpu.create, with the kernels chosen by the caller. */

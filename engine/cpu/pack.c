@@ -6,12 +6,12 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "../huge_memory.h"
 #include "half.h"
 #include "kernels.h"
 
-enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_1_BYTES = 20, ROWS = KVL_PANEL_ROWS };
+enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_1_BYTES = 20, ROWS = KVL_PANEL_ROWS, CACHE_LINE = 64 };
 
 static uint64_t row_bytes(uint32_t type, uint32_t columns) {
     switch (type) {
@@ -76,73 +76,93 @@ static void pack_q4_1(const uint8_t *row, uint32_t columns, uint8_t *panel, uint
     }
 }
 
+/* ---- a model's matrices ---- */
+
 struct pack_job {
-    const struct kvl_weight *weight;
-    struct kvl_packed *packed;
-    uint64_t row_bytes;
+    const struct kvl_pack_item *items;
 };
 
-static void pack_panel(void *arg, uint32_t thread, uint32_t index) {
-    (void)thread;
-    const struct pack_job *job = arg;
-    uint8_t *panel = job->packed->panels + index * job->packed->panel_bytes;
-    const uint32_t columns = job->packed->columns;
+static void pack_panel(const struct kvl_pack_item *item, uint32_t index) {
+    const struct kvl_packed *packed = item->packed;
+    uint8_t *panel = packed->panels + index * packed->panel_bytes;
+    const uint64_t bytes = row_bytes(packed->type, packed->columns);
     for (uint32_t lane = 0; lane < ROWS; lane++) {
         const uint64_t row_index = (uint64_t)index * ROWS + lane;
-        if (row_index >= job->packed->rows) {
-            break; /* fresh pages are zero */
+        if (row_index >= packed->rows) {
+            break; /* fresh memory is zero */
         }
-        const uint8_t *row =
-            (const uint8_t *)job->weight->tensor->data + row_index * job->row_bytes;
-        switch (job->packed->type) {
+        const uint8_t *row = (const uint8_t *)item->weight->tensor->data + row_index * bytes;
+        switch (packed->type) {
         case KVL_GGML_Q4_1:
-            pack_q4_1(row, columns, panel, lane);
+            pack_q4_1(row, packed->columns, panel, lane);
             break;
         case KVL_GGML_Q8_0:
-            pack_q8_0(row, columns, panel, lane);
+            pack_q8_0(row, packed->columns, panel, lane);
             break;
         case KVL_GGML_F16:
-            pack_f16(row, columns, panel, lane);
+            pack_f16(row, packed->columns, panel, lane);
             break;
         default:
-            pack_f32(row, columns, panel, lane);
+            pack_f32(row, packed->columns, panel, lane);
         }
     }
 }
 
-static uint64_t mapped_bytes(const struct kvl_packed *packed) {
-    return packed->panel_bytes * packed->panel_count;
+/* A unit is a panel of any of the matrices. */
+static void pack_unit(void *arg, uint32_t thread, uint32_t unit) {
+    (void)thread;
+    const struct pack_job *job = arg;
+    const struct kvl_pack_item *item = job->items;
+    while (unit >= item->packed->panel_count) {
+        unit -= item->packed->panel_count;
+        item++;
+    }
+    pack_panel(item, unit);
 }
 
-kvl_err kvl_pack(const struct kvl_weight *weight, struct kvl_pool *pool, struct kvl_packed *out,
-    struct kvl_errmsg *msg) {
-    struct pack_job job = {.weight = weight, .packed = out};
-    job.row_bytes = row_bytes(weight->tensor->type, weight->columns);
+static void shape(const struct kvl_weight *weight, struct kvl_packed *out) {
     *out = (struct kvl_packed){
-        .panel_bytes = job.row_bytes * ROWS,
+        .panel_bytes = row_bytes(weight->tensor->type, weight->columns) * ROWS,
         .panel_count = (uint32_t)(((uint64_t)weight->rows + ROWS - 1) / ROWS),
         .type = weight->tensor->type,
         .rows = weight->rows,
         .columns = weight->columns,
     };
-    void *panels =
-        mmap(NULL, mapped_bytes(out), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (panels == MAP_FAILED) {
-        *out = (struct kvl_packed){0};
-        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for the packed weights of %.*s",
-            (int)weight->tensor->name.bytes, weight->tensor->name.data);
+}
+
+/* Where each matrix starts. Nothing overflows: the file holds as much, but for the last panels. */
+static uint64_t place(const struct kvl_pack_item *items, uint32_t count, uint8_t *base) {
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct kvl_packed *packed = items[i].packed;
+        packed->panels = base == NULL ? NULL : base + bytes;
+        bytes += packed->panel_bytes * packed->panel_count;
+        bytes = (bytes + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
     }
-    (void)madvise(panels, mapped_bytes(out), MADV_HUGEPAGE); /* a wish: fewer TLB misses */
-    out->panels = panels;
-    kvl_pool_run(pool, pack_panel, &job, out->panel_count);
+    return bytes;
+}
+
+kvl_err kvl_pack(const struct kvl_pack_item *items, uint32_t count, struct kvl_pool *pool,
+    struct kvl_packed_memory *memory, struct kvl_errmsg *msg) {
+    uint64_t panels = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        shape(items[i].weight, items[i].packed);
+        panels += items[i].packed->panel_count;
+    }
+    memory->bytes = place(items, count, NULL);
+    memory->base = panels > UINT32_MAX ? NULL : kvl_huge_map(memory->bytes);
+    if (memory->base == NULL) {
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for %llu MiB of packed weights",
+            (unsigned long long)(memory->bytes >> 20));
+    }
+    (void)place(items, count, memory->base);
+    kvl_pool_run(pool, pack_unit, &(struct pack_job){items}, (uint32_t)panels);
     return KVL_OK;
 }
 
-void kvl_packed_free(struct kvl_packed *packed) {
-    if (packed->panels != NULL) {
-        (void)munmap(packed->panels, mapped_bytes(packed));
-    }
-    *packed = (struct kvl_packed){0};
+void kvl_packed_free(struct kvl_packed_memory *memory) {
+    kvl_huge_unmap(memory->base, memory->bytes);
+    *memory = (struct kvl_packed_memory){0};
 }
 
 /* ---- one row as f32 ---- */

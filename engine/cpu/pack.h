@@ -1,8 +1,8 @@
 /* pack.h - weights of the file, rearranged once into panels of 32 rows (layout: kernels.h) that
  * both the GEMM and the matrix-vector kernel read from front to back.
  *
- * A matrix takes as many bytes as in the file; rows that fill up the last panel are zero.
- * Owns: kvl_packed_free releases the panels; the GGUF mapping is not needed afterwards. */
+ * A matrix takes as many bytes as in the file; rows that fill up the last panel are zero. All
+ * matrices of a model lie in one piece of memory: most are smaller than a huge page. */
 #ifndef KVL_CPU_PACK_H
 #define KVL_CPU_PACK_H
 
@@ -10,7 +10,7 @@
 #include "pool.h"
 
 struct kvl_packed {
-    uint8_t *panels;
+    uint8_t *panels; /* in the kvl_packed_memory; starts at a cache line */
     uint64_t panel_bytes;
     uint32_t panel_count;
     uint32_t type; /* enum kvl_ggml_type */
@@ -18,10 +18,21 @@ struct kvl_packed {
     uint32_t columns;
 };
 
-/* Errors: NOMEM. */
-KVL_MUST_CHECK kvl_err kvl_pack(const struct kvl_weight *weight, struct kvl_pool *pool,
-    struct kvl_packed *out, struct kvl_errmsg *msg);
-void kvl_packed_free(struct kvl_packed *packed); /* zeroed is fine */
+struct kvl_pack_item {
+    const struct kvl_weight *weight;
+    struct kvl_packed *packed; /* out */
+};
+
+struct kvl_packed_memory {
+    uint8_t *base;
+    uint64_t bytes;
+};
+
+/* Packs all items at once on the pool's threads.
+ * Owns: the panels belong to *memory; the GGUF mapping is not needed afterwards. Errors: NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_pack(const struct kvl_pack_item *items, uint32_t count,
+    struct kvl_pool *pool, struct kvl_packed_memory *memory, struct kvl_errmsg *msg);
+void kvl_packed_free(struct kvl_packed_memory *memory); /* zeroed is fine */
 
 static inline const uint8_t *kvl_packed_panel(const struct kvl_packed *packed, uint32_t panel) {
     return packed->panels + panel * packed->panel_bytes;

@@ -44,6 +44,7 @@ struct matrix {
     struct kvl_gguf_tensor tensor;
     struct kvl_weight weight;
     struct kvl_packed packed;
+    struct kvl_packed_memory memory;
     uint8_t *data;
 };
 
@@ -55,14 +56,16 @@ static void matrix_init(struct matrix *m, uint32_t type) {
         .type = type, .dim_count = 2, .dims = {COLUMNS, ROWS, 1, 1}, .data = m->data};
     m->weight = (struct kvl_weight){&m->tensor, ROWS, COLUMNS};
     assert_int_equal(kvl_pool_create(2, &pool, NULL), KVL_OK);
-    assert_int_equal(kvl_pack(&m->weight, pool, &m->packed, NULL), KVL_OK);
+    assert_int_equal(
+        kvl_pack(&(struct kvl_pack_item){&m->weight, &m->packed}, 1, pool, &m->memory, NULL),
+        KVL_OK);
     kvl_pool_destroy(pool);
     assert_int_equal(m->packed.panel_count, PANELS);
     assert_int_equal(m->packed.panel_bytes * ROWS, bytes * KVL_PANEL_ROWS); /* no larger */
 }
 
 static void matrix_deinit(struct matrix *m) {
-    kvl_packed_free(&m->packed);
+    kvl_packed_free(&m->memory);
     free(m->data);
 }
 
