@@ -141,14 +141,16 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
         json_pack("{s:I,s:I,s:I}", "device", (json_int_t)report->restored_tokens[KVL_TIER_DEVICE],
             "host", (json_int_t)report->restored_tokens[KVL_TIER_HOST], "disk",
             (json_int_t)report->restored_tokens[KVL_TIER_DISK]);
-    json_t *object = json_pack("{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:o,s:s%,s:s,s:s,s:b}",
-        "prompt_tokens", (json_int_t)report->prompt_tokens, "computed_tokens",
-        (json_int_t)report->computed_tokens, "restored_tokens", restored, "restored_bytes",
-        (json_int_t)report->restored_bytes, "load_ms", milliseconds(engine->load_ns), "ttft_ms",
-        milliseconds(report->ttft_ns), "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
+    json_t *object = json_pack(
+        "{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b}", "prompt_tokens",
+        (json_int_t)report->prompt_tokens, "computed_tokens", (json_int_t)report->computed_tokens,
+        "restored_tokens", restored, "restored_bytes", (json_int_t)report->restored_bytes,
+        "load_ms", milliseconds(engine->load_ns), "ttft_ms", milliseconds(report->ttft_ns),
+        "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
         milliseconds(report->restore_ns), "private_tokens", (json_int_t)report->private_tokens,
         "decode_tokens", (json_int_t)report->decode_tokens, "decode_tokens_per_s",
-        decode_rate(report), "output_tokens", json_of_tokens(&report->output), "text",
+        decode_rate(report), "decode_step_ms_max", milliseconds(report->decode_step_ns_max),
+        "output_tokens", json_of_tokens(&report->output), "text",
         text->text != NULL ? text->text : "", (size_t)text->bytes, "plan", "always", "stop_reason",
         kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost);
     if (object != NULL && engine->options->hash_logits)

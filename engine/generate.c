@@ -99,13 +99,16 @@ static kvl_err decode(struct turn *turn) {
     struct kvl_turn_report *report = turn->report;
     kvl_err err = KVL_OK;
     while (choose(turn, &err)) {
+        uint64_t began_ns = now_ns();
         if (turn->options->session != NULL)
             kvl_saved_session_follow(turn->options->session, turn->sequence, false);
-        uint64_t began_ns = now_ns();
         err = kvl_sequence_advance(turn->sequence, 1, turn->logits);
         if (err != KVL_OK)
             break;
-        report->decode_ns += now_ns() - began_ns;
+        uint64_t step_ns = now_ns() - began_ns;
+        report->decode_ns += step_ns;
+        if (step_ns > report->decode_step_ns_max)
+            report->decode_step_ns_max = step_ns;
         ++report->decode_tokens;
     }
     return err;

@@ -44,6 +44,7 @@ struct kvl_turn_report {
     uint64_t private_tokens; /* in context at the end, not in the daemon's memory */
     uint64_t decode_tokens;  /* forward calls of one token each */
     uint64_t decode_ns;
+    uint64_t decode_step_ns_max; /* the slowest of them: stalls show here */
     struct kvl_token_list output;
     enum kvl_stop_reason stop_reason;
     uint8_t logits_sha256[32]; /* with hash_logits */
