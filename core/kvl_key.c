@@ -7,6 +7,8 @@
 #include <openssl/evp.h>
 #include <string.h>
 
+#include "little_endian.h"
+
 #define KVL_LAYERS_MAX 4096u
 #define KVL_HEADS_MAX 65536u
 #define KVL_FIELD_BYTES_MAX (1u << 20)
@@ -42,14 +44,9 @@ static void hash_end(struct hasher *hasher, struct kvl_key *out) {
     hasher->ok = hasher->ok && EVP_DigestFinal_ex(hasher->context, out->bytes, NULL) == 1;
 }
 
-static void put_u32(uint8_t *to, uint32_t value) {
-    for (unsigned i = 0; i < 4; i++)
-        to[i] = (uint8_t)(value >> (8 * i));
-}
-
 static void hash_u32(struct hasher *hasher, uint32_t value) {
     uint8_t bytes[4];
-    put_u32(bytes, value);
+    kvl_le_put(bytes, value, sizeof(bytes));
     hash_bytes(hasher, bytes, sizeof(bytes));
 }
 
@@ -61,7 +58,7 @@ static void hash_field(struct hasher *hasher, const void *data, uint32_t bytes) 
 
 static void hash_u32_field(struct hasher *hasher, uint32_t value) {
     uint8_t bytes[4];
-    put_u32(bytes, value);
+    kvl_le_put(bytes, value, sizeof(bytes));
     hash_field(hasher, bytes, sizeof(bytes));
 }
 
@@ -89,7 +86,7 @@ static void geometry_encode(
         geometry->k_dim, geometry->v_dim, geometry->block_tokens, geometry->layer_group,
         geometry->shard};
     for (unsigned i = 0; i < KVL_GEOMETRY_FIELDS; i++)
-        put_u32(out + 4 * (size_t)i, fields[i]);
+        out = kvl_le_put(out, fields[i], 4);
 }
 
 kvl_err kvl_key_of_namespace(const struct kvl_namespace_desc *desc, struct kvl_key *out) {
@@ -120,8 +117,7 @@ kvl_err kvl_key_of_opaque_namespace(
     if (!text_valid(name) || block_bytes == 0 || !bytes_valid(salt) || out == NULL)
         return KVL_ERR_INVALID;
     uint8_t size[8];
-    put_u32(size, (uint32_t)block_bytes);
-    put_u32(size + 4, (uint32_t)(block_bytes >> 32));
+    kvl_le_put(size, block_bytes, sizeof(size));
     struct hasher hasher;
     hasher_init(&hasher);
     hash_begin(&hasher);

@@ -6,24 +6,19 @@
  * in steps, and above every block found. */
 #include <string.h>
 
+#include "little_endian.h"
 #include "store_private.h"
 
 #define KVL_KEEP_RECENT_S 600u
 
 static const char generation_name[] = "generation";
 
-static uint64_t get_u64(const uint8_t *at) {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < 8; i++)
-        value |= (uint64_t)at[i] << (8 * i);
-    return value;
-}
-
 static void meta_found(struct kvl_store *store, const void *key, uint32_t key_bytes,
     const void *value, uint32_t value_bytes) {
+    const uint8_t *at = value;
     if (key_bytes == sizeof(generation_name) - 1 && memcmp(key, generation_name, key_bytes) == 0 &&
         value_bytes == 8)
-        store->generation_reserved = get_u64(value);
+        store->generation_reserved = kvl_le_get(&at, 8);
 }
 
 static void ignored(struct kvl_store *store, enum kvl_catalog_kind kind, kvl_err err) {
@@ -146,8 +141,7 @@ uint64_t kvl_generation_next(struct kvl_store *store) {
     if (generation >= store->generation_reserved) {
         uint8_t value[8];
         store->generation_reserved = generation + KVL_GENERATION_STEP;
-        for (unsigned i = 0; i < 8; i++)
-            value[i] = (uint8_t)(store->generation_reserved >> (8 * i));
+        kvl_le_put(value, store->generation_reserved, sizeof(value));
         /* Lost, the blocks found at the next start still say how far the counter got. */
         if (kvl_catalog_put(store, KVL_CATALOG_META, generation_name, sizeof(generation_name) - 1,
                 value, sizeof(value)) != KVL_OK)

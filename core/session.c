@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "little_endian.h"
+
 #define KVL_SESSION_RECORD_VERSION 1u
 
 struct kvl_session_set {
@@ -178,19 +180,6 @@ uint32_t kvl_session_chunks(uint64_t token_count) {
 
 /* ---- records ------------------------------------------------------------------------------ */
 
-static uint8_t *put(uint8_t *at, uint64_t value, unsigned bytes) {
-    for (unsigned i = 0; i < bytes; i++)
-        *at++ = (uint8_t)(value >> (8 * i));
-    return at;
-}
-
-static uint64_t get(const uint8_t **at, unsigned bytes) {
-    uint64_t value = 0;
-    for (unsigned i = 0; i < bytes; i++)
-        value |= (uint64_t) * (*at)++ << (8 * i);
-    return value;
-}
-
 static uint8_t *put_key(uint8_t *at, const struct kvl_key *key) {
     memcpy(at, key->bytes, KVL_KEY_BYTES);
     return at + KVL_KEY_BYTES;
@@ -203,13 +192,13 @@ static void get_key(const uint8_t **at, struct kvl_key *key) {
 
 void kvl_session_record(const struct kvl_session *session, uint8_t out[KVL_SESSION_RECORD_BYTES]) {
     const struct kvl_session_info *info = &session->info;
-    uint8_t *at = put(out, KVL_SESSION_RECORD_VERSION, 1);
-    at = put(at, session->cut, 8);
+    uint8_t *at = kvl_le_put(out, KVL_SESSION_RECORD_VERSION, 1);
+    at = kvl_le_put(at, session->cut, 8);
     at = put_key(at, &info->namespace_key);
-    at = put(at, info->token_count, 8);
+    at = kvl_le_put(at, info->token_count, 8);
     at = put_key(at, &info->tail);
-    at = put(at, info->tail_tokens, 4);
-    put(at, info->updated_wall_ns, 8);
+    at = kvl_le_put(at, info->tail_tokens, 4);
+    kvl_le_put(at, info->updated_wall_ns, 8);
 }
 
 uint32_t kvl_session_chunk(
@@ -218,9 +207,9 @@ uint32_t kvl_session_chunk(
     uint64_t end = first + KVL_SESSION_CHUNK_TOKENS;
     if (end > session->info.token_count)
         end = session->info.token_count;
-    uint8_t *at = put(out, session->cut, 8);
+    uint8_t *at = kvl_le_put(out, session->cut, 8);
     for (uint64_t i = first; i < end; i++)
-        at = put(at, session->tokens[i], 4);
+        at = kvl_le_put(at, session->tokens[i], 4);
     return (uint32_t)(at - out);
 }
 
@@ -252,18 +241,18 @@ kvl_err kvl_session_load_record(struct kvl_session_set *set, const void *key, ui
     const void *value, uint32_t value_bytes) {
     const uint8_t *at = value;
     struct kvl_session *session = NULL;
-    if (value_bytes != KVL_SESSION_RECORD_BYTES || get(&at, 1) != KVL_SESSION_RECORD_VERSION)
+    if (value_bytes != KVL_SESSION_RECORD_BYTES || kvl_le_get(&at, 1) != KVL_SESSION_RECORD_VERSION)
         return KVL_ERR_INVALID;
     kvl_err err = find_or_add(set, key, key_bytes, &session);
     if (err != KVL_OK)
         return err;
     session->has_record = true;
-    session->cut = get(&at, 8);
+    session->cut = kvl_le_get(&at, 8);
     get_key(&at, &session->info.namespace_key);
-    session->recorded_tokens = get(&at, 8);
+    session->recorded_tokens = kvl_le_get(&at, 8);
     get_key(&at, &session->info.tail);
-    session->info.tail_tokens = (uint32_t)get(&at, 4);
-    session->info.updated_wall_ns = get(&at, 8);
+    session->info.tail_tokens = (uint32_t)kvl_le_get(&at, 4);
+    session->info.updated_wall_ns = kvl_le_get(&at, 8);
     return KVL_OK;
 }
 
@@ -273,7 +262,7 @@ static kvl_err take_chunk(
     if (err != KVL_OK)
         return err;
     for (uint32_t i = 0; i < count; i++)
-        session->tokens[session->info.token_count++] = (uint32_t)get(&at, 4);
+        session->tokens[session->info.token_count++] = (uint32_t)kvl_le_get(&at, 4);
     session->chunk_cut = cut;
     session->chunks_taken++;
     return KVL_OK;
@@ -293,7 +282,7 @@ kvl_err kvl_session_load_chunk(struct kvl_session_set *set, const void *key, uin
     uint32_t chunk = 0;
     for (unsigned i = 0; i < 4; i++)
         chunk = chunk << 8 | bytes[key_bytes - 4 + i];
-    uint64_t cut = get(&at, 8);
+    uint64_t cut = kvl_le_get(&at, 8);
     bool follows = chunk == session->chunks_taken && cut >= session->chunk_cut &&
                    session->info.token_count % KVL_SESSION_CHUNK_TOKENS == 0;
     if (!follows)
