@@ -126,7 +126,8 @@ static bool item_to_disk(
            leave_tier(store, demote, item->block, KVL_TIER_HOST);
 }
 
-static void demote_step(struct kvl_store *store, struct kvl_demote *demote) {
+static void demote_step(struct kvl_store *store, struct kvl_operation *operation) {
+    struct kvl_demote *demote = kvl_container_of(operation, struct kvl_demote, operation);
     bool waiting = false;
     for (uint32_t i = demote->open; i-- > 0;) {
         struct demote_item *item = &demote->items[i];
@@ -146,13 +147,8 @@ static void demote_step(struct kvl_store *store, struct kvl_demote *demote) {
 }
 
 void kvl_demote_pump(struct kvl_store *store) {
-    struct kvl_operation *next;
     make_room_ahead(store);
-    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
-        next = at->next;
-        if (at->kind == KVL_OPERATION_DEMOTE)
-            demote_step(store, kvl_container_of(at, struct kvl_demote, operation));
-    }
+    kvl_operations_step(store, KVL_OPERATION_DEMOTE, demote_step);
 }
 
 kvl_err kvl_store_demote(struct kvl_store *store, uint32_t client, const struct kvl_key *keys,

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "little_endian.h"
 #include "store_private.h"
 
 #define KVL_NAMESPACE_RECORD_VERSION 1u
@@ -17,7 +18,8 @@ struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t
     return id == 0 || id > store->namespace_end ? NULL : store->namespaces[id - 1];
 }
 
-static struct kvl_namespace_info *find_key(struct kvl_store *store, const struct kvl_key *key) {
+struct kvl_namespace_info *kvl_namespace_by_key(
+    struct kvl_store *store, const struct kvl_key *key) {
     for (uint32_t i = 0; i < store->namespace_end; i++)
         if (store->namespaces[i] != NULL && kvl_key_equal(&store->namespaces[i]->key, key))
             return store->namespaces[i];
@@ -75,34 +77,18 @@ static kvl_err add(struct kvl_store *store, uint32_t id,
     return KVL_OK;
 }
 
-static void put_u32(uint8_t **at, uint32_t value) {
-    for (unsigned i = 0; i < 4; i++)
-        *(*at)++ = (uint8_t)(value >> (8 * i));
-}
-
-static uint32_t get_u32(const uint8_t **at) {
-    uint32_t value = 0;
-    for (unsigned i = 0; i < 4; i++)
-        value |= (uint32_t) * (*at)++ << (8 * i);
-    return value;
-}
-
 static kvl_err save(struct kvl_store *store, const struct kvl_namespace_info *info) {
     uint8_t key[4], value[KVL_NAMESPACE_RECORD_BYTES];
-    uint8_t *at = key;
-    put_u32(&at, info->id);
-    at = value;
-    *at++ = KVL_NAMESPACE_RECORD_VERSION;
+    kvl_le_put(key, info->id, sizeof(key));
+    uint8_t *at = kvl_le_put(value, KVL_NAMESPACE_RECORD_VERSION, 1);
     memcpy(at, info->key.bytes, KVL_KEY_BYTES);
     at += KVL_KEY_BYTES;
     const struct kvl_geometry *g = &info->geometry;
     const uint32_t fields[] = {g->layers, g->kv_heads, g->k_dim, g->v_dim, g->block_tokens,
         g->layer_group, g->shard, info->dtype};
     for (unsigned i = 0; i < sizeof(fields) / sizeof(fields[0]); i++)
-        put_u32(&at, fields[i]);
-    uint64_t block_bytes = g->layers == 0 ? info->layout.payload_bytes : 0;
-    put_u32(&at, (uint32_t)block_bytes);
-    put_u32(&at, (uint32_t)(block_bytes >> 32));
+        at = kvl_le_put(at, fields[i], 4);
+    at = kvl_le_put(at, g->layers == 0 ? info->layout.payload_bytes : 0, 8);
     memcpy(at, info->label, sizeof(info->label));
     return kvl_catalog_put(store, KVL_CATALOG_NAMESPACE, key, sizeof(key), value, sizeof(value));
 }
@@ -119,18 +105,17 @@ void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_
     struct kvl_namespace_request request = {0};
     memcpy(request.key.bytes, at, KVL_KEY_BYTES);
     at += KVL_KEY_BYTES;
-    request.geometry.layers = get_u32(&at);
-    request.geometry.kv_heads = get_u32(&at);
-    request.geometry.k_dim = get_u32(&at);
-    request.geometry.v_dim = get_u32(&at);
-    request.geometry.block_tokens = get_u32(&at);
-    request.geometry.layer_group = get_u32(&at);
-    request.geometry.shard = get_u32(&at);
-    request.dtype = get_u32(&at);
-    request.block_bytes = get_u32(&at);
-    request.block_bytes |= (uint64_t)get_u32(&at) << 32;
+    request.geometry.layers = (uint32_t)kvl_le_get(&at, 4);
+    request.geometry.kv_heads = (uint32_t)kvl_le_get(&at, 4);
+    request.geometry.k_dim = (uint32_t)kvl_le_get(&at, 4);
+    request.geometry.v_dim = (uint32_t)kvl_le_get(&at, 4);
+    request.geometry.block_tokens = (uint32_t)kvl_le_get(&at, 4);
+    request.geometry.layer_group = (uint32_t)kvl_le_get(&at, 4);
+    request.geometry.shard = (uint32_t)kvl_le_get(&at, 4);
+    request.dtype = (uint32_t)kvl_le_get(&at, 4);
+    request.block_bytes = kvl_le_get(&at, 8);
     memcpy(request.label, at, sizeof(request.label));
-    uint32_t id = get_u32(&id_at);
+    uint32_t id = (uint32_t)kvl_le_get(&id_at, 4);
     struct kvl_layout layout;
     struct kvl_namespace_info *info = NULL;
     if (id == 0 || kvl_namespace_by_id(store, id) != NULL ||
@@ -147,7 +132,7 @@ kvl_err kvl_store_namespace_open(struct kvl_store *store,
     kvl_err err = layout_of(request, &layout);
     if (err != KVL_OK)
         return err;
-    struct kvl_namespace_info *info = find_key(store, &request->key);
+    struct kvl_namespace_info *info = kvl_namespace_by_key(store, &request->key);
     if (info != NULL && !is_same(info, request, &layout))
         return KVL_ERR_INVALID;
     if (info == NULL) {

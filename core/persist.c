@@ -236,7 +236,8 @@ bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle) {
     return true;
 }
 
-static void flush_step(struct kvl_store *store, struct kvl_flush *flush) {
+static void flush_step(struct kvl_store *store, struct kvl_operation *operation) {
+    struct kvl_flush *flush = kvl_container_of(operation, struct kvl_flush, operation);
     if (!kvl_settle_step(store, &flush->settle))
         return;
     kvl_operation_end(store, &flush->operation, flush->settle.status);
@@ -244,12 +245,7 @@ static void flush_step(struct kvl_store *store, struct kvl_flush *flush) {
 }
 
 void kvl_flush_pump(struct kvl_store *store) {
-    struct kvl_operation *next;
-    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
-        next = at->next;
-        if (at->kind == KVL_OPERATION_FLUSH)
-            flush_step(store, kvl_container_of(at, struct kvl_flush, operation));
-    }
+    kvl_operations_step(store, KVL_OPERATION_FLUSH, flush_step);
 }
 
 static void queue_failed_again(struct kvl_store *store) {

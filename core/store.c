@@ -342,6 +342,16 @@ void kvl_operation_end(struct kvl_store *store, struct kvl_operation *operation,
     kvl_ticket_finish(operation->word, status);
 }
 
+void kvl_operations_step(struct kvl_store *store, enum kvl_operation_kind kind,
+    void (*step)(struct kvl_store *store, struct kvl_operation *operation)) {
+    struct kvl_operation *next;
+    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
+        next = at->next;
+        if (at->kind == kind)
+            step(store, at);
+    }
+}
+
 void kvl_ticket_release(struct kvl_store *store, uint32_t client_id, struct kvl_ticket ticket) {
     struct kvl_client *client = kvl_client_find(store, client_id);
     struct kvl_ticket_owner *owner =

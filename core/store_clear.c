@@ -74,14 +74,6 @@ static uint64_t shared_tokens(struct kvl_store *store, const struct kvl_session 
     return shared;
 }
 
-static uint32_t block_tokens_of(struct kvl_store *store, const struct kvl_key *namespace_key) {
-    for (uint32_t i = 0; i < store->namespace_end; i++)
-        if (store->namespaces[i] != NULL &&
-            kvl_key_equal(&store->namespaces[i]->key, namespace_key))
-            return store->namespaces[i]->geometry.block_tokens;
-    return 0;
-}
-
 /* Drops the block unless other blocks go on from it. */
 static bool clear_leaf(
     struct kvl_store *store, struct kvl_clear *clear, const struct kvl_key *key) {
@@ -98,7 +90,9 @@ static bool clear_leaf(
 
 static kvl_err clear_chain(
     struct kvl_store *store, struct kvl_clear *clear, const struct kvl_session *session) {
-    uint32_t block_tokens = block_tokens_of(store, &session->info.namespace_key);
+    const struct kvl_namespace_info *info =
+        kvl_namespace_by_key(store, &session->info.namespace_key);
+    uint32_t block_tokens = info != NULL ? info->geometry.block_tokens : 0;
     if (block_tokens == 0)
         return KVL_OK;
     uint64_t count = session->info.token_count / block_tokens;
@@ -135,7 +129,8 @@ static kvl_err clear_session(
 
 /* ---- the operation ------------------------------------------------------------------------ */
 
-static void clear_step(struct kvl_store *store, struct kvl_clear *clear) {
+static void clear_step(struct kvl_store *store, struct kvl_operation *operation) {
+    struct kvl_clear *clear = kvl_container_of(operation, struct kvl_clear, operation);
     if (!clear->walked && clear->scope != KVL_CLEAR_SESSION)
         walk(store, clear);
     if (!clear->walked || !kvl_settle_step(store, &clear->settle))
@@ -146,12 +141,7 @@ static void clear_step(struct kvl_store *store, struct kvl_clear *clear) {
 }
 
 void kvl_clear_pump(struct kvl_store *store) {
-    struct kvl_operation *next;
-    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
-        next = at->next;
-        if (at->kind == KVL_OPERATION_CLEAR)
-            clear_step(store, kvl_container_of(at, struct kvl_clear, operation));
-    }
+    kvl_operations_step(store, KVL_OPERATION_CLEAR, clear_step);
 }
 
 static kvl_err request_check(struct kvl_store *store, const struct kvl_clear_request *request) {

@@ -236,6 +236,9 @@ KVL_MUST_CHECK kvl_err kvl_operation_begin(struct kvl_store *store, uint32_t cli
 void kvl_operation_value(struct kvl_operation *operation, unsigned index, uint64_t value);
 /* Publishes the status and unlinks; the caller frees. */
 void kvl_operation_end(struct kvl_store *store, struct kvl_operation *operation, kvl_err status);
+/* One step of every operation of the kind; a step may end its own. */
+void kvl_operations_step(struct kvl_store *store, enum kvl_operation_kind kind,
+    void (*step)(struct kvl_store *store, struct kvl_operation *operation));
 /* The client's ticket is void from now on; what it stood for goes on unseen. */
 void kvl_ticket_release(struct kvl_store *store, uint32_t client, struct kvl_ticket ticket);
 /* Starts what can be started: call at the end of every call that changed something. */
@@ -243,7 +246,9 @@ void kvl_store_pump(struct kvl_store *store);
 uint64_t kvl_generation_next(struct kvl_store *store);
 
 /* ---- namespace.c -------------------------------------------------------------------------- */
+/* NULL when there is none. */
 struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t id);
+struct kvl_namespace_info *kvl_namespace_by_key(struct kvl_store *store, const struct kvl_key *key);
 void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_bytes,
     const void *value, uint32_t value_bytes);
 void kvl_namespaces_free(struct kvl_store *store);

@@ -173,7 +173,8 @@ static void check_entry(struct kvl_verify *verify, struct checker *checker, uint
     checker_next(checker);
 }
 
-static void verify_step(struct kvl_store *store, struct kvl_verify *verify) {
+static void verify_step(struct kvl_store *store, struct kvl_operation *operation) {
+    struct kvl_verify *verify = kvl_container_of(operation, struct kvl_verify, operation);
     uint32_t end = kvl_table_end(store->table);
     for (unsigned i = 0; i < KVL_CHECKERS; i++) {
         struct checker *checker = &verify->checkers[i];
@@ -193,12 +194,7 @@ static void verify_step(struct kvl_store *store, struct kvl_verify *verify) {
 }
 
 void kvl_verify_pump(struct kvl_store *store) {
-    struct kvl_operation *next;
-    for (struct kvl_operation *at = store->operations; at != NULL; at = next) {
-        next = at->next;
-        if (at->kind == KVL_OPERATION_VERIFY)
-            verify_step(store, kvl_container_of(at, struct kvl_verify, operation));
-    }
+    kvl_operations_step(store, KVL_OPERATION_VERIFY, verify_step);
 }
 
 kvl_err kvl_store_verify(struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket) {
