@@ -1,3 +1,4 @@
+/* arena_limit.c - see arena_limit.h; limits come from sysconf and from cgroup v2. */
 #include "arena_limit.h"
 
 #include <inttypes.h>

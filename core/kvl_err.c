@@ -1,3 +1,4 @@
+/* kvl_err.c - see kvl_err.h. */
 #include "kvl_err.h"
 
 #include <errno.h>

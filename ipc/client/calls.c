@@ -213,7 +213,7 @@ static void handle_reply(struct kvl_client *client, const uint8_t *data, uint64_
         return;
     }
     if (header.status == KVL_ERR_AGAIN && header.body_bytes == 0 && !call->abandoned) {
-        call->repeat_ns = kvl_clock_ns() + KVL_CLIENT_LOADING_MS * NS_PER_MS;
+        call->repeat_ns = kvl_clock_ns() + KVL_CLIENT_AGAIN_MS * NS_PER_MS;
         return;
     }
     answer(client, &header, data + KVL_WIRE_HEADER_BYTES);

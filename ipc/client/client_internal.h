@@ -19,9 +19,7 @@
 #define KVL_CLIENT_CALLS_MAX 64u
 #define KVL_CLIENT_TIMEOUT_MS 10000u
 #define KVL_CLIENT_REPEAT_MS_MAX 1000u
-#define KVL_CLIENT_LOADING_MS                                                                      \
-    10u /* until a request is repeated that the daemon had no room for                             \
-         */
+#define KVL_CLIENT_AGAIN_MS 10u                    /* until a request is repeated that got AGAIN */
 #define KVL_CLIENT_REQUEST_KEEP_BYTES (256u << 10) /* larger request buffers are given back */
 
 /* What one hello mapped. Kept until kvl_client_unmap_old, so that other threads may read on. */

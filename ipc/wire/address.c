@@ -1,3 +1,4 @@
+/* address.c - see address.h. */
 #include "address.h"
 
 #include <errno.h>

@@ -1,3 +1,4 @@
+/* secret.c - see secret.h. */
 #include "secret.h"
 
 #include <errno.h>
