@@ -53,7 +53,7 @@ static kvl_err remote_client(
     *out = kvl_clients_find_nonce(server, hello->nonce);
     if (*out)
         return KVL_OK;
-    kvl_clients_expire_remote(server, kvl_clock_ns());
+    kvl_clients_expire_remote(server, kvl_clock_ns(), 1);
     struct kvl_client_info info = {.pid = hello->pid, .uid = UINT32_MAX};
     memcpy(info.name, hello->name, sizeof info.name);
     err = kvl_clients_open(

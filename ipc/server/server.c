@@ -56,7 +56,7 @@ static void on_timer(struct kvl_server *server, struct kvl_source *source) {
     drain_counter(source->fd);
     uint64_t now_ns = kvl_clock_ns();
     kvl_attach_tick(server, now_ns);
-    kvl_clients_expire_remote(server, now_ns);
+    kvl_clients_expire_remote(server, now_ns, 0);
 }
 
 /* ---- opening ------------------------------------------------------------------------------ */

@@ -133,7 +133,7 @@ struct kvl_server_client *kvl_clients_find_nonce(
     return NULL;
 }
 
-void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns) {
+void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns, uint32_t wanted) {
     struct kvl_server_client *oldest = NULL;
     uint32_t count = 0;
     for (uint32_t i = 0; i < KVL_SERVER_CLIENTS_MAX; i++) {
@@ -148,6 +148,6 @@ void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns) {
         if (!oldest || client->seen_ns < oldest->seen_ns)
             oldest = client;
     }
-    if (count >= KVL_SERVER_REMOTE_MAX)
+    if (count + wanted > KVL_SERVER_REMOTE_MAX)
         kvl_clients_close(server, oldest);
 }

@@ -120,8 +120,9 @@ struct kvl_server_client *kvl_clients_find(
     struct kvl_server *server, uint32_t number, const uint8_t token[KVL_WIRE_TOKEN_BYTES]);
 struct kvl_server_client *kvl_clients_find_nonce(
     struct kvl_server *server, const uint8_t nonce[KVL_WIRE_PROOF_BYTES]);
-/* Drops remote clients that idled, and the one idling longest when there are too many. */
-void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns);
+/* Drops remote clients that idled, and the one idling longest where `wanted` more would be too
+ * many. */
+void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns, uint32_t wanted);
 void kvl_clients_drop_held(struct kvl_server *server, struct kvl_server_client *client);
 
 /* requests.c */

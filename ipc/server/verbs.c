@@ -13,6 +13,9 @@ _Static_assert(KVL_CHAIN_BLOCKS_MAX * sizeof(struct kvl_restored) <= KVL_SERVER_
 _Static_assert(
     KVL_CHAIN_BLOCKS_MAX * sizeof(struct kvl_wire_sealed_item) <= KVL_SERVER_SCRATCH_BYTES,
     "a seal's reply fits");
+_Static_assert(KVL_CHAIN_BLOCKS_MAX *(sizeof(uint64_t) + sizeof(struct kvl_ticket)) <=
+                   KVL_SERVER_SCRATCH_BYTES,
+    "a release's request fits");
 
 static kvl_err verb_hello(VERB_ARGS) {
     (void)request;
