@@ -281,10 +281,13 @@ struct kvl_disk_reclaim {
     uint64_t next_entry; /* to be carried */
     uint32_t carrying;   /* staged, not yet committed */
     bool carry_failed;
+    bool carried;             /* at least one copy was begun */
     bool made_room;           /* since the parked commit was last tried */
     bool futile;              /* nothing to be had until something changes */
     struct kvl_segment *best; /* fewest kept bytes so far */
     uint64_t best_kept_bytes;
+    uint32_t carried_rounds;   /* with copies, since a store last found room */
+    uint64_t carried_since_ns; /* the first of them */
     struct kvl_disk_commit commit;
 };
 
@@ -407,7 +410,7 @@ void kvl_disk_seal(struct kvl_disk *disk);
 bool kvl_disk_has_room(const struct kvl_disk *disk, uint64_t bytes, bool carrying);
 /* Stages the copy of a live entry; false: not now. */
 bool kvl_disk_stage_carried(
-    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_entry *entry);
+    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_segment_entry *entry);
 /* write.c: placed batch to ready. */
 bool kvl_disk_writes_advance(struct kvl_disk *disk);
 void kvl_disk_batch_release(struct kvl_disk_batch *batch);

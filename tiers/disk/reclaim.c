@@ -16,6 +16,11 @@
 #include "disk.h"
 
 #define PREPARE_RETRY_NS 2000000000ull
+/* Each round of carrying frees an eighth of a segment or more, unless large records leave gaps that
+ * none of them fits. After so many rounds without room for one store there is nothing to gain, and
+ * carrying on would rewrite the disk for ever. */
+#define CARRIED_ROUNDS_MAX 16u
+#define CARRY_RETRY_NS 60000000000ull
 
 static uint64_t used_bytes(const struct kvl_disk *disk) {
     return disk->segments.total_bytes + disk->plan.map_bytes + disk->plan.overhead_bytes;
@@ -171,6 +176,7 @@ static void start_carrying(struct kvl_disk *disk, struct kvl_segment *victim) {
     disk->reclaim.next_entry = 0;
     disk->reclaim.carrying = 0;
     disk->reclaim.carry_failed = false;
+    disk->reclaim.carried = false;
     victim->state = KVL_SEGMENT_RECLAIMING;
 }
 
@@ -212,24 +218,32 @@ static uint64_t carry_room(const struct kvl_disk *disk) {
     return spare == NULL ? room : room + spare->bytes;
 }
 
+static bool may_carry_more(struct kvl_disk_reclaim *reclaim) {
+    if (reclaim->carried_rounds >= CARRIED_ROUNDS_MAX &&
+        kvl_clock_ns() >= reclaim->carried_since_ns + CARRY_RETRY_NS)
+        reclaim->carried_rounds = 0;
+    return reclaim->carried_rounds < CARRIED_ROUNDS_MAX;
+}
+
 void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *question) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
     uint64_t kept_bytes = 0;
     for (uint64_t i = 0; i < question->count; i++) {
-        struct kvl_entry *entry = kvl_segment_at(victim, question->items[i].page);
+        struct kvl_segment_entry *entry = kvl_segment_at(victim, question->items[i].page);
         entry->keep = question->items[i].keep;
         if (entry->keep && entry->live)
             kept_bytes += (uint64_t)entry->pages * KVL_PAGE_BYTES;
     }
     free(question);
-    if (kept_bytes <= victim->bytes / 2 && kept_bytes <= carry_room(disk)) {
+    bool may_carry = kept_bytes == 0 || may_carry_more(reclaim);
+    if (may_carry && kept_bytes <= victim->bytes / 2 && kept_bytes <= carry_room(disk)) {
         start_carrying(disk, victim);
         return;
     }
     /* Copying most of a segment gains little: another one first. */
     victim->state = KVL_SEGMENT_FULL;
-    if (kept_bytes <= victim->bytes / 8 * 7 && kept_bytes <= carry_room(disk) &&
+    if (may_carry && kept_bytes <= victim->bytes / 8 * 7 && kept_bytes <= carry_room(disk) &&
         (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
         reclaim->best = victim;
         reclaim->best_kept_bytes = kept_bytes;
@@ -241,7 +255,7 @@ static void carry_over(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
     while (reclaim->next_entry < victim->entry_count && !reclaim->carry_failed) {
-        struct kvl_entry *entry = &victim->entries[reclaim->next_entry];
+        struct kvl_segment_entry *entry = &victim->entries[reclaim->next_entry];
         uint64_t bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
         if (entry->live && entry->keep && entry->moved_to == 0) {
             if (!kvl_disk_has_room(disk, bytes, true)) {
@@ -251,11 +265,14 @@ static void carry_over(struct kvl_disk *disk) {
             if (!kvl_disk_stage_carried(disk, victim, entry))
                 return;
             reclaim->carrying++;
+            reclaim->carried = true;
         }
         reclaim->next_entry++;
     }
     if (reclaim->carrying > 0)
         return;
+    if (reclaim->carried && reclaim->carried_rounds++ == 0)
+        reclaim->carried_since_ns = kvl_clock_ns();
     if (!reclaim->carry_failed) {
         start_deleting(disk);
         return;
@@ -269,7 +286,7 @@ void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, boo
     disk->reclaim.carrying--;
     if (moved || victim == NULL)
         return;
-    struct kvl_entry *entry = kvl_segment_at(victim, kvl_location_page(staged->from));
+    struct kvl_segment_entry *entry = kvl_segment_at(victim, kvl_location_page(staged->from));
     if (entry == NULL || !entry->live)
         return; /* discarded meanwhile: nothing to keep */
     if (staged->status == KVL_OK || staged->status == KVL_ERR_CORRUPT)
@@ -292,7 +309,7 @@ static void tell_lost(struct kvl_disk *disk) {
     notices->ack = true;
     notices->count = 0;
     for (uint64_t i = 0; i < victim->entry_count; i++) {
-        struct kvl_entry *entry = &victim->entries[i];
+        struct kvl_segment_entry *entry = &victim->entries[i];
         if (!entry->live || entry->moved_to != 0)
             continue;
         notices->items[notices->count++] = (struct kvl_disk_notice){.key = entry->key,

@@ -156,6 +156,7 @@ static bool stage_store(struct kvl_disk *disk, struct kvl_disk_request *request)
     struct kvl_disk_staged *staged = reserve(disk, kvl_record_bytes_max(layout), false);
     if (staged == NULL)
         return false;
+    disk->reclaim.carried_rounds = 0;
     struct kvl_disk_batch *batch = staged->batch;
     staged->request = request;
     staged->block.record = request->io->record;
@@ -196,7 +197,7 @@ static void carry_read(struct kvl_disk_op *op) {
 }
 
 bool kvl_disk_stage_carried(
-    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_entry *entry) {
+    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_segment_entry *entry) {
     uint64_t bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
     struct kvl_disk_staged *staged = reserve(disk, bytes, true);
     if (staged == NULL)
