@@ -64,7 +64,7 @@ void kvl_disk_delete_block(
         disk->pending.first_sequence = sequence;
 }
 
-static struct kvl_entry *entry_at(struct kvl_disk *disk, uint64_t location) {
+static struct kvl_segment_entry *entry_at(struct kvl_disk *disk, uint64_t location) {
     struct kvl_segment *segment =
         kvl_segments_find(&disk->segments, kvl_location_segment(location));
     return segment == NULL ? NULL : kvl_segment_at(segment, kvl_location_page(location));
@@ -76,7 +76,7 @@ static void add_staged(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
     if (staged->status != KVL_OK || (carried && staged->from == 0))
         return;
     if (carried) {
-        struct kvl_entry *entry = entry_at(disk, staged->from);
+        struct kvl_segment_entry *entry = entry_at(disk, staged->from);
         if (entry == NULL || !entry->live)
             return; /* discarded meanwhile */
         entry->moved_to = staged->block.location;
@@ -109,7 +109,7 @@ static void add_touches(struct kvl_disk *disk) {
             continue;
         segment->touched = false;
         for (uint64_t i = 0; i < segment->entry_count; i++) {
-            struct kvl_entry *entry = &segment->entries[i];
+            struct kvl_segment_entry *entry = &segment->entries[i];
             if (!entry->live ||
                 entry->last_use_wall_ns < entry->saved_use_wall_ns + KVL_DISK_TOUCH_NS)
                 continue;
@@ -145,7 +145,7 @@ static void publish_store(struct kvl_disk *disk, struct kvl_disk_staged *staged)
 static void publish_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
     bool moved = staged->status == KVL_OK && staged->op_index != UINT64_MAX &&
                  disk->commit.ops.items[staged->op_index].applied;
-    struct kvl_entry *old = entry_at(disk, staged->from);
+    struct kvl_segment_entry *old = entry_at(disk, staged->from);
     bool live = old != NULL && old->live;
     if (!moved && old != NULL)
         old->moved_to = 0;

@@ -79,12 +79,12 @@ kvl_err kvl_disk_backend_create(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
-static struct kvl_entry *live_entry(
+static struct kvl_segment_entry *live_entry(
     struct kvl_disk *disk, const struct kvl_index_op *op, struct kvl_segment **segment) {
     *segment = kvl_segments_find(&disk->segments, kvl_location_segment(op->old_location));
     if (*segment == NULL)
         return NULL;
-    struct kvl_entry *entry = kvl_segment_at(*segment, kvl_location_page(op->old_location));
+    struct kvl_segment_entry *entry = kvl_segment_at(*segment, kvl_location_page(op->old_location));
     if (entry == NULL || !kvl_key_equal(&entry->key, &op->block.record.key))
         return NULL;
     return entry;
@@ -93,7 +93,7 @@ static struct kvl_entry *live_entry(
 /* A block under way to another place is deleted at both. */
 static void take_discard(struct kvl_disk *disk, const struct kvl_index_op *op, uint64_t sequence) {
     struct kvl_segment *segment;
-    struct kvl_entry *entry = live_entry(disk, op, &segment);
+    struct kvl_segment_entry *entry = live_entry(disk, op, &segment);
     const struct kvl_key *key = &op->block.record.key;
     kvl_disk_delete_block(disk, key, op->old_location, sequence);
     disk->reclaim.futile = false;
@@ -105,7 +105,7 @@ static void take_discard(struct kvl_disk *disk, const struct kvl_index_op *op, u
     kvl_disk_delete_block(disk, key, entry->moved_to, sequence);
     struct kvl_segment *target =
         kvl_segments_find(&disk->segments, kvl_location_segment(entry->moved_to));
-    struct kvl_entry *copy =
+    struct kvl_segment_entry *copy =
         target == NULL ? NULL : kvl_segment_at(target, kvl_location_page(entry->moved_to));
     if (copy != NULL && kvl_key_equal(&copy->key, key))
         kvl_segment_kill(target, copy);
@@ -185,7 +185,7 @@ static void settle_segments(struct kvl_disk *disk) {
             continue;
         }
         kvl_segment_sort(segment);
-        const struct kvl_entry *last = &segment->entries[segment->entry_count - 1];
+        const struct kvl_segment_entry *last = &segment->entries[segment->entry_count - 1];
         segment->append_bytes = ((uint64_t)last->page + last->pages) * KVL_PAGE_BYTES;
         segment->state = KVL_SEGMENT_FULL;
         if (newest == NULL || segment->generation > newest->generation)

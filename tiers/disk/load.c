@@ -47,7 +47,7 @@ static bool take_bounce(struct kvl_disk_load *load) {
 /* Bad on disk: out of the index, and the owner hears. */
 static void drop_corrupt(struct kvl_disk_load *load) {
     struct kvl_disk *disk = load->disk;
-    struct kvl_entry *entry = kvl_segment_at(load->segment, load->page);
+    struct kvl_segment_entry *entry = kvl_segment_at(load->segment, load->page);
     uint64_t location = kvl_location_make(load->segment->id, (uint64_t)load->page * KVL_PAGE_BYTES);
     KVL_WARN(
         disk->log, "disk corrupt segment=%u page=%u: block dropped", load->segment->id, load->page);
@@ -63,7 +63,7 @@ static void drop_corrupt(struct kvl_disk_load *load) {
 static void finish(struct kvl_disk_load *load) {
     struct kvl_disk *disk = load->disk;
     struct kvl_disk_request *request = load->request;
-    struct kvl_entry *entry = kvl_segment_at(load->segment, load->page);
+    struct kvl_segment_entry *entry = kvl_segment_at(load->segment, load->page);
     kvl_err status = load->status == KVL_ERR_SHORT ? KVL_ERR_CORRUPT : load->status;
     give_bounce(load);
     load->segment->refs--;
@@ -204,7 +204,7 @@ static void start_reads(struct kvl_disk_load *load) {
         load->disk->backend->ops->submit(load->disk->backend, &load->ops[i]);
 }
 
-static bool reads_direct(const struct kvl_io *io, const struct kvl_entry *entry) {
+static bool reads_direct(const struct kvl_io *io, const struct kvl_segment_entry *entry) {
     const struct kvl_layout *layout = io->layout;
     uint64_t frames_bytes = (uint64_t)(entry->pages - 1) * KVL_PAGE_BYTES;
     return entry->raw && (uintptr_t)io->buffer % KVL_PAGE_BYTES == 0 &&
@@ -218,7 +218,7 @@ static bool start(struct kvl_disk *disk, struct kvl_disk_request *request) {
     struct kvl_io *io = request->io;
     struct kvl_segment *segment =
         kvl_segments_find(&disk->segments, kvl_location_segment(io->location));
-    struct kvl_entry *entry =
+    struct kvl_segment_entry *entry =
         segment == NULL ? NULL : kvl_segment_at(segment, kvl_location_page(io->location));
     kvl_err status = KVL_OK;
     if (atomic_load(&request->canceled))

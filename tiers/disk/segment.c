@@ -114,14 +114,14 @@ void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segm
 bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block) {
     if (segment->entry_count == segment->entry_capacity) {
         uint64_t capacity = segment->entry_capacity == 0 ? 64 : segment->entry_capacity * 2;
-        struct kvl_entry *entries = realloc(segment->entries, capacity * sizeof(*entries));
+        struct kvl_segment_entry *entries = realloc(segment->entries, capacity * sizeof(*entries));
         if (entries == NULL)
             return false;
         segment->entries = entries;
         segment->entry_capacity = capacity;
     }
-    struct kvl_entry *entry = &segment->entries[segment->entry_count++];
-    *entry = (struct kvl_entry){
+    struct kvl_segment_entry *entry = &segment->entries[segment->entry_count++];
+    *entry = (struct kvl_segment_entry){
         .key = block->record.key,
         .generation = block->record.generation,
         .last_use_wall_ns = block->last_use_wall_ns,
@@ -136,24 +136,24 @@ bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *
 }
 
 static int by_page(const void *left, const void *right) {
-    const struct kvl_entry *a = left, *b = right;
+    const struct kvl_segment_entry *a = left, *b = right;
     return (a->page > b->page) - (a->page < b->page);
 }
 
 void kvl_segment_sort(struct kvl_segment *segment) {
     if (segment->entry_count > 1)
-        qsort(segment->entries, segment->entry_count, sizeof(struct kvl_entry), by_page);
+        qsort(segment->entries, segment->entry_count, sizeof(struct kvl_segment_entry), by_page);
 }
 
-struct kvl_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page) {
-    struct kvl_entry wanted = {.page = page};
+struct kvl_segment_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page) {
+    struct kvl_segment_entry wanted = {.page = page};
     if (segment->entry_count == 0)
         return NULL;
     return bsearch(
-        &wanted, segment->entries, segment->entry_count, sizeof(struct kvl_entry), by_page);
+        &wanted, segment->entries, segment->entry_count, sizeof(struct kvl_segment_entry), by_page);
 }
 
-void kvl_segment_kill(struct kvl_segment *segment, struct kvl_entry *entry) {
+void kvl_segment_kill(struct kvl_segment *segment, struct kvl_segment_entry *entry) {
     if (!entry->live)
         return;
     entry->live = false;

@@ -21,7 +21,7 @@ enum kvl_segment_state {
     KVL_SEGMENT_RECLAIMING
 };
 
-struct kvl_entry {
+struct kvl_segment_entry {
     struct kvl_key key;
     uint64_t generation;
     uint64_t last_use_wall_ns;
@@ -40,11 +40,11 @@ struct kvl_segment {
     uint64_t append_bytes;   /* the next record's offset */
     uint64_t reserved_bytes; /* at most needed by batches not yet placed */
     uint64_t live_bytes;
-    uint32_t refs;             /* reads under way */
-    uint32_t batches;          /* batches that go here and are not yet committed */
-    bool touched;              /* last uses wait to be saved */
-    uint64_t tried;            /* number of the reclaim that last found it unsuitable */
-    struct kvl_entry *entries; /* by page */
+    uint32_t refs;                     /* reads under way */
+    uint32_t batches;                  /* batches that go here and are not yet committed */
+    bool touched;                      /* last uses wait to be saved */
+    uint64_t tried;                    /* number of the reclaim that last found it unsuitable */
+    struct kvl_segment_entry *entries; /* by page */
     uint64_t entry_count, entry_capacity;
 };
 
@@ -85,8 +85,8 @@ void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segm
 bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block);
 void kvl_segment_sort(struct kvl_segment *segment);
 /* The record that begins at this page, or NULL. */
-struct kvl_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page);
-void kvl_segment_kill(struct kvl_segment *segment, struct kvl_entry *entry);
+struct kvl_segment_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page);
+void kvl_segment_kill(struct kvl_segment *segment, struct kvl_segment_entry *entry);
 /* Empty and FREE again, under a new generation. */
 void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation);
 
