@@ -122,6 +122,7 @@ void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, 
         kvl_place_set(store, block, KVL_TIER_DISK);
         kvl_event_add(store, KVL_EVENT_PERSISTED, KVL_TIER_DISK, &entry->key);
         store->store_failure_logged = false;
+        store->kept_recent_bytes = 0;
     } else if (status == KVL_OK) {
         struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
         disk->ops->discard(disk, &io->record.key, io->location);

@@ -150,14 +150,24 @@ uint64_t kvl_generation_next(struct kvl_store *store) {
     return generation;
 }
 
+/* Recent use protects what is on disk, but not so much of it that new blocks find no room: the disk
+ * asks on until it may take something, and beyond half of it the answer is no. */
+static bool may_keep_recent(struct kvl_store *store, const struct kvl_entry *entry) {
+    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
+    if (entry->hits < 2 || store->now_s - entry->last_use_s >= KVL_KEEP_RECENT_S ||
+        store->kept_recent_bytes > disk->ops->stats(disk).capacity_bytes / 2)
+        return false;
+    store->kept_recent_bytes += entry->disk_bytes;
+    return true;
+}
+
 static bool on_keep(void *arg, const struct kvl_key *key) {
     struct kvl_store *store = arg;
     uint32_t block = kvl_table_find(store->table, key);
     if (block == KVL_BLOCK_NONE)
         return false;
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
-    bool recent = entry->hits >= 2 && store->now_s - entry->last_use_s < KVL_KEEP_RECENT_S;
-    return (entry->flags & KVL_ENTRY_PINNED) != 0 || recent;
+    return (entry->flags & KVL_ENTRY_PINNED) != 0 || may_keep_recent(store, entry);
 }
 
 static void on_moved(void *arg, const struct kvl_key *key, uint64_t location) {

@@ -317,6 +317,25 @@ static void a_full_disk_keeps_blocks_in_memory_until_it_takes_them(void **state)
     fixture_close(&f);
 }
 
+static void a_disk_full_of_hot_blocks_takes_new_ones(void **state) {
+    (void)state;
+    struct fixture f;
+    struct fixture_options options = {
+        .device_blocks = 8, .disk_path = folder, .disk_bytes = 16ull << 20};
+    uint8_t found[2];
+    fixture_open(&f, &options);
+    for (uint32_t chain = 0; chain < 30; chain++) {
+        fixture_store_chain(&f, f.a, 1000 * chain, 2);
+        flush(&f);
+        for (unsigned use = 0; use < 2; use++)
+            assert_int_equal(fixture_check_chain(&f, f.a, 1000 * chain, 2, KVL_TIER_DEVICE), 2);
+    }
+    assert_int_equal(report_of(&f).unpersisted_blocks, 0);
+    assert_int_equal(fixture_lookup(&f, 29000, 2, found), 2);
+    assert_true((found[0] & found[1] & 1u << KVL_TIER_DISK) != 0);
+    fixture_close(&f);
+}
+
 static void a_block_that_changed_after_its_seal_is_dropped(void **state) {
     (void)state;
     struct fixture f;
@@ -455,6 +474,7 @@ int main(void) {
         DISK_TEST(a_failing_device_never_wedges_a_ticket),
         DISK_TEST(a_host_without_memory_never_wedges_a_ticket),
         DISK_TEST(a_full_disk_keeps_blocks_in_memory_until_it_takes_them),
+        DISK_TEST(a_disk_full_of_hot_blocks_takes_new_ones),
         DISK_TEST(a_block_that_changed_after_its_seal_is_dropped),
         DISK_TEST(a_bad_copy_in_memory_is_made_good_from_disk),
         DISK_TEST(a_bad_copy_is_not_what_goes_to_disk),

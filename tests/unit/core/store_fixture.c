@@ -64,8 +64,9 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
         f->host = memory_tier(KVL_TIER_HOST, options->host_blocks, options->fault_host);
     struct kvl_errmsg msg = {{0}};
     if (options->disk_path != NULL) {
-        struct kvl_disk_options disk = {
-            .path = options->disk_path, .capacity_bytes = 256ull << 20, .persist_ms = 20};
+        struct kvl_disk_options disk = {.path = options->disk_path,
+            .capacity_bytes = options->disk_bytes != 0 ? options->disk_bytes : 256ull << 20,
+            .persist_ms = 20};
         if (kvl_disk_tier_create(&disk, &f->disk, &catalog, &msg) != KVL_OK)
             fail_msg("disk tier: %s", msg.text);
         f->disk = wrap(f->disk, options->fault_disk);

@@ -17,6 +17,7 @@ struct fixture_options {
     uint32_t device_blocks; /* capacity */
     uint32_t host_blocks;   /* 0: no host tier */
     const char *disk_path;  /* NULL: no disk tier */
+    uint64_t disk_bytes;    /* 0: 256 MiB */
     bool fault_device, fault_host, fault_disk;
     uint64_t client_lease_bytes_max;
 };
