@@ -109,12 +109,24 @@ static void reserve_blocks(struct kvl_index *index) {
     (void)fallocate(index->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)index->map_bytes);
 }
 
+/* LMDB ends the process when its pages contradict each other. It does not say where, or what a
+ * person can do: this does, and then there is nothing left to save. */
+static void on_damage(MDB_env *env, const char *text) {
+    const char *path = NULL;
+    (void)mdb_env_get_path(env, &path);
+    fprintf(stderr, "kvloft: index %s is damaged (%s); move it away to start empty\n",
+        path != NULL ? path : "?", text);
+    _exit(1);
+}
+
 static kvl_err open_env(struct kvl_index *index, struct kvl_errmsg *msg) {
     struct stat file;
     uint64_t map_bytes = index->map_bytes;
     if (stat(index->path, &file) == 0 && (uint64_t)file.st_size > map_bytes)
         map_bytes = (uint64_t)file.st_size + index->map_bytes;
     int rc = mdb_env_create(&index->env);
+    if (rc == 0)
+        rc = mdb_env_set_assert(index->env, on_damage);
     if (rc == 0)
         rc = mdb_env_set_maxdbs(index->env, 3 + KVL_CATALOG_KINDS);
     if (rc == 0)
@@ -123,6 +135,9 @@ static kvl_err open_env(struct kvl_index *index, struct kvl_errmsg *msg) {
         rc = mdb_env_open(index->env, index->path, MDB_NOSUBDIR | MDB_NOTLS | MDB_NORDAHEAD, 0600);
     if (rc == 0)
         rc = mdb_env_get_fd(index->env, &index->fd);
+    if (rc == MDB_INVALID || rc == MDB_CORRUPTED || rc == MDB_VERSION_MISMATCH)
+        return kvl_fail(msg, kvl_index_err_from(rc), "index %s: %s; move it away to start empty",
+            index->path, mdb_strerror(rc));
     if (rc != 0)
         return kvl_fail(msg, kvl_index_err_from(rc), "index %s: %s", index->path, mdb_strerror(rc));
     kvl_err err = check_file(index, msg);
