@@ -2,6 +2,7 @@
  * -mavx2 -mfma -mf16c; nothing here runs before kvl_cpu_kernels_best has asked the CPU. */
 #ifdef __x86_64__
 
+#include <cpuid.h>
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -115,8 +116,11 @@ static inline vec8 v8i_to_f32(vec8i a) {
 }
 
 static bool available(void) {
+    /* The built-in of older clangs does not know f16c; that avx2 is there says that the system
+     * saves the wide registers. */
+    unsigned eax, ebx, ecx, edx;
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 
 #define KVL_KERNELS_TABLE kvl_cpu_kernels_avx2
