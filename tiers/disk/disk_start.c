@@ -73,6 +73,8 @@ static uint32_t mark_excess(struct kvl_disk *disk) {
                 (oldest == NULL || segment->generation < oldest->generation))
                 oldest = segment;
         }
+        if (oldest == NULL)
+            break; /* the rest is being given up already */
         oldest->state = KVL_SEGMENT_RECLAIMING;
         left_bytes -= oldest->bytes;
         marked++;
