@@ -132,7 +132,7 @@ static int namespace_by_name(struct kvl_client *client, const char *name, uint32
 
 static int run_clear(const struct cli_options *options, int argc, char **argv) {
     struct kvl_ticket ticket = {0, 0};
-    struct kvl_progress progress;
+    struct kvl_progress progress = {.status = KVL_OK};
     uint32_t id = 0;
     (void)argv;
     int scopes =

@@ -1,6 +1,7 @@
 /* daemon_options.c - see daemon_options.h. */
 #include "daemon_options.h"
 
+#include <assert.h>
 #include <getopt.h>
 #include <jansson.h>
 #include <stdarg.h>
@@ -79,6 +80,7 @@ static bool take_log_level(const char *value, enum kvl_log_level *out) {
 static bool take(struct daemon_options *options, int id, const char *name, const char *value) {
     struct kvl_service_options *service = &options->service;
     uint64_t number = 0;
+    assert(value); /* every option but --help takes one */
     switch (id) {
     case 'l':
         service->address = value;
@@ -142,9 +144,8 @@ static bool read_config(struct daemon_options *options, const char *path) {
     bool good = json_is_object(root) || wrong("--config %s: not a JSON object", path);
     const char *name;
     json_t *value;
-    if (good)
-        json_object_foreach(root, name, value) if (good) good =
-            take_json(options, path, name, value);
+    /* A root that is no object has no members to visit. */
+    json_object_foreach(root, name, value) if (good) good = take_json(options, path, name, value);
     json_decref(root);
     return good;
 }

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -27,12 +28,14 @@ static uint64_t cgroup_limit_bytes(void) {
         return limit;
     char *group = line + 3;
     for (;;) {
-        uint64_t bytes;
         snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.max", group);
-        /* "max" does not scan, so it limits nothing. */
-        if (read_line(path, value, sizeof value) && sscanf(value, "%" SCNu64, &bytes) == 1 &&
-            bytes < limit)
-            limit = bytes;
+        /* "max" holds no digits, so it limits nothing. */
+        if (read_line(path, value, sizeof value)) {
+            char *end;
+            uint64_t bytes = strtoull(value, &end, 10);
+            if (end != value && bytes < limit)
+                limit = bytes;
+        }
         char *slash = strrchr(group, '/');
         if (!slash)
             return limit;

@@ -221,6 +221,7 @@ static void chain_move(
         if (transfer == NULL)
             transfer = kvl_transfer_start(store, block, chain->target, priority);
         if (transfer == NULL) {
+            assert(!restore->started); /* so that this end cannot free the request */
             kvl_piece_end(store, piece, KVL_ERR_NOMEM, chain->target, 0);
             continue;
         }

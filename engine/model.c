@@ -2,6 +2,7 @@
  * tensor's shape before anything computes with it. */
 #include "model.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +29,7 @@ struct loader {
 };
 
 static const char *key_of(const struct loader *l, const char *name, char key[96]) {
+    assert(l->architecture); /* found before any key of it is read */
     snprintf(key, 96, "%s.%s", l->architecture->name, name);
     return key;
 }

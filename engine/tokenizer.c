@@ -2,6 +2,7 @@
  * the cutting of a text at its special tokens. */
 #include "tokenizer.h"
 
+#include <assert.h>
 #include <endian.h>
 #include <stdlib.h>
 #include <string.h>
@@ -187,6 +188,7 @@ static kvl_err load(
         err = collect_specials(tokenizer, kvl_gguf_path(gguf), msg);
     }
     if (!err) {
+        assert(tokenizer->ops); /* no algorithm, no success */
         err = tokenizer->ops->create(tokenizer, gguf, msg);
     }
     if (err) {

@@ -213,7 +213,7 @@ static kvl_err push_symbol(
 static kvl_err spm_encode(struct kvl_tokenizer *tokenizer, const char *text, uint64_t text_bytes,
     struct kvl_token_list *list) {
     struct spm *spm = tokenizer->state;
-    uint64_t escaped_bytes;
+    uint64_t escaped_bytes = 0;
     kvl_err err = escape(spm, text, text_bytes, &escaped_bytes);
     kvl_merger_clear(&spm->merger);
     for (uint64_t at = 0; at < escaped_bytes && !err;) {

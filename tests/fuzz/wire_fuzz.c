@@ -23,6 +23,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
     struct kvl_attach_hello hello;
     struct kvl_attach_reply attach_reply;
     kvl_err ignored = kvl_attach_decode_hello(data, data_bytes, &hello);
+    (void)ignored;
     ignored = kvl_attach_decode_reply(data, data_bytes, &attach_reply);
     (void)ignored;
     struct kvl_wire_header header;
@@ -42,5 +43,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
         header.verb == KVL_VERB_SEAL)
         walk_seals(&request.seals);
     ignored = kvl_wire_decode(verb->reply, body, body_bytes, &reply);
+    (void)ignored;
     return 0;
 }
