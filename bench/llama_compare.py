@@ -106,16 +106,32 @@ class Kvloft:
         return (1000 * result["computed_tokens"] / result["prefill_ms"],
                 result["decode_tokens_per_s"])
 
-    def embedded(self, folder):
-        return self.run(self.args.state_tokens, 1, "--embedded", folder,
-                        "--device-bytes", "512M", "--host-bytes", "512M", "--disk-bytes", "2G")
+    def with_daemon(self, folder, flush=False):
+        """A daemon that starts on the folder, serves one run and dies by SIGKILL."""
+        programs = os.path.dirname(os.path.abspath(self.args.decode))
+        address = f"ipc://{os.path.abspath(folder)}/run/kvloft.sock"
+        daemon = subprocess.Popen(
+            [os.path.join(programs, "kvloftd"), "--listen", address, "--device-bytes", "512M",
+             "--host-bytes", "512M", "--disk-path", os.path.join(folder, "disk"), "--disk-bytes",
+             "2G"], stderr=subprocess.DEVNULL)
+        tool = [os.path.join(programs, "kvloft")]
+        subprocess.run(tool + ["status", "--wait", "20", "--connect", address], check=True,
+                       stdout=subprocess.DEVNULL)
+        try:
+            result = self.run(self.args.state_tokens, 1, "--connect", address)
+            if flush:
+                subprocess.run(tool + ["flush", "--connect", address], check=True)
+        finally:
+            daemon.kill()
+            daemon.wait()
+        return result
 
     def restore(self, folder):
-        """A new process on a cold page cache -> its JSON object, everything restored from disk."""
+        """After SIGKILL and restart, page-cold -> the JSON object, everything restored from disk."""
         for base, _, names in os.walk(folder):
             for name in names:
                 drop_from_page_cache(os.path.join(base, name))
-        result = self.embedded(folder)
+        result = self.with_daemon(folder)
         wanted = (self.args.state_tokens - 1) // BLOCK_TOKENS * BLOCK_TOKENS
         if result["restored_tokens"]["disk"] != wanted:
             sys.exit(f"llama_compare: restored_tokens {result['restored_tokens']},"
@@ -156,7 +172,7 @@ def measure_restore(llama, kvloft, folder, tokens, runs):
     if kvloft:
         note(f"{tokens} tokens: kvloft prefills and stores")
         os.mkdir(store, 0o700)
-        kvloft.embedded(store)
+        kvloft.with_daemon(store, flush=True)
     loads, restores, first_tokens = [], [], []
     for run in range(runs):
         note(f"page-cold restore, run {run + 1} of {runs}")
