@@ -128,7 +128,7 @@ class Kvloft:
 
     def restore(self, folder):
         """After SIGKILL and restart, page-cold -> the JSON object, everything restored from disk."""
-        for base, _, names in os.walk(folder):
+        for base, _, names in os.walk(os.path.join(folder, "disk")):
             for name in names:
                 drop_from_page_cache(os.path.join(base, name))
         result = self.with_daemon(folder)
