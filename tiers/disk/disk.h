@@ -303,6 +303,7 @@ struct kvl_disk {
     struct kvl_catalog catalog;
     struct kvl_disk_register *arenas; /* not registered yet; the disk thread's */
     uint64_t arenas_due_ns;           /* when to look at them again */
+    uint64_t loads_started;
 
     /* Fixed at start. */
     struct kvl_disk_options options;

@@ -251,20 +251,30 @@ static bool start(struct kvl_disk *disk, struct kvl_disk_request *request) {
     return true;
 }
 
+/* The most urgent that waits; every eighth time the least urgent, so that nothing starves. */
+static struct kvl_disk_request_list *next_list(struct kvl_disk *disk) {
+    bool last_first = disk->loads_started % 8 == 7;
+    for (uint32_t i = 0; i < 3; i++) {
+        struct kvl_disk_request_list *list = &disk->loads_waiting[last_first ? 2 - i : i];
+        if (list->head != NULL)
+            return list;
+    }
+    return NULL;
+}
+
 bool kvl_disk_loads_advance(struct kvl_disk *disk) {
     bool progress = false;
+    struct kvl_disk_request_list *list;
     if (!disk->loaded)
         return false;
-    for (uint32_t priority = 0; priority < 3; priority++) {
-        struct kvl_disk_request_list *list = &disk->loads_waiting[priority];
-        while (list->head != NULL && disk->free_loads != NULL) {
-            struct kvl_disk_request *request = kvl_disk_list_pop(list);
-            if (!start(disk, request)) {
-                kvl_disk_list_push_front(list, request);
-                return progress;
-            }
-            progress = true;
+    while (disk->free_loads != NULL && (list = next_list(disk)) != NULL) {
+        struct kvl_disk_request *request = kvl_disk_list_pop(list);
+        if (!start(disk, request)) {
+            kvl_disk_list_push_front(list, request);
+            return progress;
         }
+        disk->loads_started++;
+        progress = true;
     }
     return progress;
 }
