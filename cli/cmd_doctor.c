@@ -47,7 +47,7 @@ static struct finding check_huge_pages(void) {
     }
     snprintf(finding.found, sizeof finding.found, "%s",
         finding.good ? "shared memory collapses to 2 MiB pages"
-                     : "shared memory stays on 4 KiB pages: disk reads run several times slower");
+                     : "shared memory stays on 4 KiB pages: disk reads run slower");
     if (area != MAP_FAILED)
         munmap(area, 2 * HUGE_BYTES);
     if (fd >= 0)

@@ -6,9 +6,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli.h"
+#include "clock.h"
 
 struct node {
     struct kvl_block_report block;
@@ -114,12 +114,6 @@ static void print_run(const struct forest *forest, int64_t start, unsigned depth
     }
 }
 
-static uint64_t wall_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
 static void print_forest(struct kvl_client *client, const struct forest *forest) {
     struct kvl_namespace_info ns;
     char hex[2 * KVL_KEY_BYTES + 1], bytes[32];
@@ -167,7 +161,7 @@ static json_t *namespaces_json(struct kvl_client *client) {
 }
 
 static int run_ls(const struct cli_options *options, int argc, char **argv) {
-    struct forest forest = {.now_ns = wall_ns(), .keys = options->keys};
+    struct forest forest = {.now_ns = kvl_clock_wall_ns(), .keys = options->keys};
     (void)argv;
     if (argc > 0)
         return cli_wrong("ls takes no words");

@@ -1,15 +1,9 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cli.h"
-
-static uint64_t wall_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
+#include "clock.h"
 
 static json_t *session_json(const struct kvl_session_info *s) {
     char ns[2 * KVL_KEY_BYTES + 1];
@@ -28,7 +22,7 @@ static int list_sessions(const struct cli_options *options, struct kvl_client *c
         printf("%-24s %10s %10s  %s\n", "session", "tokens", "age", "open in");
     for (uint32_t i = 0; (err = kvl_session_at(client, i, &session)) == KVL_OK; i++) {
         char age[32], holder[96] = "-";
-        uint64_t now = wall_ns();
+        uint64_t now = kvl_clock_wall_ns();
         if (session.holder_pid)
             snprintf(holder, sizeof holder, "%s (pid %" PRIu32 ")", session.holder_name,
                 session.holder_pid);
