@@ -32,6 +32,7 @@ except ImportError as error:
              " `scripts/make-references --python-only` prints")
 
 BLOCK_TOKENS = 64
+SETTLE_S = 2  # neither program pays for what the other left the disk and the cores to do
 
 
 def note(text):
@@ -176,8 +177,10 @@ def measure_restore(llama, kvloft, folder, tokens, runs):
     loads, restores, first_tokens = [], [], []
     for run in range(runs):
         note(f"page-cold restore, run {run + 1} of {runs}")
+        time.sleep(SETTLE_S)
         loads.append(llama.load_state_ms(state))
         if kvloft:
+            time.sleep(SETTLE_S)
             result = kvloft.restore(store)
             restores.append(result["restore_ms"])
             first_tokens.append(result["ttft_ms"])

@@ -1,8 +1,11 @@
 /* codec_choice.c - AUTO: is it faster to read a block raw, or to read less and decode it?
  *
- * A few blocks are encoded and decoded for measure; the disk is probed once, by reading the first
- * batch back. Raw when the disk outruns decoding and the shrink is small, planes+zstd otherwise. */
+ * A few blocks are encoded and decoded for measure; the disk is probed by reading the first batches
+ * back. Both are measured while an engine computes, so the disk counts by its best probe and
+ * decoding by its CPU time. Where the shrink is small, decoding pays only when it leaves the
+ * workers half of their time: the cores are the engine's too, above all right after a start. */
 #include <stdlib.h>
+#include <time.h>
 
 #include "clock.h"
 #include "disk.h"
@@ -11,6 +14,8 @@
 #define SAMPLE_EVERY 256u
 #define SMALL_SHRINK_PERCENT 120u
 #define NO_SHRINK_PERCENT 103u
+#define DECODE_MARGIN 2.0
+#define PROBES 4u
 #define PROBE_READ_BYTES (1ull << 20)
 
 static struct kvl_codec_choice *choice_of(struct kvl_disk *disk, const struct kvl_layout *layout) {
@@ -28,8 +33,9 @@ static bool compress_is_better(struct kvl_disk *disk, struct kvl_codec_choice *c
     uint64_t percent = raw * 100 / stored;
     double decode_speed =
         (double)raw * 1e9 / (double)decode_ns * (double)disk->options.codec_threads;
-    bool better = percent >= SMALL_SHRINK_PERCENT ||
-                  (percent >= NO_SHRINK_PERCENT && decode_speed >= (double)disk_speed);
+    bool better =
+        percent >= SMALL_SHRINK_PERCENT ||
+        (percent >= NO_SHRINK_PERCENT && decode_speed >= DECODE_MARGIN * (double)disk_speed);
     int now = better ? KVL_DISK_CODEC_ZSTD : KVL_DISK_CODEC_RAW;
     if (atomic_exchange(&disk->codec_state, now) != now)
         KVL_INFO(disk->log, "disk codec=%s ratio_percent=%llu decode_mb_s=%.0f disk_read_mb_s=%llu",
@@ -48,6 +54,12 @@ bool kvl_disk_codec_compress(struct kvl_disk *disk, const struct kvl_layout *lay
     return compress_is_better(disk, choice);
 }
 
+static uint64_t thread_cpu_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 void kvl_disk_codec_sample(struct kvl_disk *disk, struct kvl_codec *codec,
     const struct kvl_layout *layout, const uint8_t *payload, uint8_t *scratch) {
     struct kvl_codec_choice *choice = choice_of(disk, layout);
@@ -61,10 +73,10 @@ void kvl_disk_codec_sample(struct kvl_disk *disk, struct kvl_codec *codec,
         enum kvl_frame_codec used;
         struct kvl_frame_view stored = {
             scratch, kvl_codec_encode(codec, raw, layout->element_bytes, true, scratch, &used)};
-        uint64_t since_ns = kvl_clock_ns();
+        uint64_t since_ns = thread_cpu_ns();
         if (kvl_codec_decode(codec, used, stored, layout->element_bytes, decoded, raw.bytes) ==
             KVL_OK)
-            decode_ns += kvl_clock_ns() - since_ns;
+            decode_ns += thread_cpu_ns() - since_ns;
         stored_bytes += stored.bytes;
     }
     free(decoded);
@@ -82,18 +94,18 @@ static void probe_done(struct kvl_disk_op *op) {
     if (--disk->probing > 0)
         return;
     uint64_t ns = kvl_clock_ns() - disk->probe_since_ns;
-    if (batch->status == KVL_OK && ns > 0)
-        atomic_store(
-            &disk->read_bytes_per_s, (uint64_t)((double)batch->written_bytes * 1e9 / (double)ns));
+    uint64_t speed = ns > 0 ? (uint64_t)((double)batch->written_bytes * 1e9 / (double)ns) : 0;
+    if (batch->status == KVL_OK && speed > atomic_load(&disk->read_bytes_per_s))
+        atomic_store(&disk->read_bytes_per_s, speed);
     kvl_disk_batch_release(batch);
 }
 
 bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
     uint64_t pieces = batch->used_bytes / PROBE_READ_BYTES;
-    if (disk->probed || disk->options.codec != KVL_DISK_CODEC_AUTO || pieces == 0 ||
+    if (disk->probes >= PROBES || disk->options.codec != KVL_DISK_CODEC_AUTO || pieces == 0 ||
         batch->status != KVL_OK)
         return false;
-    disk->probed = true;
+    disk->probes++;
     disk->probe_since_ns = kvl_clock_ns();
     batch->state = KVL_BATCH_PROBING;
     batch->written_bytes = 0;

@@ -365,7 +365,7 @@ struct kvl_disk {
     struct kvl_disk_op probe_ops[16];
     uint64_t probe_since_ns;
     uint32_t probing;
-    bool probed;
+    uint32_t probes;
     kvl_err start_status;
     struct kvl_errmsg start_msg;
     sem_t started;
@@ -415,7 +415,7 @@ bool kvl_disk_stage_carried(
 /* write.c: placed batch to ready. */
 bool kvl_disk_writes_advance(struct kvl_disk *disk);
 void kvl_disk_batch_release(struct kvl_disk_batch *batch);
-/* codec_choice.c: measures the disk, once, by reading back the first batch. */
+/* codec_choice.c: measures the disk by reading back the first batches. */
 bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch);
 
 bool kvl_disk_codec_compress(struct kvl_disk *disk, const struct kvl_layout *layout, bool *sample);
