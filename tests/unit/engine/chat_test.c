@@ -130,8 +130,8 @@ static void other_templates_are_refused(void **state) {
         "{% for message in messages %}",
         "{{ '<|im_start|>' ",
         "{% for message in messages %}{{ '[INST]' + message['content'] }}{% endfor %}",
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nnever ends",
+        ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+         "{{ '<|im_start|>system\nnever ends"),
     };
     struct fixture f;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {

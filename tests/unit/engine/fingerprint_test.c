@@ -114,7 +114,7 @@ static bool find_cache_file(const char *folder, char *path, size_t path_bytes) {
 }
 
 static void flip_byte(const char *path, off_t at) {
-    char byte;
+    char byte = 0;
     int fd = open(path, O_RDWR);
     assert_true(fd >= 0 && pread(fd, &byte, 1, at) == 1);
     byte ^= 1;
