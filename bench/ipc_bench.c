@@ -1,4 +1,5 @@
-/* ipc_bench.c - a lookup of a 1,000-block chain against a plain round trip.
+/* ipc_bench.c - a lookup of a 1,000-block chain against a plain round trip, alone and by 16 clients
+ * at once.
  *
  * Both peers are processes of their own on ipc:// sockets in one directory. The plain peer answers
  * each message with one as long as the daemon's reply; it does nothing else. Rounds of the two
@@ -6,10 +7,12 @@
 #include "ipc_bench.h"
 
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -27,9 +30,12 @@
 #define ROUNDS 400u
 #define PER_ROUND 10u
 #define SAMPLES (ROUNDS * PER_ROUND)
+#define CLIENTS 16u
+#define CROWD_ROUNDS 5u
+#define CROWD_US 600000.0
 /* What a lookup sends and gets: headers, counts and lists as docs/wire.md has them. */
-#define REQUEST_BYTES (56u + 16u + KEYS * 32u)
-#define REPLY_BYTES (56u + 24u + KEYS)
+#define REQUEST_BYTES(keys) (56u + 16u + (keys)*32u)
+#define REPLY_BYTES(keys) (56u + 24u + (keys))
 
 static double now_us(void) {
     struct timespec now;
@@ -56,7 +62,7 @@ static int run_daemon(const char *address) {
 }
 
 static int run_plain(const char *address) {
-    static uint8_t reply[REPLY_BYTES];
+    static uint8_t reply[REPLY_BYTES(KEYS)];
     int socket = nn_socket(AF_SP_RAW, NN_REP);
     if (socket < 0 || nn_bind(socket, address) < 0)
         return 1;
@@ -65,10 +71,12 @@ static int run_plain(const char *address) {
         struct nn_iovec part = {.iov_base = &request, .iov_len = NN_MSG};
         struct nn_msghdr message = {
             .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = NN_MSG};
-        if (nn_recvmsg(socket, &message, 0) < 0)
+        int bytes = nn_recvmsg(socket, &message, 0);
+        if (bytes < 0)
             return 1;
         nn_freemsg(request);
-        part = (struct nn_iovec){.iov_base = reply, .iov_len = sizeof reply};
+        uint32_t keys = ((uint32_t)bytes - REQUEST_BYTES(0)) / 32;
+        part = (struct nn_iovec){.iov_base = reply, .iov_len = REPLY_BYTES(keys)};
         if (nn_sendmsg(socket, &message, 0) < 0)
             return 1;
     }
@@ -97,8 +105,8 @@ static int connect_plain(const char *address) {
     return socket >= 0 && nn_connect(socket, address) >= 0 ? socket : -1;
 }
 
-static double plain_round_trip(int socket) {
-    static uint8_t request[REQUEST_BYTES];
+static double plain_round_trip(int socket, uint32_t keys) {
+    static uint8_t request[REQUEST_BYTES(KEYS)];
     const size_t id_bytes = 4;
     _Alignas(struct nn_cmsghdr) uint8_t control[NN_CMSG_SPACE(sizeof(size_t) + 4)] = {0};
     struct nn_cmsghdr header = {
@@ -106,7 +114,7 @@ static double plain_round_trip(int socket) {
     memcpy(control, &header, sizeof header);
     memcpy(control + sizeof header, &id_bytes, sizeof id_bytes);
     control[sizeof header + sizeof id_bytes] = 0x80;
-    struct nn_iovec part = {.iov_base = request, .iov_len = sizeof request};
+    struct nn_iovec part = {.iov_base = request, .iov_len = REQUEST_BYTES(keys)};
     struct nn_msghdr message = {.msg_iov = &part,
         .msg_iovlen = 1,
         .msg_control = control,
@@ -162,13 +170,14 @@ static kvl_err store_blocks(struct kvl_client *client, struct kvl_key *keys) {
     return err == KVL_OK ? kvl_release(client, leases, KEYS, NULL, 0) : err;
 }
 
-static kvl_err lookup(struct kvl_client *client, const struct kvl_key *keys, double *took) {
+static kvl_err lookup(
+    struct kvl_client *client, const struct kvl_key *keys, uint32_t count, double *took) {
     static uint8_t found[KEYS];
     uint32_t hits = 0;
     double begin = now_us();
-    kvl_err err = kvl_lookup(client, keys, KEYS, found, &hits);
+    kvl_err err = kvl_lookup(client, keys, count, found, &hits);
     *took = now_us() - begin;
-    return err == KVL_OK && hits != KEYS ? KVL_ERR_NOTFOUND : err;
+    return err == KVL_OK && hits != count ? KVL_ERR_NOTFOUND : err;
 }
 
 /* Sealing goes on behind the seals: until all of them are seen. */
@@ -176,14 +185,14 @@ static kvl_err wait_visible(struct kvl_client *client, const struct kvl_key *key
     double took;
     kvl_err err = KVL_ERR_NOTFOUND;
     for (int i = 0; i < 500 && err == KVL_ERR_NOTFOUND; i++) {
-        err = lookup(client, keys, &took);
+        err = lookup(client, keys, KEYS, &took);
         nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
     }
     return err;
 }
 
-static kvl_err measure(struct kvl_client *client, int plain, struct bench_report *report) {
-    static struct kvl_key keys[KEYS];
+static kvl_err measure(
+    struct kvl_client *client, int plain, struct kvl_key *keys, struct bench_report *report) {
     static double lookups[SAMPLES], trips[SAMPLES];
     kvl_err err = store_blocks(client, keys);
     if (err == KVL_OK)
@@ -192,8 +201,8 @@ static kvl_err measure(struct kvl_client *client, int plain, struct bench_report
         uint32_t round = i / PER_ROUND * PER_ROUND;
         if (i == round)
             for (uint32_t k = 0; k < PER_ROUND; k++)
-                trips[i + k] = plain_round_trip(plain);
-        err = trips[i] < 0 ? KVL_ERR_IO : lookup(client, keys, &lookups[i]);
+                trips[i + k] = plain_round_trip(plain, KEYS);
+        err = trips[i] < 0 ? KVL_ERR_IO : lookup(client, keys, KEYS, &lookups[i]);
     }
     if (err != KVL_OK)
         return err;
@@ -201,6 +210,108 @@ static kvl_err measure(struct kvl_client *client, int plain, struct bench_report
         bench_percentile(trips, SAMPLES, 0.5));
     bench_report_add(report, "ipc.lookup_1000.p99", bench_percentile(lookups, SAMPLES, 0.99), "us",
         bench_percentile(trips, SAMPLES, 0.99));
+    return KVL_OK;
+}
+
+/* ---- 16 at once ---------------------------------------------------------------------------- */
+
+/* nanomsg does not outlive a fork, so the crowd descends from a process, the conductor, that has
+ * never used it. All of them share this. */
+struct crowd {
+    struct kvl_key keys[KEYS];
+    atomic_bool stored; /* keys are set and visible: the conductor may begin */
+    atomic_uint ready;
+    atomic_bool begun, failed;
+    atomic_ullong requests;
+    double rates[2][CROWD_ROUNDS], limits[2][CROWD_ROUNDS]; /* by crowd_keys */
+};
+
+static const uint32_t crowd_keys[2] = {KEYS, 16};
+static struct crowd *crowd;
+
+static void nap(void) {
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+}
+
+static bool one_request(struct kvl_client *client, int plain, uint32_t keys) {
+    double took;
+    if (client == NULL)
+        return plain_round_trip(plain, keys) >= 0;
+    return lookup(client, crowd->keys, keys, &took) == KVL_OK;
+}
+
+static int run_one_of_crowd(const char *address, bool is_plain, uint32_t keys) {
+    struct kvl_client *client = NULL;
+    int plain = -1;
+    bool well =
+        is_plain ? (plain = connect_plain(address)) >= 0 : open_client(address, &client) == KVL_OK;
+    well = well && one_request(client, plain, keys);
+    atomic_fetch_add(&crowd->ready, 1);
+    while (!atomic_load(&crowd->begun))
+        nap();
+    uint64_t requests = 0;
+    double end_us = now_us() + CROWD_US;
+    for (; well && now_us() < end_us; requests++)
+        well = one_request(client, plain, keys);
+    atomic_fetch_add(&crowd->requests, requests);
+    if (!well)
+        atomic_store(&crowd->failed, true);
+    kvl_client_close(client);
+    return well ? 0 : 1;
+}
+
+/* Requests a second of all together. */
+static double crowd_rate(const char *address, bool is_plain, uint32_t keys) {
+    pid_t children[CLIENTS];
+    atomic_store(&crowd->ready, 0);
+    atomic_store(&crowd->requests, 0);
+    atomic_store(&crowd->begun, false);
+    for (uint32_t i = 0; i < CLIENTS; i++) {
+        children[i] = fork();
+        if (children[i] == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            _exit(run_one_of_crowd(address, is_plain, keys));
+        }
+    }
+    while (atomic_load(&crowd->ready) < CLIENTS)
+        nap();
+    atomic_store(&crowd->begun, true);
+    for (uint32_t i = 0; i < CLIENTS; i++)
+        waitpid(children[i], NULL, 0);
+    return (double)atomic_load(&crowd->requests) / CROWD_US * 1e6;
+}
+
+static void conduct(const char *daemon_address, const char *plain_address) {
+    while (!atomic_load(&crowd->stored))
+        nap();
+    for (uint32_t i = 0; i < 2; i++)
+        for (uint32_t round = 0; round < CROWD_ROUNDS; round++) {
+            crowd->limits[i][round] = crowd_rate(plain_address, true, crowd_keys[i]);
+            crowd->rates[i][round] = crowd_rate(daemon_address, false, crowd_keys[i]);
+        }
+}
+
+static pid_t spawn_conductor(const char *daemon_address, const char *plain_address) {
+    crowd = mmap(NULL, sizeof *crowd, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    pid_t pid = crowd != MAP_FAILED ? fork() : -1;
+    if (pid != 0)
+        return pid;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    conduct(daemon_address, plain_address);
+    _exit(atomic_load(&crowd->failed));
+}
+
+static kvl_err measure_crowd(pid_t conductor, struct bench_report *report) {
+    int status = -1;
+    atomic_store(&crowd->stored, true);
+    if (waitpid(conductor, &status, 0) != conductor || status != 0)
+        return KVL_ERR_IO;
+    for (uint32_t i = 0; i < 2; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "ipc.%u_clients.lookup_%u", CLIENTS, crowd_keys[i]);
+        bench_report_add(report, name, bench_percentile(crowd->rates[i], CROWD_ROUNDS, 0.5),
+            "req/s", bench_percentile(crowd->limits[i], CROWD_ROUNDS, 0.5));
+    }
     return KVL_OK;
 }
 
@@ -214,18 +325,23 @@ bool ipc_bench_run(struct bench_report *report) {
     snprintf(plain_address, sizeof plain_address, "ipc://%s/plain", directory);
     pid_t daemon = spawn(run_daemon, daemon_address);
     pid_t peer = spawn(run_plain, plain_address);
+    pid_t conductor = spawn_conductor(daemon_address, plain_address);
     struct kvl_client *client = NULL;
     int plain = -1;
-    kvl_err err = open_client(daemon_address, &client);
+    kvl_err err = conductor > 0 ? open_client(daemon_address, &client) : KVL_ERR_NOMEM;
     if (err == KVL_OK)
         err = (plain = connect_plain(plain_address)) >= 0 ? KVL_OK : KVL_ERR_IO;
     if (err == KVL_OK)
-        err = measure(client, plain, report);
+        err = measure(client, plain, crowd->keys, report);
+    if (err == KVL_OK)
+        err = measure_crowd(conductor, report);
     if (err != KVL_OK)
         fprintf(stderr, "bench ipc: %s\n", kvl_err_text(err));
     if (plain >= 0)
         nn_close(plain);
     kvl_client_close(client);
+    if (err != KVL_OK)
+        end(conductor);
     end(daemon);
     end(peer);
     static const char *const files[] = {"daemon", "daemon.attach", "daemon.lock", "plain"};

@@ -14,66 +14,24 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "kvloft.h"
+#include "bench_daemon.h"
 #include "report.h"
 
 enum { BLOCK_BYTES = 4096, BATCH = 256, RUNS = 7 };
 
 struct bench {
-    char folder[64];
-    char address[128];
-    char program[4400];
-    pid_t daemon;
-    struct kvl_client *client;
+    struct bench_daemon daemon;
     struct kvl_namespace_info ns;
 };
-
-static double now_ms(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-}
-
-__attribute__((noreturn)) static void give_up(struct bench *bench, const char *what, kvl_err err) {
-    fprintf(stderr, "kvl_bench_start: %s: %s\n", what, kvl_err_text(err));
-    if (bench->daemon > 0)
-        kill(bench->daemon, SIGKILL);
-    exit(1);
-}
-
-static void start_daemon(struct bench *bench) {
-    char disk[80];
-    snprintf(disk, sizeof disk, "%s/disk", bench->folder);
-    bench->daemon = fork();
-    if (bench->daemon == 0) {
-        if (!freopen("/dev/null", "w", stderr))
-            _exit(127);
-        execl(bench->program, bench->program, "--listen", bench->address, "--device", "cpu",
-            "--device-bytes", "16M", "--host-bytes", "128M", "--disk-path", disk, "--disk-bytes",
-            "512M", (char *)NULL);
-        _exit(127);
-    }
-}
-
-static void connect_client(struct bench *bench) {
-    struct kvl_client_options options = {.address = bench->address, .name = "kvl_bench_start"};
-    double deadline = now_ms() + 20000;
-    kvl_err err;
-    while ((err = kvl_client_open(&options, &bench->client, NULL)) != KVL_OK) {
-        if (now_ms() > deadline)
-            give_up(bench, "cannot connect", err);
-        usleep(500);
-    }
-}
 
 static void open_namespace(struct bench *bench) {
     struct kvl_namespace_request request = {.block_bytes = BLOCK_BYTES, .label = "start bench"};
     kvl_err err = kvl_key_of_opaque_namespace(
         "start bench", BLOCK_BYTES, (struct kvl_bytes){NULL, 0}, &request.key);
     if (err == KVL_OK)
-        err = kvl_client_namespace(bench->client, &request, &bench->ns);
+        err = kvl_client_namespace(bench->daemon.client, &request, &bench->ns);
     if (err != KVL_OK)
-        give_up(bench, "cannot open a namespace", err);
+        bench_daemon_fail(&bench->daemon, "cannot open a namespace", err);
 }
 
 static void number_key(uint32_t number, uint8_t key[32]) {
@@ -88,57 +46,50 @@ static void store_batch(struct bench *bench, uint32_t first, uint32_t count) {
     struct kvl_sealed sealed[BATCH];
     uint64_t leases[BATCH];
     struct kvl_ticket none = {0, 0};
-    kvl_err err =
-        kvl_alloc(bench->client, bench->ns.id, KVL_TIER_HOST, unknown, count, false, slots, &none);
+    kvl_err err = kvl_alloc(
+        bench->daemon.client, bench->ns.id, KVL_TIER_HOST, unknown, count, false, slots, &none);
     if (err != KVL_OK)
-        give_up(bench, "cannot allocate", err);
+        bench_daemon_fail(&bench->daemon, "cannot allocate", err);
     memset(seals, 0, sizeof seals);
     for (uint32_t i = 0; i < count; i++) {
         if (slots[i].status != KVL_ALLOC_GRANTED) {
             usleep(2000); /* memory is still being touched */
-            kvl_err again = kvl_alloc(
-                bench->client, bench->ns.id, KVL_TIER_HOST, unknown, 1, false, &slots[i], &none);
+            kvl_err again = kvl_alloc(bench->daemon.client, bench->ns.id, KVL_TIER_HOST, unknown, 1,
+                false, &slots[i], &none);
             if (again != KVL_OK)
-                give_up(bench, "cannot allocate", again);
+                bench_daemon_fail(&bench->daemon, "cannot allocate", again);
             if (slots[i].status != KVL_ALLOC_GRANTED) {
                 i--;
                 continue;
             }
         }
         uint8_t *block =
-            kvl_client_block_writable(bench->client, KVL_TIER_HOST, slots[i].offset_bytes);
+            kvl_client_block_writable(bench->daemon.client, KVL_TIER_HOST, slots[i].offset_bytes);
         memset(block, (int)(first + i), BLOCK_BYTES);
         seals[i].lease = leases[i] = slots[i].lease;
         seals[i].opaque = true;
         number_key(first + i, seals[i].opaque_key);
     }
-    err = kvl_seal(bench->client, seals, count, sealed);
+    err = kvl_seal(bench->daemon.client, seals, count, sealed);
     if (err == KVL_OK)
-        err = kvl_release(bench->client, leases, count, NULL, 0);
+        err = kvl_release(bench->daemon.client, leases, count, NULL, 0);
     if (err != KVL_OK)
-        give_up(bench, "cannot seal", err);
+        bench_daemon_fail(&bench->daemon, "cannot seal", err);
 }
 
 static void fill(struct bench *bench, uint32_t blocks) {
     struct kvl_ticket ticket;
     struct kvl_progress progress;
-    start_daemon(bench);
-    connect_client(bench);
+    bench_daemon_start(&bench->daemon);
+    bench_daemon_connect(&bench->daemon);
     open_namespace(bench);
     for (uint32_t at = 0; at < blocks; at += BATCH)
         store_batch(bench, at, blocks - at < BATCH ? blocks - at : BATCH);
-    kvl_err err = kvl_flush(bench->client, &ticket);
+    kvl_err err = kvl_flush(bench->daemon.client, &ticket);
     if (err == KVL_OK && ticket.generation)
-        err = kvl_ticket_wait(bench->client, ticket, UINT32_MAX, 60000, &progress);
+        err = kvl_ticket_wait(bench->daemon.client, ticket, UINT32_MAX, 60000, &progress);
     if (err != KVL_OK)
-        give_up(bench, "cannot flush", err);
-}
-
-static void kill_daemon(struct bench *bench) {
-    kvl_client_close(bench->client);
-    bench->client = NULL;
-    kill(bench->daemon, SIGKILL);
-    waitpid(bench->daemon, NULL, 0);
+        bench_daemon_fail(&bench->daemon, "cannot flush", err);
 }
 
 /* Milliseconds from fork to a lookup that finds the last block stored. */
@@ -148,55 +99,36 @@ static double start_once(struct bench *bench, uint32_t blocks) {
     uint32_t hits = 0;
     number_key(blocks - 1, opaque);
     kvl_err err = kvl_key_of_opaque(&bench->ns.key, opaque, &key);
-    double start = now_ms();
-    start_daemon(bench);
-    connect_client(bench);
+    double start = bench_now_ms();
+    bench_daemon_start(&bench->daemon);
+    bench_daemon_connect(&bench->daemon);
     while (err == KVL_OK || err == KVL_ERR_AGAIN) {
-        err = kvl_lookup(bench->client, &key, 1, &found, &hits);
+        err = kvl_lookup(bench->daemon.client, &key, 1, &found, &hits);
         if (err == KVL_OK)
             break;
     }
-    double took = now_ms() - start;
+    double took = bench_now_ms() - start;
     if (err != KVL_OK || hits != 1)
-        give_up(bench, "the first lookup missed a block that was durable", err);
+        bench_daemon_fail(&bench->daemon, "the first lookup missed a block that was durable", err);
     return took;
 }
 
 static double plain_start(void) {
-    double start = now_ms();
+    double start = bench_now_ms();
     pid_t child = fork();
     if (child == 0) {
         execl("/bin/true", "true", (char *)NULL);
         _exit(127);
     }
     waitpid(child, NULL, 0);
-    return now_ms() - start;
-}
-
-static void remove_folder(const char *folder) {
-    pid_t child = fork();
-    if (child == 0) {
-        execlp("rm", "rm", "-rf", folder, (char *)NULL);
-        _exit(127);
-    }
-    waitpid(child, NULL, 0);
-}
-
-static bool find_daemon(struct bench *bench) {
-    char folder[4096];
-    ssize_t bytes = readlink("/proc/self/exe", folder, sizeof folder - 1);
-    if (bytes <= 0)
-        return false;
-    folder[bytes] = '\0';
-    *strrchr(folder, '/') = '\0';
-    snprintf(bench->program, sizeof bench->program, "%s/kvloftd", folder);
-    return access(bench->program, X_OK) == 0;
+    return bench_now_ms() - start;
 }
 
 int main(int argc, char **argv) {
     static const struct option options[] = {{"blocks", required_argument, NULL, 'b'},
         {"json", no_argument, NULL, 'j'}, {NULL, 0, NULL, 0}};
-    struct bench bench = {.folder = "kvl-bench-start-XXXXXX"};
+    struct bench bench = {
+        .daemon = {.device_bytes = "16M", .host_bytes = "128M", .disk_bytes = "512M"}};
     static struct bench_report report;
     double starts[RUNS], plain[RUNS];
     char name[64];
@@ -208,23 +140,18 @@ int main(int argc, char **argv) {
         else if (option != 'j')
             return 2;
     }
-    if (blocks < 1 || blocks > 1000000 || !find_daemon(&bench) || !mkdtemp(bench.folder)) {
-        fputs("kvl_bench_start: needs kvloftd beside it, a writable folder and 1 to 1,000,000 "
-              "blocks\n",
-            stderr);
+    if (blocks < 1 || blocks > 1000000) {
+        fputs("kvl_bench_start: --blocks is 1 to 1,000,000\n", stderr);
         return 2;
     }
-    char *base = realpath(bench.folder, NULL);
-    snprintf(bench.address, sizeof bench.address, "ipc://%.90s/kvloft.sock", base ? base : "");
-    free(base);
+    bench_daemon_init(&bench.daemon, "start");
     fill(&bench, (uint32_t)blocks);
     for (int run = 0; run < RUNS; run++) {
-        kill_daemon(&bench);
+        bench_daemon_end(&bench.daemon, SIGKILL);
         starts[run] = start_once(&bench, (uint32_t)blocks);
         plain[run] = plain_start();
     }
-    kill_daemon(&bench);
-    remove_folder(bench.folder);
+    bench_daemon_deinit(&bench.daemon);
     snprintf(name, sizeof name, "first right answer, %ld blocks on disk", blocks);
     bench_report_add(&report, name, bench_percentile(starts, RUNS, 0.5), "ms", 100.0);
     bench_report_add(
