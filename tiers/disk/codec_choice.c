@@ -102,8 +102,8 @@ static void probe_done(struct kvl_disk_op *op) {
 
 bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
     uint64_t pieces = batch->used_bytes / PROBE_READ_BYTES;
-    if (disk->probes >= PROBES || disk->options.codec != KVL_DISK_CODEC_AUTO || pieces == 0 ||
-        batch->status != KVL_OK)
+    if (disk->probes >= PROBES || disk->probing > 0 || disk->options.codec != KVL_DISK_CODEC_AUTO ||
+        pieces == 0 || batch->status != KVL_OK)
         return false;
     disk->probes++;
     disk->probe_since_ns = kvl_clock_ns();
