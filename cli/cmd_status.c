@@ -48,8 +48,8 @@ static int print_json(struct kvl_client *client, const struct status *s) {
     const struct kvl_store_report *r = &s->report;
     char epoch[20];
     snprintf(epoch, sizeof epoch, "%016" PRIx64, r->epoch);
-    return cli_print_json(json_pack(
-        "{s:s,s:I,s:s,s:s,s:s,s:I,s:s,s:I,s:b,s:o,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}",
+    return cli_print_json(json_pack("{s:s,s:I,s:s,s:s,s:s,s:I,s:s,s:I,s:b,s:o,s:I,s:I,s:I,s:I,s:I,"
+                                    "s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}",
         "version", s->daemon.version, "pid", (json_int_t)s->daemon.pid, "address",
         s->daemon.address, "device", s->daemon.device, "disk_path", s->daemon.disk_path,
         "persist_ms", (json_int_t)s->daemon.persist_ms, "epoch", epoch, "uptime_ms",
@@ -59,8 +59,8 @@ static int print_json(struct kvl_client *client, const struct status *s) {
         (json_int_t)r->sessions, "pins", (json_int_t)r->pins, "unpersisted_blocks",
         (json_int_t)r->unpersisted_blocks, "sealed_blocks", (json_int_t)r->sealed_blocks,
         "refused_seals", (json_int_t)r->refused_seals, "hash_mismatches",
-        (json_int_t)r->hash_mismatches, "clients", clients_json(client), "warnings",
-        warnings_json(client)));
+        (json_int_t)r->hash_mismatches, "shed_blocks", (json_int_t)r->shed_blocks, "clients",
+        clients_json(client), "warnings", warnings_json(client)));
 }
 
 static void print_tiers(const struct kvl_store_report *report) {
@@ -125,6 +125,9 @@ static int print_text(struct kvl_client *client, const struct status *s) {
            " (%s)  pins %" PRIu64 "\n",
         r->blocks, cli_bytes(r->table_bytes, table), r->unpersisted_blocks, r->leases,
         cli_bytes(r->leased_bytes, leased), r->pins);
+    if (r->shed_blocks > 0)
+        printf(
+            "shed %" PRIu64 ": they left memory before the disk had taken them\n", r->shed_blocks);
     print_clients(client);
     print_sessions(client);
     print_warnings(client);

@@ -140,7 +140,7 @@ static void deinit_tier(struct kvl_tier *tier) {
 /* Disk last to be created, first to go: its transfers use the arenas. */
 static kvl_err deinit(struct kvl_service *service) {
     kvl_server_destroy(service->server);
-    kvl_err err = service->store != NULL ? kvl_store_drain(service->store) : KVL_OK;
+    kvl_err err = service->store != NULL ? kvl_store_drain(service->store, UINT64_MAX) : KVL_OK;
     if (err != KVL_OK)
         KVL_ERROR(service->log, "event=drain_failed err=%s", kvl_err_name(err));
     kvl_store_destroy(service->store);

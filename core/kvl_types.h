@@ -101,6 +101,7 @@ struct kvl_store_report {
     uint64_t leases, leased_bytes, clients, sessions, pins;
     uint64_t unpersisted_blocks; /* sealed, not durable yet */
     uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
+    uint64_t shed_blocks; /* left memory for want of room before the disk had taken them */
     bool loaded;
 };
 

@@ -4,8 +4,10 @@
  *
  * A few transfers are under way at a time: enough bytes for the disk's group commits, few enough
  * that a restore does not stand behind them. What the disk refuses stays in memory, marked; a
- * flush tries it once more. Without a disk a seal is done once hashed; a copy in the host, while
- * that has room to spare, lets the block leave the device at once when its slot is needed. */
+ * flush tries it once more. While the disk is slower than the engines, memory fills with blocks
+ * that wait for it; then the oldest of these are given up, counted as shed: nobody waits. Without
+ * a disk a seal is done once hashed; a copy in the host, while that has room to spare, lets the
+ * block leave the device at once when its slot is needed. */
 #include <assert.h>
 #include <stdlib.h>
 
@@ -33,6 +35,31 @@ void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status) {
     }
 }
 
+static void push(struct kvl_store *store, struct kvl_persist_item item) {
+    uint32_t last = (store->persist_first + store->persist_count) % store->persist_room;
+    store->persist_items[last] = item;
+    store->persist_count++;
+}
+
+static struct kvl_persist_item pop(struct kvl_store *store) {
+    struct kvl_persist_item item = store->persist_items[store->persist_first];
+    store->persist_first = (store->persist_first + 1) % store->persist_room;
+    store->persist_count--;
+    return item;
+}
+
+/* Blocks that memory had to give up meanwhile: however long the disk is stuck, no more waits for it
+ * than is in memory. */
+static void forget_gone(struct kvl_store *store) {
+    for (uint32_t left = store->persist_count; left > 0; left--) {
+        struct kvl_persist_item item = pop(store);
+        if (kvl_entry_is(store, item.block, item.generation))
+            push(store, item);
+        else
+            kvl_persist_done(store, item.order, KVL_OK);
+    }
+}
+
 static kvl_err grow(struct kvl_store *store) {
     uint32_t room = store->persist_room == 0 ? 256 : store->persist_room * 2;
     struct kvl_persist_item *items = malloc(room * sizeof(items[0]));
@@ -45,6 +72,12 @@ static kvl_err grow(struct kvl_store *store) {
     store->persist_room = room;
     store->persist_first = 0;
     return KVL_OK;
+}
+
+static kvl_err make_room(struct kvl_store *store) {
+    forget_gone(store);
+    kvl_err err = store->persist_count >= store->persist_room / 2 ? grow(store) : KVL_OK;
+    return store->persist_count < store->persist_room ? KVL_OK : err;
 }
 
 static void mark_failed(struct kvl_store *store, struct kvl_entry *entry) {
@@ -78,7 +111,7 @@ void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order) 
         kvl_persist_done(store, order, KVL_OK);
         return;
     }
-    if (store->persist_count == store->persist_room && grow(store) != KVL_OK) {
+    if (store->persist_count == store->persist_room && make_room(store) != KVL_OK) {
         mark_failed(store, entry);
         kvl_persist_done(store, order, KVL_ERR_NOMEM);
         return;
@@ -87,16 +120,7 @@ void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order) 
         store->store_failed_blocks--;
     entry->flags &= (uint16_t)~KVL_ENTRY_STORE_FAILED;
     entry->flags |= KVL_ENTRY_UNPERSISTED;
-    uint32_t last = (store->persist_first + store->persist_count) % store->persist_room;
-    store->persist_items[last] = (struct kvl_persist_item){block, entry->generation, order};
-    store->persist_count++;
-}
-
-static struct kvl_persist_item pop(struct kvl_store *store) {
-    struct kvl_persist_item item = store->persist_items[store->persist_first];
-    store->persist_first = (store->persist_first + 1) % store->persist_room;
-    store->persist_count--;
-    return item;
+    push(store, (struct kvl_persist_item){block, entry->generation, order});
 }
 
 static void log_failure(struct kvl_store *store, kvl_err status) {

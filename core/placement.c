@@ -251,6 +251,8 @@ void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier) {
     store->tiers[tier].evicted++;
     kvl_event_add(store, KVL_EVENT_EVICTED, tier, &entry->key);
     if (entry->tiers == 0) {
+        store->shed_blocks +=
+            (entry->flags & (KVL_ENTRY_UNPERSISTED | KVL_ENTRY_STORE_FAILED)) != 0 ? 1 : 0;
         kvl_block_abandon(store, block);
         kvl_block_reap(store, block);
     }

@@ -204,17 +204,29 @@ void kvl_store_poll(struct kvl_store *store) {
     kvl_store_pump(store);
 }
 
-kvl_err kvl_store_drain(struct kvl_store *store) {
+static bool is_busy(const struct kvl_store *store) {
+    return store->persist_pending > 0 || store->transfer_count > 0 || store->puts_count > 0 ||
+           kvl_workers_inflight(store->workers) > 0 || !store->loaded;
+}
+
+/* The disk's own drain waits for however long it takes: it is called when there is nothing left. */
+kvl_err kvl_store_drain(struct kvl_store *store, uint64_t deadline_ns) {
+    struct kvl_settle *settle = &store->draining;
+    if (!settle->asked)
+        *settle = (struct kvl_settle){0};
     kvl_store_pump(store);
-    while (store->persist_pending > 0 || store->transfer_count > 0 || store->puts_count > 0 ||
-           kvl_workers_inflight(store->workers) > 0 || !store->loaded) {
+    while (is_busy(store) || !kvl_settle_step(store, settle)) {
         struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
         if (disk != NULL && store->persist_count == 0 && store->storing > 0)
             disk->ops->quiesce(disk);
+        if (kvl_clock_ns() >= deadline_ns)
+            return KVL_ERR_TIMEOUT;
         struct pollfd ready = {.fd = store->epoll_fd, .events = POLLIN};
         (void)poll(&ready, 1, 20);
         kvl_store_poll(store);
     }
+    if (settle->status != KVL_OK)
+        return settle->status;
     for (unsigned tier = KVL_TIER_COUNT; tier > 0; tier--) {
         struct kvl_tier *owner = store->tiers[tier - 1].tier;
         kvl_err err = owner == NULL ? KVL_OK : owner->ops->drain(owner);

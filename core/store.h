@@ -51,8 +51,10 @@ void kvl_store_poll(struct kvl_store *store);
 /* True once every block that was on disk at start is in the table. Until then callers hold back
  * everything but stats and hello. */
 bool kvl_store_is_loaded(const struct kvl_store *store);
-/* Blocks until all sealed blocks are durable and nothing is in flight. */
-KVL_MUST_CHECK kvl_err kvl_store_drain(struct kvl_store *store);
+/* Blocks until all sealed blocks are durable and nothing is in flight, or until deadline_ns of
+ * kvl_clock_ns (UINT64_MAX: however long it takes). Errors: TIMEOUT (the report says how many
+ * blocks are not durable; while the disk hangs, destroy would hang too), IO. */
+KVL_MUST_CHECK kvl_err kvl_store_drain(struct kvl_store *store, uint64_t deadline_ns);
 
 struct kvl_ticket_pool *kvl_store_tickets(struct kvl_store *store);
 struct kvl_tier *kvl_store_tier(struct kvl_store *store, enum kvl_tier_kind kind); /* or NULL */

@@ -211,6 +211,8 @@ struct kvl_store {
     uint64_t persist_pending; /* entered and not done */
     bool store_failure_logged;
     uint64_t store_failed_blocks;
+    uint64_t shed_blocks;
+    struct kvl_settle draining; /* kvl_store_drain's */
     uint64_t kept_recent_bytes; /* on disk, for their recent use, since a store last succeeded */
 
     struct kvl_catalog_put *puts_first, *puts_last;

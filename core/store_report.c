@@ -39,6 +39,7 @@ void kvl_store_report(struct kvl_store *store, struct kvl_store_report *out) {
         .refused_seals = store->refused_seals,
         .hash_mismatches = store->hash_mismatches,
         .stale_releases = store->stale_releases,
+        .shed_blocks = store->shed_blocks,
         .loaded = store->loaded,
     };
     for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)

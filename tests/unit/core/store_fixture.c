@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "clock.h"
+#include "decorators/delay.h"
 #include "decorators/fault.h"
 #include "disk/disk_tier.h"
 #include "memory/memory_tier.h"
@@ -70,6 +71,9 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
         if (kvl_disk_tier_create(&disk, &f->disk, &catalog, &msg) != KVL_OK)
             fail_msg("disk tier: %s", msg.text);
         f->disk = wrap(f->disk, options->fault_disk);
+        if (options->delay_disk)
+            assert_int_equal(
+                kvl_delay_tier_create(f->disk, &(struct kvl_delay_options){0}, &f->disk), KVL_OK);
     }
     struct kvl_store_options store = {.device = f->device,
         .host = f->host,
@@ -128,10 +132,10 @@ kvl_err fixture_wait(struct fixture *f, struct kvl_ticket ticket) {
 }
 
 void fixture_settle(struct fixture *f) {
-    kvl_err err = kvl_store_drain(f->store);
+    kvl_err err = kvl_store_drain(f->store, UINT64_MAX);
     assert_true(err == KVL_OK || err == KVL_ERR_IO);
     fixture_poll_for(f, 1);
-    err = kvl_store_drain(f->store);
+    err = kvl_store_drain(f->store, UINT64_MAX);
     assert_true(err == KVL_OK || err == KVL_ERR_IO);
 }
 

@@ -19,6 +19,7 @@ struct fixture_options {
     const char *disk_path;  /* NULL: no disk tier */
     uint64_t disk_bytes;    /* 0: 256 MiB */
     bool fault_device, fault_host, fault_disk;
+    bool delay_disk; /* f->disk is a delay tier, without delay at first */
     uint64_t client_lease_bytes_max;
 };
 

@@ -52,7 +52,7 @@ static void embedded_stop_with(
     pthread_join(embedded->thread, &result);
     assert_ptr_equal(result, (void *)(intptr_t)KVL_OK);
     kvl_server_destroy(embedded->server);
-    assert_int_equal(kvl_store_drain(embedded->store), KVL_OK);
+    assert_int_equal(kvl_store_drain(embedded->store, UINT64_MAX), KVL_OK);
     kvl_store_destroy(embedded->store);
     if (disk) {
         disk->ops = disk_ops;

@@ -75,7 +75,7 @@ int main(int argc, char **argv) {
     err = kvl_server_run(server);
     kvl_server_destroy(server);
     if (err == KVL_OK)
-        err = kvl_store_drain(store);
+        err = kvl_store_drain(store, UINT64_MAX);
     kvl_store_destroy(store);
     deinit(options.disk);
     deinit(options.host);
