@@ -30,7 +30,8 @@ void decode_catch_interrupts(void) {
 
 int decode_answer(struct decode_engine *engine, struct decode_progress *progress, uint64_t began_ns,
     FILE *shown, struct decode_text *text, struct kvl_turn_report *report) {
-    *text = (struct decode_text){.tokenizer = engine->tokenizer, .shown = shown};
+    *text =
+        (struct decode_text){.tokenizer = engine->tokenizer, .shown = shown, .progress = progress};
     struct kvl_generate_options options = {
         .sequence = &engine->sequence,
         .session = engine->session.connection != NULL ? &engine->session : NULL,
@@ -78,7 +79,8 @@ static int read_character(EditLine *edit, wchar_t *out) {
 }
 
 static EditLine *open_editor(History **list) {
-    setlocale(LC_CTYPE, "");
+    if (setlocale(LC_CTYPE, "") == NULL || MB_CUR_MAX == 1) /* the model's text is UTF-8 */
+        (void)setlocale(LC_CTYPE, "C.UTF-8");
     EditLine *edit = el_init("kvloft-decode", stdin, stderr, stderr);
     *list = history_init();
     if (edit == NULL || *list == NULL)

@@ -38,6 +38,8 @@ static void add_text(struct decode_text *text, uint64_t bytes) {
 void decode_text_token(void *arg, uint32_t token) {
     struct decode_text *text = arg;
     struct kvl_gguf_string piece = kvl_token_piece(text->tokenizer, token);
+    decode_progress_end(text->progress);
+    text->progress->is_muted = text->shown != NULL;
     if (kvl_token_is_control(text->tokenizer, token) ||
         !make_room(text, KVL_UTF8_OUT_BYTES(piece.bytes)))
         return;
@@ -71,7 +73,7 @@ void decode_progress_show(void *arg, bool restoring, uint64_t done, uint64_t tot
         progress->began_ns = now_ns;
         progress->first_done = done;
     }
-    if (now_ns - progress->began_ns < SHOW_AFTER_NS ||
+    if (progress->is_muted || now_ns - progress->began_ns < SHOW_AFTER_NS ||
         now_ns - progress->shown_ns < SHOW_INTERVAL_NS || !isatty(STDERR_FILENO))
         return;
     progress->shown_ns = now_ns;
@@ -135,7 +137,11 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
     const struct decode_text *text) {
     if (!engine->options->json) {
         putchar('\n');
-        return fflush(stdout) == 0 ? DECODE_DONE : decode_error("cannot write the output");
+        if (fflush(stdout) != 0)
+            return decode_error("cannot write the output");
+        if (report->stop_reason == KVL_STOP_CONTEXT)
+            fputs("kvloft-decode: the context is full; the answer ends there\n", stderr);
+        return DECODE_DONE;
     }
     json_t *restored =
         json_pack("{s:I,s:I,s:I}", "device", (json_int_t)report->restored_tokens[KVL_TIER_DEVICE],

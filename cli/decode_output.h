@@ -11,7 +11,8 @@
 /* Collects a turn's text, whole characters only, and shows it as it comes. */
 struct decode_text {
     const struct kvl_tokenizer *tokenizer;
-    FILE *shown; /* NULL: not shown */
+    FILE *shown;                      /* NULL: not shown */
+    struct decode_progress *progress; /* ends with the first token: no bar beside text */
     struct kvl_utf8_stream utf8;
     char *text;
     uint64_t bytes, capacity_bytes;
@@ -27,6 +28,7 @@ struct decode_progress {
     uint64_t shown_ns;
     uint64_t first_done;
     bool is_shown;
+    bool is_muted; /* text has begun on the terminal */
 };
 void decode_progress_show(void *arg, bool restoring, uint64_t done, uint64_t total);
 void decode_progress_end(struct decode_progress *progress);
