@@ -36,19 +36,21 @@ static double now_seconds(void) {
 }
 
 struct kvl_client *cli_connect(const struct cli_options *options) {
-    struct kvl_client_options client_options = {.address = options->address, .name = "kvloft"};
+    struct kvl_client_options client_options = {
+        .address = options->address, .name = "kvloft", .secret_file = options->secret_file};
     struct kvl_client *client = NULL;
     struct kvl_errmsg msg = {.text = ""};
     double deadline = now_seconds() + options->wait_seconds;
+    kvl_err err;
     for (;;) {
-        kvl_err err = kvl_client_open(&client_options, &client, &msg);
+        err = kvl_client_open(&client_options, &client, &msg);
         if (err == KVL_OK)
             return client;
         if (err == KVL_ERR_INVALID || err == KVL_ERR_VERSION || now_seconds() >= deadline)
             break;
         usleep(20000);
     }
-    cli_error("%s", msg.text);
+    cli_error("%s%s", msg.text, err == KVL_ERR_NOTFOUND ? "; start kvloftd" : "");
     return NULL;
 }
 

@@ -14,7 +14,8 @@
 enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 struct cli_options {
-    const char *address; /* NULL: the default */
+    const char *address;     /* NULL: the default */
+    const char *secret_file; /* of a tcp:// address */
     bool json;
     bool help;
     double wait_seconds;

@@ -11,6 +11,7 @@ static const struct cli_command *const commands[] = {&cli_status, &cli_ls, &cli_
 
 enum {
     OPT_WAIT = 256,
+    OPT_SECRET_FILE,
     OPT_SESSION,
     OPT_NAMESPACE,
     OPT_TIER,
@@ -24,6 +25,7 @@ enum {
 
 static const struct option long_options[] = {{"connect", required_argument, NULL, 'c'},
     {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'},
+    {"secret-file", required_argument, NULL, OPT_SECRET_FILE},
     {"version", no_argument, NULL, OPT_VERSION}, {"wait", required_argument, NULL, OPT_WAIT},
     {"session", required_argument, NULL, OPT_SESSION},
     {"namespace", required_argument, NULL, OPT_NAMESPACE},
@@ -37,7 +39,7 @@ static void print_help(FILE *out) {
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         fprintf(out, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
     fputs("\n`kvloft COMMAND --help` says what a command takes. ADDR is ipc://PATH or\n"
-          "tcp://HOST:PORT; by default the daemon of this user.\n",
+          "tcp://HOST:PORT with --secret-file FILE; by default the daemon of this user.\n",
         out);
 }
 
@@ -64,6 +66,9 @@ static bool apply_option(struct cli_options *options, int option, const char *va
         return true;
     case 'h':
         options->help = true;
+        return true;
+    case OPT_SECRET_FILE:
+        options->secret_file = value;
         return true;
     case OPT_WAIT:
         options->wait_seconds = number;
