@@ -150,7 +150,12 @@ static int run_clear(const struct cli_options *options, int argc, char **argv) {
     if (status == CLI_DONE) {
         kvl_err err = kvl_clear(client, scope, id, options->session, &ticket);
         if (err == KVL_ERR_NOTFOUND)
-            status = cli_error("there is no session '%s'", options->session);
+            status = cli_error(
+                "there is no session '%s'; `kvloft session ls` lists them", options->session);
+        else if (err == KVL_ERR_BUSY)
+            status = cli_error("session '%s' is open; end the program that `kvloft session ls` "
+                               "names first",
+                options->session);
         else
             status = finish_ticket(client, err, ticket, "clear", 0, &progress);
     }
@@ -158,7 +163,9 @@ static int run_clear(const struct cli_options *options, int argc, char **argv) {
         status =
             cli_print_json(json_pack("{s:I}", "cleared_blocks", (json_int_t)progress.values[0]));
     else if (status == CLI_DONE)
-        printf("%" PRIu64 " blocks cleared\n", progress.values[0]);
+        printf("%" PRIu64 " block%s cleared%s\n", progress.values[0],
+            progress.values[0] == 1 ? "" : "s",
+            options->session ? "; the session is forgotten" : "");
     kvl_client_close(client);
     return status;
 }
@@ -229,7 +236,7 @@ const struct cli_command cli_demote = {
 };
 const struct cli_command cli_clear = {
     .name = "clear",
-    .summary = "forget blocks, for good",
+    .summary = "forget blocks, for good; --session: the conversation too",
     .usage = "--all | --session NAME | --namespace NAME [--connect ADDR] [--json]",
     .run = run_clear,
 };

@@ -119,9 +119,11 @@ static void print_forest(struct kvl_client *client, const struct forest *forest)
     char hex[2 * KVL_KEY_BYTES + 1], bytes[32];
     for (uint32_t i = 0; kvl_client_namespace_at(client, i, &ns) == KVL_OK; i++) {
         kvl_key_hex(&ns.key, hex);
-        printf("%s (%.12s)  %" PRIu64 " blocks of %" PRIu32 " tokens, %s\n",
-            ns.label[0] ? ns.label : "unnamed", hex, ns.blocks, ns.geometry.block_tokens,
-            cli_bytes(ns.layout.payload_bytes, bytes));
+        printf("%s (%.12s)  %" PRIu64 " block%s of ", ns.label[0] ? ns.label : "unnamed", hex,
+            ns.blocks, ns.blocks == 1 ? "" : "s");
+        if (ns.geometry.block_tokens != 0) /* 0: the caller's own buffers */
+            printf("%" PRIu32 " tokens, ", ns.geometry.block_tokens);
+        printf("%s each\n", cli_bytes(ns.layout.payload_bytes, bytes));
         for (uint64_t n = 0; n < forest->count; n++)
             if (forest->nodes[n].parent < 0 && forest->nodes[n].block.namespace_id == ns.id)
                 print_run(forest, (int64_t)n, 0);

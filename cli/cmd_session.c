@@ -90,7 +90,8 @@ static int show_session(
     return status;
 }
 
-static int drop_session(struct kvl_client *client, const char *name) {
+static int drop_session(
+    const struct cli_options *options, struct kvl_client *client, const char *name) {
     struct kvl_session_info session;
     kvl_err err = kvl_session_drop(client, name, &session);
     if (err == KVL_ERR_BUSY)
@@ -100,7 +101,7 @@ static int drop_session(struct kvl_client *client, const char *name) {
         return cli_error("there is no session '%s'; `kvloft session ls` lists them", name);
     if (err != KVL_OK)
         return cli_error("cannot drop session '%s': %s", name, kvl_err_text(err));
-    return CLI_DONE;
+    return options->json ? cli_print_json(json_pack("{s:s}", "dropped", name)) : CLI_DONE;
 }
 
 static int run_session(const struct cli_options *options, int argc, char **argv) {
@@ -114,7 +115,7 @@ static int run_session(const struct cli_options *options, int argc, char **argv)
         return CLI_FAILED;
     int status = list   ? list_sessions(options, client)
                  : show ? show_session(options, client, argv[1])
-                        : drop_session(client, argv[1]);
+                        : drop_session(options, client, argv[1]);
     kvl_client_close(client);
     return status;
 }
