@@ -116,8 +116,13 @@ static struct finding check_disk_space(const char *folder) {
     struct finding finding = {.name = "disk space", .advice = "free some, or choose another disk"};
     struct statvfs fs;
     char bytes[32];
-    uint64_t free_bytes =
-        statvfs(folder, &fs) == 0 ? (uint64_t)fs.f_bavail * (uint64_t)fs.f_frsize : 0;
+    if (statvfs(folder, &fs) != 0) {
+        snprintf(finding.found, sizeof finding.found, "cannot look at %.100s: %s", folder,
+            strerror(errno));
+        finding.advice = "give a --disk-path that exists";
+        return finding;
+    }
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * (uint64_t)fs.f_frsize;
     finding.good = free_bytes >= (1ull << 30);
     snprintf(finding.found, sizeof finding.found, "%s free in %.100s", cli_bytes(free_bytes, bytes),
         folder);

@@ -202,7 +202,9 @@ static int run_replay(const struct cli_options *options, int argc, char **argv) 
     if (err == KVL_OK)
         err = play_file(&cache, file, argv[0]);
     int status = CLI_FAILED;
-    if (err == KVL_OK)
+    if (err == KVL_OK && (ferror(file) || cache.requests == 0))
+        cli_error("%s holds no requests; `kvloft replay --help` says what a trace is", argv[0]);
+    else if (err == KVL_OK)
         status = print_result(options, &cache);
     else if (err == KVL_ERR_NOMEM)
         cli_error("not enough memory for %" PRIu64 " blocks", options->capacity_blocks);
@@ -217,6 +219,7 @@ static int run_replay(const struct cli_options *options, int argc, char **argv) 
 const struct cli_command cli_replay = {
     .name = "replay",
     .summary = "play a trace of block ids against an eviction policy",
-    .usage = "TRACE --capacity-blocks N [--policy lru] [--json]",
+    .usage = "TRACE --capacity-blocks N [--policy lru] [--json]\n"
+             "TRACE: JSON, one {\"hash_ids\": [1, 2, ...]} per request, or {\"requests\": [such]}",
     .run = run_replay,
 };

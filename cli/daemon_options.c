@@ -140,7 +140,8 @@ static bool read_config(struct daemon_options *options, const char *path) {
     json_error_t error;
     json_t *root = json_load_file(path, JSON_REJECT_DUPLICATES, &error);
     if (root == NULL)
-        return wrong("--config %s: line %d: %s", path, error.line, error.text);
+        return error.line < 0 ? wrong("--config %s: cannot read it: %m", path)
+                              : wrong("--config %s: line %d: %s", path, error.line, error.text);
     bool good = json_is_object(root) || wrong("--config %s: not a JSON object", path);
     const char *name;
     json_t *value;
