@@ -13,8 +13,13 @@ static void tell(struct kvl_saved_session *session, kvl_err err) {
         return;
     session->failed = true;
     char text[KVL_SESSION_NAME_MAX + 128];
-    snprintf(text, sizeof text, "session '%s' cannot be saved now: %s", session->name,
-        kvl_err_text(err));
+    if (err == KVL_ERR_CLOSED)
+        snprintf(text, sizeof text,
+            "session '%s' is not saved: no daemon; the next turn after one answers saves it all",
+            session->name);
+    else
+        snprintf(text, sizeof text, "session '%s' cannot be saved now: %s", session->name,
+            kvl_err_text(err));
     if (session->connection->notice != NULL)
         session->connection->notice(session->connection->notice_arg, text);
 }
