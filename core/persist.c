@@ -11,6 +11,7 @@
 #include <assert.h>
 #include <stdlib.h>
 
+#include "planted.h"
 #include "store_private.h"
 
 #define KVL_STORING_MAX 1024u
@@ -263,7 +264,7 @@ bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle) {
 
 static void flush_step(struct kvl_store *store, struct kvl_operation *operation) {
     struct kvl_flush *flush = kvl_container_of(operation, struct kvl_flush, operation);
-    if (!kvl_settle_step(store, &flush->settle))
+    if (!KVL_PLANTED("flush-not-durable") && !kvl_settle_step(store, &flush->settle))
         return;
     kvl_operation_end(store, &flush->operation, flush->settle.status);
     free(flush);

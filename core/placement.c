@@ -5,6 +5,7 @@
  * sought. */
 #include <assert.h>
 
+#include "planted.h"
 #include "store_private.h"
 
 const struct kvl_layout *kvl_entry_layout(struct kvl_store *store, const struct kvl_entry *entry) {
@@ -192,7 +193,7 @@ static void abandon_slot(struct kvl_store *store, uint32_t block, unsigned tier)
     if (!kvl_entry_has_slot(entry, tier))
         return;
     uint32_t users = (uint32_t)entry->leases[tier] + entry->busy[tier];
-    if (users == 0)
+    if (users == 0 || KVL_PLANTED("slot-freed-under-lease"))
         kvl_slot_give_back(store, tier, kvl_entry_location(entry, tier));
     else if (!kvl_orphan_add(store, tier, entry->generation, kvl_entry_location(entry, tier), users,
                  &entry->key))

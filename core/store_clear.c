@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "planted.h"
 #include "store_private.h"
 
 #define KVL_CLEAR_STEP 65536u /* entries looked at in one go */
@@ -133,7 +134,8 @@ static void clear_step(struct kvl_store *store, struct kvl_operation *operation)
     struct kvl_clear *clear = kvl_container_of(operation, struct kvl_clear, operation);
     if (!clear->walked && clear->scope != KVL_CLEAR_SESSION)
         walk(store, clear);
-    if (!clear->walked || !kvl_settle_step(store, &clear->settle))
+    if (!clear->walked ||
+        (!KVL_PLANTED("clear-not-durable") && !kvl_settle_step(store, &clear->settle)))
         return;
     kvl_operation_value(&clear->operation, 0, clear->cleared);
     kvl_operation_end(store, &clear->operation, clear->settle.status);

@@ -9,6 +9,7 @@
  * other's slot stays its private one. */
 #include <stdlib.h>
 
+#include "planted.h"
 #include "store_private.h"
 
 /* ---- leases ------------------------------------------------------------------------------- */
@@ -201,7 +202,8 @@ void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kv
         kvl_lease_count_down(store, ended.block, ended.generation, ended.tier);
         return;
     }
-    kvl_slot_give_back(store, ended.tier, ended.location);
+    if (client->open || !KVL_PLANTED("slot-lost-at-death"))
+        kvl_slot_give_back(store, ended.tier, ended.location);
     if (ended.kind == KVL_LEASE_WRITE && is_filling(store, &ended))
         fill_end(store, ended.block);
 }

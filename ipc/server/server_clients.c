@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "planted.h"
 
 static bool is_readable(int fd) {
     struct pollfd poller = {.fd = fd, .events = POLLIN};
@@ -133,11 +134,23 @@ struct kvl_server_client *kvl_clients_find_nonce(
     return NULL;
 }
 
+static bool is_stopped(uint32_t pid) {
+    char path[32], state = 0;
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    FILE *file = fopen(path, "re");
+    bool stopped = file && fscanf(file, "%*d %*s %c", &state) == 1 && state == 'T';
+    if (file)
+        fclose(file);
+    return stopped;
+}
+
 void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns, uint32_t wanted) {
     struct kvl_server_client *oldest = NULL;
     uint32_t count = 0;
     for (uint32_t i = 0; i < KVL_SERVER_CLIENTS_MAX; i++) {
         struct kvl_server_client *client = &server->clients[i];
+        if (client->used && KVL_PLANTED("lease-freed-at-sigstop") && is_stopped(client->pid))
+            kvl_clients_close(server, client);
         if (!client->used || !client->remote)
             continue;
         if (now_ns - client->seen_ns > KVL_SERVER_REMOTE_IDLE_NS) {

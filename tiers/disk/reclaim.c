@@ -14,6 +14,7 @@
 
 #include "clock.h"
 #include "disk.h"
+#include "planted.h"
 
 #define PREPARE_RETRY_NS 2000000000ull
 /* Each round of carrying frees an eighth of a segment or more, unless large records leave gaps that
@@ -31,7 +32,9 @@ void kvl_disk_account(struct kvl_disk *disk) {
 }
 
 bool kvl_disk_at_cap(const struct kvl_disk *disk) {
-    return used_bytes(disk) + disk->plan.segment_bytes > disk->plan.capacity_bytes ||
+    uint64_t index_bytes =
+        KVL_PLANTED("cap-without-index") ? disk->plan.map_bytes + disk->plan.overhead_bytes : 0;
+    return used_bytes(disk) - index_bytes + disk->plan.segment_bytes > disk->plan.capacity_bytes ||
            kvl_clock_ns() < disk->prepare_after_ns;
 }
 
@@ -128,6 +131,17 @@ static bool ask(struct kvl_disk *disk, struct kvl_segment *victim) {
     return true;
 }
 
+/* Planted: the segment is released now, its deletions go with the next commit. */
+static void delete_later(struct kvl_disk *disk) {
+    const struct kvl_disk_ops *ops = &disk->reclaim.commit.ops;
+    for (uint64_t i = 0; i < ops->count; i++) {
+        struct kvl_index_op *late = kvl_disk_ops_add(&disk->pending);
+        if (late != NULL)
+            *late = ops->items[i];
+    }
+    kvl_disk_reclaim_committed(disk);
+}
+
 static void start_deleting(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
@@ -155,7 +169,10 @@ static void start_deleting(struct kvl_disk *disk) {
     }
     op->kind = KVL_INDEX_SEGMENT_PUT;
     op->segment = (struct kvl_index_segment){victim->id, victim->bytes, ++disk->generation};
-    kvl_mailbox_post(&disk->index_inbox, &reclaim->commit.node);
+    if (KVL_PLANTED("reuse-before-commit"))
+        delete_later(disk);
+    else
+        kvl_mailbox_post(&disk->index_inbox, &reclaim->commit.node);
 }
 
 /* Nothing to be had: those who wait for it are told, and nobody tries again until it makes sense.

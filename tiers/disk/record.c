@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "planted.h"
+
 #define OFFSET_KEY 8u
 #define OFFSET_PARENT 40u
 #define OFFSET_FRAMES 144u
@@ -151,6 +153,7 @@ kvl_err kvl_record_header_match(const struct kvl_record_header *header,
                        header->frame_bytes == layout->frame_bytes &&
                        header->frame_count == layout->frame_count &&
                        header->element_bytes == layout->element_bytes;
+    same_block |= KVL_PLANTED("checksum-unbound");
     return same_block && same_layout ? KVL_OK : KVL_ERR_CORRUPT;
 }
 
@@ -169,7 +172,8 @@ kvl_err kvl_record_encode(struct kvl_codec *codec, const struct kvl_record_sourc
     uint64_t hashes[KVL_FRAMES_MAX];
     uint64_t at = KVL_PAGE_BYTES;
     *all_raw = true;
-    if (kvl_content_hash(layout, source->payload, hashes) != source->block->content_hash)
+    if (kvl_content_hash(layout, source->payload, hashes) != source->block->content_hash &&
+        !KVL_PLANTED("hash-not-rechecked"))
         return KVL_ERR_CORRUPT;
     for (uint32_t f = 0; f < layout->frame_count; f++) {
         struct kvl_frame_view raw = {
@@ -204,5 +208,6 @@ kvl_err kvl_record_decode_frame(struct kvl_codec *codec, const struct kvl_record
         return err;
     uint64_t checksum = kvl_frame_checksum(
         kvl_frame_hash(out, raw_bytes), &header->block.key, header->block.generation, frame);
-    return checksum == entry->checksum ? KVL_OK : KVL_ERR_CORRUPT;
+    return checksum == entry->checksum || KVL_PLANTED("frame-not-checked") ? KVL_OK
+                                                                           : KVL_ERR_CORRUPT;
 }

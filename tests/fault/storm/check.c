@@ -20,6 +20,18 @@ static bool stats(struct storm_worker *worker, struct kvl_store_report *report) 
     return ok(worker, "stats", kvl_stats(worker->client, report, NULL));
 }
 
+void storm_check_stopped(struct storm_worker *worker) {
+    struct kvl_store_report report = {0};
+    for (int i = 0; i < 10000 && (i == 0 || report.clients > 2); i++) {
+        if (!stats(worker, &report))
+            return;
+        usleep(1000);
+    }
+    if (report.clients != 2 || report.leases == 0)
+        storm_finding(worker->storm, "a stopped engine lost its leases: %llu clients, %llu leases",
+            (unsigned long long)report.clients, (unsigned long long)report.leases);
+}
+
 void storm_check_leases(struct storm_worker *worker) {
     struct kvl_store_report report = {0};
     for (int i = 0; i < 10000; i++) { /* the dead are noticed behind */

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#define FINDINGS_SHOWN 20u
+
 static const struct {
     const char *name;
     uint64_t bytes;
@@ -179,7 +181,7 @@ void storm_finding(const struct storm *storm, const char *format, ...) {
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    fprintf(stderr, "finding: %s (seed %llu, %s)\n", text, (unsigned long long)storm->seed,
-        storm->folder);
-    atomic_fetch_add(&storm->witness->totals.findings, 1);
+    if (atomic_fetch_add(&storm->witness->totals.findings, 1) < FINDINGS_SHOWN)
+        fprintf(stderr, "finding: %s (seed %llu, %s)\n", text, (unsigned long long)storm->seed,
+            storm->folder);
 }

@@ -3,12 +3,15 @@
  *   storm roomy [--points N]    the daemon dies N times; it is reopened and everything is verified
  *                               each time; the disk has room for all, so what was durable is there
  *   storm tight [--points N]    likewise, and the disk is full: segments are reclaimed all the time
- *   storm engines [--points N]  N engines die in mid-lease under one daemon
+ *   storm engines [--points N]  N engines die in mid-lease under one daemon; one is stopped all the
+ *                               while, and keeps what it has
  *   storm crowd [--points N]    N engines at once, reading and writing the same keys
  *
- * The seed is printed; --seed N gives it back (moments of death are random beyond it). --bound-ms
- * N: what was sealed longer ago must be on disk. The cap is looked at all the while, as du counts.
- * Ends with one line of figures; status 1: findings. */
+ * The seed is printed; --seed N gives it back (moments of death are random beyond it). The cap is
+ * looked at all the while, as du counts. Ends with one line of figures; status 1: findings.
+ *
+ *   --bound-ms N      what was sealed longer ago must be on disk
+ *   --until-found 1   no further than the first finding */
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
@@ -207,6 +210,11 @@ static void as_grab(struct storm_worker *worker, uint64_t end_ns) {
     storm_grab(worker);
 }
 
+static void as_stopped_check(struct storm_worker *worker, uint64_t end_ns) {
+    (void)end_ns;
+    storm_check_stopped(worker);
+}
+
 /* Runs one in a process of its own, to its end. */
 static void run(struct storm *storm, role_fn role) {
     pid_t pid = start_engine(storm, &(struct role){.run = role}, storm_random(&storm->random));
@@ -248,6 +256,10 @@ static void point(struct storm *storm) {
     load(storm, (long_one ? storm->bound_ns : 0) + storm_below(&storm->random, 80) * MS, daemon);
 }
 
+static bool may_go_on(const struct storm *storm) {
+    return !storm->until_found || atomic_load(&storm->witness->totals.findings) == 0;
+}
+
 static void kill_folder(struct storm *storm, uint32_t points, bool tight) {
     uint64_t findings = atomic_load(&storm->witness->totals.findings);
     folder_begin(storm, tight);
@@ -258,17 +270,19 @@ static void kill_folder(struct storm *storm, uint32_t points, bool tight) {
     storm_witness_reset(storm->witness);
     storm->witness->slots_fresh = slots;
     storm->witness->blocks_fresh = blocks;
-    for (uint32_t i = 0; i < points; i++)
+    for (uint32_t i = 0; i < points && may_go_on(storm); i++)
         point(storm);
     daemon = start_daemon(storm);
-    run(storm, as_check);
-    run(storm, as_finish);
+    if (may_go_on(storm)) {
+        run(storm, as_check);
+        run(storm, as_finish);
+    }
     stop_daemon(storm, daemon);
     folder_end(storm, findings);
 }
 
 static void storm_kill(struct storm *storm, uint32_t points, bool tight) {
-    while (points > 0) {
+    while (points > 0 && may_go_on(storm)) {
         uint32_t here = points < POINTS_PER_FOLDER ? points : POINTS_PER_FOLDER;
         kill_folder(storm, here, tight);
         points -= here;
@@ -296,6 +310,9 @@ static void storm_engines(struct storm *storm, uint32_t points) {
     atomic_store(&storm->witness->next[STORM_SMALL], 256);
     const struct role grab = {as_grab, 0, 0}, read = {storm_read, 2000, UINT64_MAX};
     pid_t reader = start_engine(storm, &read, storm_random(&storm->random));
+    pid_t stopped = start_engine(storm, &grab, storm_random(&storm->random));
+    usleep(100000);
+    kill(stopped, SIGSTOP);
     for (uint32_t i = 0; i < points + ALIVE; i++) {
         pid_t *engine = &engines[i % ALIVE];
         if (*engine != 0) {
@@ -307,6 +324,9 @@ static void storm_engines(struct storm *storm, uint32_t points) {
     }
     kill(reader, SIGKILL);
     waitpid(reader, NULL, 0);
+    run(storm, as_stopped_check);
+    kill(stopped, SIGKILL);
+    waitpid(stopped, NULL, 0);
     run(storm, as_lease_check);
     run(storm, as_finish);
     stop_daemon(storm, daemon);
@@ -335,8 +355,8 @@ static void storm_many(struct storm *storm, uint32_t points) {
  * ---------------------------------------------------------------------------------------- */
 
 static int usage(void) {
-    fprintf(
-        stderr, "usage: storm roomy|tight|engines|crowd [--points N] [--seed N] [--bound-ms N]\n");
+    fprintf(stderr, "usage: storm roomy|tight|engines|crowd [--points N] [--seed N] [--bound-ms N] "
+                    "[--until-found 1]\n");
     return 2;
 }
 
@@ -368,6 +388,8 @@ int main(int argc, char **argv) {
             points = (uint32_t)strtoul(argv[i + 1], NULL, 10);
         else if (strcmp(argv[i], "--seed") == 0)
             storm.seed = strtoull(argv[i + 1], NULL, 10);
+        else if (strcmp(argv[i], "--until-found") == 0)
+            storm.until_found = strcmp(argv[i + 1], "1") == 0;
         else if (strcmp(argv[i], "--bound-ms") == 0)
             storm.bound_ns = strtoull(argv[i + 1], NULL, 10) * MS;
         else

@@ -73,6 +73,7 @@ struct storm {
     uint64_t disk_bytes;
     uint64_t bound_ns; /* what was sealed longer ago is on disk */
     bool tight;        /* the disk is smaller than what is stored: blocks may be evicted */
+    bool until_found;
     uint64_t killed_ns;
 };
 
@@ -97,7 +98,7 @@ void storm_session_name(uint32_t session, char name[32]);
 void storm_fill(const struct kvl_key *key, uint8_t *data, uint64_t bytes);
 bool storm_is_right(const struct kvl_key *key, const uint8_t *data, uint64_t bytes);
 
-/* Prints and counts. */
+/* Counts, and prints the first ones. */
 __attribute__((format(printf, 2, 3))) void storm_finding(
     const struct storm *storm, const char *format, ...);
 
@@ -125,6 +126,7 @@ void storm_grab(struct storm_worker *worker);
 
 /* OK, or CLOSED when the daemon is gone; anything else is a finding, and CLOSED. */
 kvl_err storm_told(struct storm_worker *worker, const char *what, kvl_err err);
+bool storm_may_go_on(struct storm_worker *worker, uint64_t end_ns);
 void storm_pause(struct storm_worker *worker);
 /* One step each. CLOSED: the daemon is gone. */
 kvl_err storm_write_blocks(struct storm_worker *worker, const uint32_t *blocks, uint32_t count);
@@ -143,6 +145,8 @@ void storm_check(struct storm_worker *worker);
 void storm_measure(struct storm_worker *worker, uint32_t *slots, uint32_t *blocks);
 /* Everything is cleared and given back; then the tiers take as much as at the beginning. */
 void storm_finish(struct storm_worker *worker);
+/* One other client is there, stopped, and has its leases. */
+void storm_check_stopped(struct storm_worker *worker);
 /* Nobody but this client is there, and no lease is left. */
 void storm_check_leases(struct storm_worker *worker);
 

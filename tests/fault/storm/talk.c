@@ -126,7 +126,7 @@ static kvl_err forget(struct storm_worker *worker, uint32_t session) {
 void storm_talk(struct storm_worker *worker, uint64_t end_ns) {
     _Atomic uint32_t *next = &worker->storm->witness->next[STORM_CHAT];
     kvl_err err = KVL_OK;
-    while (err == KVL_OK && kvl_clock_ns() < end_ns) {
+    while (err == KVL_OK && storm_may_go_on(worker, end_ns)) {
         uint32_t sessions = atomic_load(next);
         uint32_t what = storm_below(&worker->random, 16);
         if ((sessions < OPEN_SESSIONS || what == 0) && sessions < STORM_SESSIONS)

@@ -153,6 +153,10 @@ kvl_err storm_write_blocks(struct storm_worker *worker, const uint32_t *blocks, 
     return err == KVL_OK ? release_slots(worker, slots, count) : err;
 }
 
+bool storm_may_go_on(struct storm_worker *worker, uint64_t end_ns) {
+    return kvl_clock_ns() < end_ns && kvl_client_is_connected(worker->client);
+}
+
 void storm_pause(struct storm_worker *worker) {
     if (worker->pause_us > 0)
         usleep(storm_below(&worker->random, worker->pause_us));
@@ -174,7 +178,7 @@ static uint32_t take_numbers(
 
 void storm_write(struct storm_worker *worker, uint64_t end_ns) {
     uint32_t numbers[STORM_BATCH];
-    while (kvl_clock_ns() < end_ns) {
+    while (storm_may_go_on(worker, end_ns)) {
         enum storm_kind kind = storm_below(&worker->random, 8) == 0 ? STORM_LARGE : STORM_SMALL;
         uint32_t want = kind == STORM_LARGE ? 1 : 1 + storm_below(&worker->random, 8);
         uint32_t count = take_numbers(worker, kind, numbers, want);
@@ -293,7 +297,7 @@ static kvl_err move_blocks(struct storm_worker *worker, const uint32_t *numbers,
 void storm_read(struct storm_worker *worker, uint64_t end_ns) {
     uint32_t numbers[STORM_BATCH], right;
     kvl_err err = KVL_OK;
-    while (err == KVL_OK && kvl_clock_ns() < end_ns) {
+    while (err == KVL_OK && storm_may_go_on(worker, end_ns)) {
         uint32_t count = pick_sealed(worker, numbers, 1 + storm_below(&worker->random, 6));
         if (count > 0 && storm_below(&worker->random, 8) == 0)
             err = move_blocks(worker, numbers, count);
@@ -322,7 +326,7 @@ static kvl_err clear_small(struct storm_worker *worker) {
 
 void storm_crowd(struct storm_worker *worker, uint64_t end_ns) {
     kvl_err err = KVL_OK;
-    while (err == KVL_OK && kvl_clock_ns() < end_ns) {
+    while (err == KVL_OK && storm_may_go_on(worker, end_ns)) {
         uint32_t numbers[8], right;
         uint32_t first = storm_below(&worker->random, 1024);
         for (uint32_t i = 0; i < 8; i++)
