@@ -60,8 +60,7 @@ void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier) {
     store->tiers[tier].blocks++;
     if (tier >= KVL_MEMORY_TIERS)
         return;
-    if (entry->parent != KVL_BLOCK_NONE)
-        kvl_table_at(store->table, entry->parent)->tier_children[tier]++;
+    kvl_table_child_came(store->table, entry->parent, tier);
     if (entry->leases[tier] == 0)
         list(store, block, tier);
 }
@@ -76,8 +75,7 @@ void kvl_place_clear(struct kvl_store *store, uint32_t block, unsigned tier) {
     store->tiers[tier].blocks--;
     if (tier >= KVL_MEMORY_TIERS)
         return;
-    if (entry->parent != KVL_BLOCK_NONE)
-        kvl_table_at(store->table, entry->parent)->tier_children[tier]--;
+    kvl_table_child_left(store->table, entry->parent, tier);
     unlist(store, block, tier);
 }
 

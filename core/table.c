@@ -1,6 +1,7 @@
 /* table.c - see table.h.
  *
- *   index slot: u32 tag (the key's bytes 4..7) | u32 number + 1; 0: empty, UINT32_MAX: deleted
+ *   index slot: 0: empty, 1: deleted, else number + 2 in the low 26 bits and a tag, 6 bits of the
+ *   key's byte 4, above: so 63 of 64 unlike keys are passed over without a look at their entries
  *
  * Growth: a new index is made, inserts go there, and every change moves KVL_MOVE_SLOTS slots of
  * the old one over; a find looks into both. Zeroed memory is an empty index, so making one costs
@@ -14,17 +15,16 @@
 #define KVL_CHUNK_ENTRIES 1024u
 #define KVL_INDEX_SLOTS_MIN 1024u
 #define KVL_MOVE_SLOTS 32u
-#define KVL_TABLE_ENTRIES_MAX (1u << 30)
-#define KVL_SLOT_DELETED UINT32_MAX
+#define KVL_NUMBER_BITS 26u
+#define KVL_NUMBER_MASK ((1u << KVL_NUMBER_BITS) - 1)
+#define KVL_TABLE_ENTRIES_MAX (KVL_NUMBER_MASK - 2)
+#define KVL_SLOT_EMPTY 0u
+#define KVL_SLOT_DELETED 1u
+#define KVL_SLOT_FIRST 2u
 #define KVL_FIND_BATCH 16u
 
-struct index_slot {
-    uint32_t tag;
-    uint32_t number_plus_one;
-};
-
 struct index {
-    struct index_slot *slots;
+    uint32_t *slots;
     uint32_t mask;
     uint32_t filled; /* deleted ones too */
 };
@@ -84,54 +84,60 @@ static uint32_t key_home(const struct kvl_key *key) {
 }
 
 static uint32_t key_tag(const struct kvl_key *key) {
-    uint32_t tag;
-    memcpy(&tag, key->bytes + 4, sizeof(tag));
-    return tag;
+    return (uint32_t)key->bytes[4] << KVL_NUMBER_BITS;
+}
+
+static bool slot_has_tag(uint32_t slot, uint32_t tag) {
+    return (slot & ~KVL_NUMBER_MASK) == tag && slot != KVL_SLOT_DELETED;
+}
+
+static uint32_t slot_number(uint32_t slot) {
+    return (slot & KVL_NUMBER_MASK) - KVL_SLOT_FIRST;
 }
 
 /* The slot that holds the key, or NULL. */
-static struct index_slot *index_find(
+static uint32_t *index_find(
     const struct kvl_table *table, const struct index *index, const struct kvl_key *key) {
     uint32_t tag = key_tag(key);
     for (uint32_t at = key_home(key) & index->mask;; at = (at + 1) & index->mask) {
-        struct index_slot *slot = &index->slots[at];
-        if (slot->number_plus_one == 0)
+        uint32_t *slot = &index->slots[at];
+        if (*slot == KVL_SLOT_EMPTY)
             return NULL;
-        if (slot->tag == tag && slot->number_plus_one != KVL_SLOT_DELETED &&
-            kvl_key_equal(&kvl_table_at(table, slot->number_plus_one - 1)->key, key))
+        if (slot_has_tag(*slot, tag) &&
+            kvl_key_equal(&kvl_table_at(table, slot_number(*slot))->key, key))
             return slot;
     }
 }
 
 static void index_add(struct index *index, const struct kvl_key *key, uint32_t block) {
     uint32_t at = key_home(key) & index->mask;
-    while (index->slots[at].number_plus_one != 0)
+    while (index->slots[at] != KVL_SLOT_EMPTY)
         at = (at + 1) & index->mask;
-    index->slots[at] = (struct index_slot){key_tag(key), block + 1};
+    index->slots[at] = key_tag(key) | (block + KVL_SLOT_FIRST);
     index->filled++;
 }
 
-static struct index_slot *find_slot(const struct kvl_table *table, const struct kvl_key *key) {
-    struct index_slot *slot = index_find(table, &table->now, key);
+static uint32_t *find_slot(const struct kvl_table *table, const struct kvl_key *key) {
+    uint32_t *slot = index_find(table, &table->now, key);
     if (slot == NULL && table->old.slots != NULL)
         slot = index_find(table, &table->old, key);
     return slot;
 }
 
 uint32_t kvl_table_find(const struct kvl_table *table, const struct kvl_key *key) {
-    const struct index_slot *slot = find_slot(table, key);
-    return slot == NULL ? KVL_BLOCK_NONE : slot->number_plus_one - 1;
+    const uint32_t *slot = find_slot(table, key);
+    return slot == NULL ? KVL_BLOCK_NONE : slot_number(*slot);
 }
 
 /* First slot of the key's probe run with its tag; the entry may still be another's. */
 static uint32_t guess(const struct index *index, const struct kvl_key *key) {
     uint32_t tag = key_tag(key);
     for (uint32_t at = key_home(key) & index->mask;; at = (at + 1) & index->mask) {
-        const struct index_slot *slot = &index->slots[at];
-        if (slot->number_plus_one == 0)
+        uint32_t slot = index->slots[at];
+        if (slot == KVL_SLOT_EMPTY)
             return KVL_BLOCK_NONE;
-        if (slot->tag == tag && slot->number_plus_one != KVL_SLOT_DELETED)
-            return slot->number_plus_one - 1;
+        if (slot_has_tag(slot, tag))
+            return slot_number(slot);
     }
 }
 
@@ -156,7 +162,7 @@ static void find_batch(
     for (uint32_t i = 0; i < count; i++)
         if (blocks[i] != KVL_BLOCK_NONE &&
             !kvl_key_equal(&kvl_table_at(table, blocks[i])->key, &keys[i]))
-            blocks[i] = kvl_table_find(table, &keys[i]); /* equal tags, unlike keys: rare */
+            blocks[i] = kvl_table_find(table, &keys[i]); /* equal tags, unlike keys */
 }
 
 void kvl_table_find_many(
@@ -171,13 +177,13 @@ static void move_some(struct kvl_table *table) {
     if (table->old.slots == NULL)
         return;
     for (uint32_t i = 0; i < KVL_MOVE_SLOTS && table->old_moved <= table->old.mask; i++) {
-        struct index_slot *slot = &table->old.slots[table->old_moved++];
-        if (slot->number_plus_one == 0 || slot->number_plus_one == KVL_SLOT_DELETED)
+        uint32_t *slot = &table->old.slots[table->old_moved++];
+        if (*slot == KVL_SLOT_EMPTY || *slot == KVL_SLOT_DELETED)
             continue;
-        uint32_t block = slot->number_plus_one - 1;
+        uint32_t block = slot_number(*slot);
         index_add(&table->now, &kvl_table_at(table, block)->key, block);
         /* Deleted, not empty: runs that pass over it go on. */
-        slot->number_plus_one = KVL_SLOT_DELETED;
+        *slot = KVL_SLOT_DELETED;
     }
     if (table->old_moved > table->old.mask) {
         free(table->old.slots);
@@ -255,9 +261,9 @@ void kvl_table_remove(struct kvl_table *table, uint32_t block) {
     struct kvl_entry *entry = kvl_table_at(table, block);
     assert(entry->flags & KVL_ENTRY_USED);
     assert(entry->children == 0 && entry->parent == KVL_BLOCK_NONE);
-    struct index_slot *slot = find_slot(table, &entry->key);
+    uint32_t *slot = find_slot(table, &entry->key);
     assert(slot != NULL);
-    slot->number_plus_one = KVL_SLOT_DELETED;
+    *slot = KVL_SLOT_DELETED;
     *entry = (struct kvl_entry){.parent = table->first_free};
     table->first_free = block;
     table->count--;
@@ -276,10 +282,26 @@ uint32_t kvl_table_unlink(struct kvl_table *table, uint32_t block) {
     uint32_t parent = entry->parent;
     if (parent != KVL_BLOCK_NONE) {
         assert(kvl_table_at(table, parent)->children > 0);
-        kvl_table_at(table, parent)->children--;
+        struct kvl_entry *above = kvl_table_at(table, parent);
+        if (--above->children == 0)
+            memset(above->tier_children, 0, sizeof(above->tier_children));
         entry->parent = KVL_BLOCK_NONE;
     }
     return parent;
+}
+
+void kvl_table_child_came(struct kvl_table *table, uint32_t parent, unsigned tier) {
+    struct kvl_entry *above = parent == KVL_BLOCK_NONE ? NULL : kvl_table_at(table, parent);
+    if (above != NULL && above->tier_children[tier] < UINT16_MAX)
+        above->tier_children[tier]++;
+}
+
+void kvl_table_child_left(struct kvl_table *table, uint32_t parent, unsigned tier) {
+    struct kvl_entry *above = parent == KVL_BLOCK_NONE ? NULL : kvl_table_at(table, parent);
+    if (above == NULL || above->tier_children[tier] == UINT16_MAX)
+        return;
+    assert(above->tier_children[tier] > 0);
+    above->tier_children[tier]--;
 }
 
 uint32_t kvl_table_end(const struct kvl_table *table) {
@@ -293,8 +315,8 @@ uint32_t kvl_table_count(const struct kvl_table *table) {
 uint64_t kvl_table_bytes(const struct kvl_table *table) {
     uint64_t bytes = sizeof(*table) + table->chunk_room * sizeof(table->chunks[0]);
     bytes += (uint64_t)table->chunk_count * KVL_CHUNK_ENTRIES * sizeof(struct kvl_entry);
-    bytes += ((uint64_t)table->now.mask + 1) * sizeof(struct index_slot);
+    bytes += ((uint64_t)table->now.mask + 1) * sizeof(uint32_t);
     if (table->old.slots != NULL)
-        bytes += ((uint64_t)table->old.mask + 1) * sizeof(struct index_slot);
+        bytes += ((uint64_t)table->old.mask + 1) * sizeof(uint32_t);
     return bytes;
 }

@@ -1,7 +1,7 @@
 /* table.h - every block the store knows, by key: one small entry each, all in RAM.
  *
  * Entries never move (they stand in chunks) and are named by u32 numbers; a free list reuses them.
- * The index is an open-addressing hash of {tag, number} pairs over the key's first 8 bytes; it
+ * The index is an open-addressing hash of tagged numbers over the key's first 5 bytes; it
  * grows by moving a few slots at each insert, so that no call stalls. A child that is known before
  * its parent makes a "ghost": an entry with a key and children, but in no tier.
  *
@@ -31,18 +31,19 @@ enum kvl_entry_flag {
     KVL_ENTRY_LISTED = 1 << 12,      /* << tier: the tier's policy knows it (12, 13) */
 };
 
-struct kvl_entry {
+/* Packed to 4 bytes: a hole of 4 in each of millions would be a lot. */
+struct __attribute__((packed, aligned(4))) kvl_entry {
     struct kvl_key key;
     uint64_t disk_location;
     uint64_t content_hash;
-    uint64_t generation;                      /* which seal of this key; 0: ghost */
-    uint32_t slot_page[KVL_MEMORY_TIERS];     /* location / KVL_PAGE_BYTES */
-    uint32_t parent;                          /* or KVL_BLOCK_NONE; next free while unused */
-    uint32_t children;                        /* entries whose parent this is */
-    uint32_t tier_children[KVL_MEMORY_TIERS]; /* those of them in that tier */
-    uint32_t last_use_s;                      /* wall clock */
+    uint64_t generation;                  /* which seal of this key; 0: ghost */
+    uint32_t slot_page[KVL_MEMORY_TIERS]; /* location / KVL_PAGE_BYTES */
+    uint32_t parent;                      /* or KVL_BLOCK_NONE; next free while unused */
+    uint32_t children;                    /* entries whose parent this is */
+    uint32_t last_use_s;                  /* wall clock */
     uint32_t disk_bytes;
-    uint16_t leases[KVL_MEMORY_TIERS]; /* on that tier's slot */
+    uint16_t tier_children[KVL_MEMORY_TIERS]; /* those children in that tier; at MAX: many */
+    uint16_t leases[KVL_MEMORY_TIERS];        /* on that tier's slot */
     uint16_t namespace_id;
     uint16_t token_count;
     uint16_t hits; /* saturating */
@@ -50,7 +51,7 @@ struct kvl_entry {
     uint8_t tiers;   /* 1 << enum kvl_tier_kind: whole and verified there; 0: not visible */
     uint8_t busy[3]; /* transfers and checks that use that tier's copy now */
 };
-_Static_assert(sizeof(struct kvl_entry) == 104, "RAM per block is a promise (docs)");
+_Static_assert(sizeof(struct kvl_entry) == 100, "RAM per block is a promise (docs)");
 
 struct kvl_table;
 
@@ -69,6 +70,11 @@ KVL_MUST_CHECK kvl_err kvl_table_insert(
 void kvl_table_remove(struct kvl_table *table, uint32_t block);
 /* The entry of a number below kvl_table_end, used or not. Stays where it is until destroy. */
 struct kvl_entry *kvl_table_at(const struct kvl_table *table, uint32_t block);
+
+/* A child of the parent (NONE: nobody's) came into the tier or left it. A parent that once had
+ * UINT16_MAX of them counts no more: it has many until it has no children at all. */
+void kvl_table_child_came(struct kvl_table *table, uint32_t parent, unsigned tier);
+void kvl_table_child_left(struct kvl_table *table, uint32_t parent, unsigned tier);
 
 /* Keeps the parent's child count. */
 void kvl_table_link(struct kvl_table *table, uint32_t block, uint32_t parent);

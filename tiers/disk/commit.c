@@ -64,10 +64,22 @@ void kvl_disk_delete_block(
         disk->pending.first_sequence = sequence;
 }
 
-static struct kvl_segment_entry *entry_at(struct kvl_disk *disk, uint64_t location) {
+/* NULL entry: there is none. */
+struct place {
+    struct kvl_segment *segment;
+    struct kvl_segment_entry *entry;
+};
+
+static struct place place_at(struct kvl_disk *disk, uint64_t location) {
     struct kvl_segment *segment =
         kvl_segments_find(&disk->segments, kvl_location_segment(location));
-    return segment == NULL ? NULL : kvl_segment_at(segment, kvl_location_page(location));
+    return (struct place){
+        segment, segment == NULL ? NULL : kvl_segment_at(segment, kvl_location_page(location))};
+}
+
+static void set_moved_to(const struct place *place, uint64_t location) {
+    if (place->entry != NULL && place->segment->moved_to != NULL)
+        place->segment->moved_to[place->entry - place->segment->entries] = location;
 }
 
 static void add_staged(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
@@ -76,10 +88,10 @@ static void add_staged(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
     if (staged->status != KVL_OK || (carried && staged->from == 0))
         return;
     if (carried) {
-        struct kvl_segment_entry *entry = entry_at(disk, staged->from);
-        if (entry == NULL || !entry->live)
+        struct place from = place_at(disk, staged->from);
+        if (from.entry == NULL || !from.entry->live)
             return; /* discarded meanwhile */
-        entry->moved_to = staged->block.location;
+        set_moved_to(&from, staged->block.location);
     }
     staged->op_index = ops->count;
     struct kvl_index_op *op = kvl_disk_ops_add(ops);
@@ -110,8 +122,7 @@ static void add_touches(struct kvl_disk *disk) {
         segment->touched = false;
         for (uint64_t i = 0; i < segment->entry_count; i++) {
             struct kvl_segment_entry *entry = &segment->entries[i];
-            if (!entry->live ||
-                entry->last_use_wall_ns < entry->saved_use_wall_ns + KVL_DISK_TOUCH_NS)
+            if (!entry->live || !entry->used)
                 continue;
             struct kvl_index_op *op = left > 0 ? kvl_disk_ops_add(&disk->commit.ops) : NULL;
             if (op == NULL) {
@@ -119,11 +130,10 @@ static void add_touches(struct kvl_disk *disk) {
                 break;
             }
             op->kind = KVL_INDEX_TOUCH;
-            op->block.record.key = entry->key;
-            op->block.last_use_wall_ns = entry->last_use_wall_ns;
-            op->old_location =
-                kvl_location_make(segment->id, (uint64_t)entry->page * KVL_PAGE_BYTES);
-            entry->saved_use_wall_ns = entry->last_use_wall_ns;
+            op->key_head = entry->key_head;
+            op->block.last_use_wall_ns = entry->last_use_s * UINT64_C(1000000000);
+            op->old_location = kvl_segment_location(segment, entry);
+            entry->used = false;
             left--;
         }
     }
@@ -145,10 +155,10 @@ static void publish_store(struct kvl_disk *disk, struct kvl_disk_staged *staged)
 static void publish_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
     bool moved = staged->status == KVL_OK && staged->op_index != UINT64_MAX &&
                  disk->commit.ops.items[staged->op_index].applied;
-    struct kvl_segment_entry *old = entry_at(disk, staged->from);
-    bool live = old != NULL && old->live;
-    if (!moved && old != NULL)
-        old->moved_to = 0;
+    struct place old = place_at(disk, staged->from);
+    bool live = old.entry != NULL && old.entry->live;
+    if (!moved)
+        set_moved_to(&old, 0);
     if (moved && kvl_segment_add(staged->batch->segment, &staged->block)) {
         struct kvl_segment *segment = staged->batch->segment;
         if (live)

@@ -36,9 +36,9 @@
 /* Catalog puts end here: what is left of the map is for deletes. */
 #define KVL_DISK_CATALOG_PERMILLE 900u
 #define KVL_DISK_FOUND_BLOCKS 512u
-#define KVL_DISK_FOUND_MAX 64u           /* chunks on their way to the owner at start */
-#define KVL_DISK_TOUCH_NS 60000000000ull /* coarseness of the saved last use */
-#define KVL_DISK_OPS_PER_COMMIT 512u     /* deletes of a reclaim, per transaction */
+#define KVL_DISK_FOUND_MAX 64u       /* chunks on their way to the owner at start */
+#define KVL_DISK_TOUCH_S 60u         /* coarseness of the last use */
+#define KVL_DISK_OPS_PER_COMMIT 512u /* deletes of a reclaim, per transaction */
 
 enum kvl_disk_node {
     /* inbox of the disk thread */
@@ -53,6 +53,7 @@ enum kvl_disk_node {
     /* between disk and index thread, there and back */
     KVL_NODE_COMMIT,
     KVL_NODE_PREPARE,
+    KVL_NODE_RESOLVE,
     KVL_NODE_LOAD,
     KVL_NODE_STOP,
     /* from the index thread, through the disk thread, to the owner */
@@ -265,8 +266,17 @@ struct kvl_disk_load {
     struct kvl_disk_load *next;
 };
 
+/* The keys of a segment's records, in the order of its entries. */
+struct kvl_disk_resolve {
+    struct kvl_node node;
+    kvl_err status;
+    uint64_t count;
+    struct kvl_index_name names[];
+};
+
 enum kvl_reclaim_state {
     KVL_RECLAIM_IDLE,
+    KVL_RECLAIM_RESOLVING,
     KVL_RECLAIM_ASKING,
     KVL_RECLAIM_CARRYING,
     KVL_RECLAIM_DELETING,
@@ -277,9 +287,10 @@ enum kvl_reclaim_state {
 struct kvl_disk_reclaim {
     enum kvl_reclaim_state state;
     struct kvl_segment *victim;
-    uint64_t number;     /* of this attempt to get a segment; see kvl_segment.tried */
-    uint64_t next_entry; /* to be carried */
-    uint32_t carrying;   /* staged, not yet committed */
+    struct kvl_disk_resolve *resolved; /* the victim's keys, once asked for */
+    uint64_t number;                   /* of this attempt to get a segment; see kvl_segment.tried */
+    uint64_t next_entry;               /* to be carried */
+    uint32_t carrying;                 /* staged, not yet committed */
     bool carry_failed;
     bool carried;             /* at least one copy was begun */
     bool made_room;           /* since the parked commit was last tried */
@@ -411,7 +422,7 @@ void kvl_disk_seal(struct kvl_disk *disk);
 bool kvl_disk_has_room(const struct kvl_disk *disk, uint64_t bytes, bool carrying);
 /* Stages the copy of a live entry; false: not now. */
 bool kvl_disk_stage_carried(
-    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_segment_entry *entry);
+    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_index_name *name);
 /* write.c: placed batch to ready. */
 bool kvl_disk_writes_advance(struct kvl_disk *disk);
 void kvl_disk_batch_release(struct kvl_disk_batch *batch);
@@ -433,6 +444,7 @@ void kvl_disk_delete_block(
 bool kvl_disk_space_advance(struct kvl_disk *disk);
 void kvl_disk_account(struct kvl_disk *disk);
 void kvl_disk_drop_odd(struct kvl_disk *disk, struct kvl_segment *segment);
+void kvl_disk_reclaim_resolved(struct kvl_disk *disk);
 void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *ask);
 void kvl_disk_reclaim_told(struct kvl_disk *disk);
 void kvl_disk_reclaim_committed(struct kvl_disk *disk);

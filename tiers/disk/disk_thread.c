@@ -85,7 +85,7 @@ static struct kvl_segment_entry *live_entry(
     if (*segment == NULL)
         return NULL;
     struct kvl_segment_entry *entry = kvl_segment_at(*segment, kvl_location_page(op->old_location));
-    if (entry == NULL || !kvl_key_equal(&entry->key, &op->block.record.key))
+    if (entry == NULL || !kvl_segment_entry_is(entry, &op->block.record.key))
         return NULL;
     return entry;
 }
@@ -99,15 +99,15 @@ static void take_discard(struct kvl_disk *disk, const struct kvl_index_op *op, u
     disk->reclaim.futile = false;
     if (entry == NULL)
         return;
+    uint64_t moved_to = kvl_segment_moved_to(segment, entry);
     kvl_segment_kill(segment, entry);
-    if (entry->moved_to == 0)
+    if (moved_to == 0)
         return;
-    kvl_disk_delete_block(disk, key, entry->moved_to, sequence);
-    struct kvl_segment *target =
-        kvl_segments_find(&disk->segments, kvl_location_segment(entry->moved_to));
+    kvl_disk_delete_block(disk, key, moved_to, sequence);
+    struct kvl_segment *target = kvl_segments_find(&disk->segments, kvl_location_segment(moved_to));
     struct kvl_segment_entry *copy =
-        target == NULL ? NULL : kvl_segment_at(target, kvl_location_page(entry->moved_to));
-    if (copy != NULL && kvl_key_equal(&copy->key, key))
+        target == NULL ? NULL : kvl_segment_at(target, kvl_location_page(moved_to));
+    if (copy != NULL && kvl_segment_entry_is(copy, key))
         kvl_segment_kill(target, copy);
 }
 
@@ -185,6 +185,7 @@ static void settle_segments(struct kvl_disk *disk) {
             continue;
         }
         kvl_segment_sort(segment);
+        kvl_segment_trim(segment);
         const struct kvl_segment_entry *last = &segment->entries[segment->entry_count - 1];
         segment->append_bytes = ((uint64_t)last->page + last->pages) * KVL_PAGE_BYTES;
         segment->state = KVL_SEGMENT_FULL;
@@ -249,6 +250,9 @@ static void take_node(struct kvl_disk *disk, struct kvl_node *node) {
         break;
     case KVL_NODE_PREPARE:
         kvl_disk_prepared(disk);
+        break;
+    case KVL_NODE_RESOLVE:
+        kvl_disk_reclaim_resolved(disk);
         break;
     case KVL_NODE_FOUND:
         take_found(disk, kvl_container_of(node, struct kvl_disk_found, node));
@@ -350,7 +354,7 @@ static void wait_for_work(struct kvl_disk *disk) {
 static bool quiet(const struct kvl_disk *disk) {
     return disk->backend->inflight == 0 && kvl_workers_inflight(disk->workers) == 0 &&
            !disk->commit.busy && !disk->preparing && disk->reclaim.state != KVL_RECLAIM_DELETING &&
-           disk->loaded;
+           disk->reclaim.state != KVL_RECLAIM_RESOLVING && disk->loaded;
 }
 
 void *kvl_disk_main(void *arg) {

@@ -361,6 +361,7 @@ static void destroy(struct kvl_disk *disk) {
     free(disk->pending.items);
     free(disk->commit.ops.items);
     free(disk->reclaim.commit.ops.items);
+    free(disk->reclaim.resolved);
     kvl_codec_pool_deinit(&disk->codecs);
     kvl_index_close(disk->index);
     kvl_segments_deinit(&disk->segments);

@@ -182,7 +182,59 @@ static int put_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_ind
     return mdb_put(txn, index->blocks, &key, &value, 0);
 }
 
-/* MOVE, DELETE, TOUCH: only while the block is where the caller thinks it is. A block whose value
+/* The row of a block at this location whose key begins with the head, by a walk over those few
+ * that do. */
+static int find_by_head(
+    MDB_cursor *cursor, uint32_t key_head, uint64_t location, struct kvl_index_block *block) {
+    MDB_val key = {sizeof(key_head), &key_head}, value;
+    int rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
+    while (rc == 0 && memcmp(key.mv_data, &key_head, sizeof(key_head)) == 0) {
+        if (kvl_index_unpack_block(&key, &value, block) && block->location == location)
+            return 0;
+        rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+    }
+    return rc == 0 ? MDB_NOTFOUND : rc;
+}
+
+kvl_err kvl_index_resolve(struct kvl_index *index, struct kvl_index_name *names, uint64_t count) {
+    MDB_txn *txn = NULL;
+    MDB_cursor *cursor = NULL;
+    struct kvl_index_block block;
+    int rc = mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn);
+    if (rc != 0)
+        return kvl_index_err_from(rc);
+    rc = mdb_cursor_open(txn, index->blocks, &cursor);
+    for (uint64_t i = 0; rc == 0 && i < count; i++) {
+        rc = find_by_head(cursor, names[i].key_head, names[i].location, &block);
+        names[i].found = rc == 0;
+        if (rc == 0) {
+            names[i].key = block.record.key;
+            names[i].generation = block.record.generation;
+        }
+        rc = rc == MDB_NOTFOUND ? 0 : rc;
+    }
+    if (cursor != NULL)
+        mdb_cursor_close(cursor);
+    mdb_txn_abort(txn);
+    return kvl_index_err_from(rc);
+}
+
+static int touch_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
+    MDB_cursor *cursor = NULL;
+    struct kvl_index_block now;
+    int rc = mdb_cursor_open(txn, index->blocks, &cursor);
+    if (rc != 0)
+        return rc;
+    rc = find_by_head(cursor, op->key_head, op->old_location, &now);
+    mdb_cursor_close(cursor);
+    if (rc != 0)
+        return rc == MDB_NOTFOUND ? 0 : rc;
+    op->applied = true;
+    now.last_use_wall_ns = op->block.last_use_wall_ns;
+    return put_block(index, txn, &now);
+}
+
+/* MOVE, DELETE: only while the block is where the caller thinks it is. A block whose value
  * is damaged is deleted whatever its location. */
 static int change_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
     struct kvl_index_block now;
@@ -198,10 +250,7 @@ static int change_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_
     op->applied = sound;
     if (!sound || op->kind == KVL_INDEX_DELETE)
         return mdb_del(txn, index->blocks, &key, NULL);
-    if (op->kind == KVL_INDEX_MOVE)
-        now.location = op->block.location;
-    else
-        now.last_use_wall_ns = op->block.last_use_wall_ns;
+    now.location = op->block.location;
     return put_block(index, txn, &now);
 }
 
@@ -246,8 +295,9 @@ static int apply(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op)
         return put_block(index, txn, &op->block);
     case KVL_INDEX_MOVE:
     case KVL_INDEX_DELETE:
-    case KVL_INDEX_TOUCH:
         return change_block(index, txn, op);
+    case KVL_INDEX_TOUCH:
+        return touch_block(index, txn, op);
     case KVL_INDEX_CATALOG_PUT:
     case KVL_INDEX_CATALOG_REMOVE:
         op->applied = true;
@@ -272,6 +322,10 @@ kvl_err kvl_index_commit(struct kvl_index *index, struct kvl_index_op *ops, uint
     else
         mdb_txn_abort(txn);
     return kvl_index_err_from(rc);
+}
+
+void kvl_index_read_ahead(struct kvl_index *index) {
+    (void)posix_fadvise(index->fd, 0, (off_t)kvl_index_file_bytes(index), POSIX_FADV_WILLNEED);
 }
 
 uint64_t kvl_index_file_bytes(struct kvl_index *index) {

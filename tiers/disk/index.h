@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "block.h"
 #include "catalog.h"
@@ -43,7 +44,7 @@ enum kvl_index_op_kind {
     KVL_INDEX_PUT,    /* block, replacing any other of its key */
     KVL_INDEX_MOVE,   /* to block.location, if it still is at old_location */
     KVL_INDEX_DELETE, /* if it still is at old_location */
-    KVL_INDEX_TOUCH,  /* block.last_use_wall_ns, if it still is at old_location */
+    KVL_INDEX_TOUCH,  /* block.last_use_wall_ns of key_head's block at old_location */
     KVL_INDEX_CATALOG_PUT,
     KVL_INDEX_CATALOG_REMOVE,
     KVL_INDEX_SEGMENT_PUT,
@@ -55,11 +56,19 @@ struct kvl_index_op {
     bool applied; /* out: the condition held */
     struct kvl_index_block block;
     uint64_t old_location;
+    uint32_t key_head; /* TOUCH: instead of the key */
     struct kvl_index_segment segment;
     enum kvl_catalog_kind catalog_kind;
     uint32_t key_bytes, value_bytes;
     uint8_t *data; /* catalog key, then value; borrowed */
 };
+
+/* The first 4 bytes of a key; keys with one head stand together in the index. */
+static inline uint32_t kvl_index_key_head(const struct kvl_key *key) {
+    uint32_t head;
+    memcpy(&head, key->bytes, sizeof(head));
+    return head;
+}
 
 /* Errors: VERSION (a newer format), CORRUPT (damaged: says what to do), PERM, NOSPC, IO. */
 KVL_MUST_CHECK kvl_err kvl_index_open(
@@ -70,10 +79,25 @@ void kvl_index_close(struct kvl_index *index); /* NULL is fine */
 KVL_MUST_CHECK kvl_err kvl_index_commit(
     struct kvl_index *index, struct kvl_index_op *ops, uint64_t count);
 
+/* Fills in the rows of blocks that are known by the heads of their keys and their locations. */
+struct kvl_index_name {
+    uint32_t key_head;
+    bool found; /* out: the index has a sound row of it, and the next two say which */
+    uint64_t location;
+    struct kvl_key key;
+    uint64_t generation;
+};
+KVL_MUST_CHECK kvl_err kvl_index_resolve(
+    struct kvl_index *index, struct kvl_index_name *names, uint64_t count);
+
 /* Used pages, in permille of the map. */
 uint32_t kvl_index_usage_permille(struct kvl_index *index);
 /* Bytes of the file; above the map when the capacity was made smaller. */
 uint64_t kvl_index_file_bytes(struct kvl_index *index);
+
+/* Asks for the whole file to be read ahead: a walk follows its keys, not its pages, and one fault a
+ * page from a disk takes many times as long. */
+void kvl_index_read_ahead(struct kvl_index *index);
 
 /* Walks end early when visit returns false. bad: entries skipped for their checksum. */
 typedef bool (*kvl_index_visit_block)(void *arg, const struct kvl_index_block *block);

@@ -64,6 +64,7 @@ static bool send_catalog(void *arg, enum kvl_catalog_kind kind, const void *key,
 
 static void load(struct kvl_disk *disk, struct kvl_disk_loading *loading) {
     struct walk_state state = {.disk = disk, .status = KVL_OK};
+    kvl_index_read_ahead(disk->index);
     kvl_err err = kvl_index_walk_catalog(disk->index, send_catalog, &state, &loading->bad);
     if (err == KVL_OK && state.status == KVL_OK)
         err = kvl_index_walk_blocks(disk->index, send_block, &state, &loading->bad);
@@ -96,6 +97,10 @@ static void prepare(struct kvl_disk *disk, struct kvl_disk_prepare *prepare) {
         KVL_WARN(disk->log, "disk segment=%u file stays behind", prepare->segment.id);
 }
 
+static void resolve(struct kvl_disk *disk, struct kvl_disk_resolve *resolve) {
+    resolve->status = kvl_index_resolve(disk->index, resolve->names, resolve->count);
+}
+
 static bool handle(struct kvl_disk *disk, struct kvl_node *node) {
     switch (node->kind) {
     case KVL_NODE_LOAD:
@@ -106,6 +111,9 @@ static bool handle(struct kvl_disk *disk, struct kvl_node *node) {
         break;
     case KVL_NODE_PREPARE:
         prepare(disk, kvl_container_of(node, struct kvl_disk_prepare, node));
+        break;
+    case KVL_NODE_RESOLVE:
+        resolve(disk, kvl_container_of(node, struct kvl_disk_resolve, node));
         break;
     default:
         return false;

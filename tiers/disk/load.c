@@ -45,7 +45,7 @@ static bool take_bounce(struct kvl_disk_load *load) {
 }
 
 /* Bad on disk: out of the index, and the owner hears. */
-static void drop_corrupt(struct kvl_disk_load *load) {
+static void drop_corrupt(struct kvl_disk_load *load, const struct kvl_key *key) {
     struct kvl_disk *disk = load->disk;
     struct kvl_segment_entry *entry = kvl_segment_at(load->segment, load->page);
     uint64_t location = kvl_location_make(load->segment->id, (uint64_t)load->page * KVL_PAGE_BYTES);
@@ -54,10 +54,20 @@ static void drop_corrupt(struct kvl_disk_load *load) {
     if (entry == NULL || !entry->live)
         return;
     kvl_segment_kill(load->segment, entry);
-    kvl_disk_delete_block(disk, &entry->key, location, UINT64_MAX);
-    if (entry->moved_to != 0)
-        kvl_disk_delete_block(disk, &entry->key, entry->moved_to, UINT64_MAX);
-    kvl_disk_notify(disk, &entry->key, location, false);
+    kvl_disk_delete_block(disk, key, location, UINT64_MAX);
+    uint64_t moved_to = kvl_segment_moved_to(load->segment, entry);
+    if (moved_to != 0)
+        kvl_disk_delete_block(disk, key, moved_to, UINT64_MAX);
+    kvl_disk_notify(disk, key, location, false);
+}
+
+static void touch(struct kvl_segment *segment, struct kvl_segment_entry *entry) {
+    uint32_t now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
+    if (now_s < entry->last_use_s + KVL_DISK_TOUCH_S)
+        return;
+    entry->last_use_s = now_s;
+    entry->used = true;
+    segment->touched = true;
 }
 
 static void finish(struct kvl_disk_load *load) {
@@ -69,21 +79,20 @@ static void finish(struct kvl_disk_load *load) {
     load->segment->refs--;
     disk->loads_active--;
     if (status == KVL_OK) {
-        if (entry != NULL) {
-            entry->last_use_wall_ns = kvl_clock_wall_ns();
-            load->segment->touched = true;
-        }
+        if (entry != NULL)
+            touch(load->segment, entry);
         atomic_fetch_add(&disk->loads, 1);
         atomic_fetch_add(&disk->read_bytes, load->record_bytes);
     } else {
         atomic_fetch_add(&disk->errors, 1);
         atomic_fetch_add(&disk->corrupt, status == KVL_ERR_CORRUPT);
     }
+    struct kvl_key key = request->io->record.key; /* io is the owner's again once complete */
     request->location = request->io->location;
     request->stored_bytes = load->record_bytes;
     kvl_disk_complete(request, status);
     if (status == KVL_ERR_CORRUPT)
-        drop_corrupt(load);
+        drop_corrupt(load, &key);
     load->next = disk->free_loads;
     disk->free_loads = load;
 }
@@ -155,6 +164,10 @@ static kvl_err check_header(struct kvl_disk_load *load) {
     if (load->header.record_bytes != load->record_bytes ||
         load->header.segment_generation != load->segment->generation)
         return KVL_ERR_CORRUPT;
+    /* The caller asks for a copy that was here before. */
+    if (kvl_key_equal(&load->header.block.key, &io->record.key) &&
+        load->header.block.generation != io->record.generation)
+        return KVL_ERR_NOTFOUND;
     if (load->direct && load->header.record_bytes != kvl_record_bytes_max(io->layout))
         return KVL_ERR_CORRUPT;
     for (uint32_t f = 0; load->direct && f < load->header.frame_count; f++) {
@@ -223,8 +236,7 @@ static bool start(struct kvl_disk *disk, struct kvl_disk_request *request) {
     kvl_err status = KVL_OK;
     if (atomic_load(&request->canceled))
         status = KVL_ERR_CANCELED;
-    else if (entry == NULL || !entry->live || entry->generation != io->record.generation ||
-             !kvl_key_equal(&entry->key, &io->record.key))
+    else if (entry == NULL || !entry->live || !kvl_segment_entry_is(entry, &io->record.key))
         status = KVL_ERR_NOTFOUND;
     if (status != KVL_OK) {
         kvl_disk_complete(request, status);

@@ -1,6 +1,7 @@
 /* reclaim.c - where the next segment comes from: a new file below the cap, or an old segment.
  *
  * Reclaim, one segment at a time:
+ *   RESOLVING  the index thread says which keys its records have
  *   ASKING     the owner says which of its blocks may not be lost
  *   CARRYING   those are copied behind the newest records, and the index moved to the copies
  *   DELETING   the index forgets the others and notes the segment's new generation: committed
@@ -81,10 +82,10 @@ static double value_of(const struct kvl_segment *segment) {
     for (uint64_t i = 0; i < segment->entry_count; i++) {
         if (!segment->entries[i].live)
             continue;
-        sum += (double)segment->entries[i].last_use_wall_ns;
+        sum += segment->entries[i].last_use_s;
         live += 1;
     }
-    double age = (double)kvl_clock_wall_ns() - sum / live;
+    double age = (double)kvl_clock_wall_ns() / 1e9 - sum / live;
     double share = (double)segment->live_bytes / (double)segment->bytes;
     return share / (1 + (age > 0 ? age : 0));
 }
@@ -111,7 +112,25 @@ static struct kvl_segment *choose_victim(struct kvl_disk *disk, bool *wait) {
     return best;
 }
 
+/* False: out of memory. */
+static bool resolve(struct kvl_disk *disk, const struct kvl_segment *victim) {
+    struct kvl_disk_resolve *resolve = NULL;
+    resolve = malloc(sizeof(*resolve) + victim->entry_count * sizeof(resolve->names[0]));
+    if (resolve == NULL)
+        return false;
+    resolve->node = (struct kvl_node){.kind = KVL_NODE_RESOLVE};
+    resolve->count = victim->entry_count;
+    for (uint64_t i = 0; i < victim->entry_count; i++)
+        resolve->names[i] = (struct kvl_index_name){.key_head = victim->entries[i].key_head,
+            .location = kvl_segment_location(victim, &victim->entries[i])};
+    free(disk->reclaim.resolved);
+    disk->reclaim.resolved = resolve;
+    kvl_mailbox_post(&disk->index_inbox, &resolve->node);
+    return true;
+}
+
 static bool ask(struct kvl_disk *disk, struct kvl_segment *victim) {
+    const struct kvl_index_name *names = disk->reclaim.resolved->names;
     struct kvl_disk_ask *question = NULL;
     uint64_t bytes = sizeof(*question) + victim->entry_count * sizeof(question->items[0]);
     question = malloc(bytes);
@@ -121,9 +140,9 @@ static bool ask(struct kvl_disk *disk, struct kvl_segment *victim) {
     question->count = 0;
     for (uint64_t i = 0; i < victim->entry_count; i++) {
         victim->entries[i].keep = false;
-        if (!victim->entries[i].live)
+        if (!victim->entries[i].live || !names[i].found)
             continue;
-        question->items[question->count].key = victim->entries[i].key;
+        question->items[question->count].key = names[i].key;
         question->items[question->count].page = victim->entries[i].page;
         question->items[question->count++].keep = false;
     }
@@ -145,24 +164,28 @@ static void delete_later(struct kvl_disk *disk) {
 static void start_deleting(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
+    const struct kvl_disk_resolve *resolved = reclaim->resolved;
     struct kvl_index_op *op = NULL;
+    bool all = true;
     reclaim->state = KVL_RECLAIM_DELETING;
     reclaim->commit.node.kind = KVL_NODE_COMMIT;
     reclaim->commit.chunked = true;
     reclaim->commit.status = KVL_OK;
     kvl_disk_ops_clear(disk, &reclaim->commit.ops);
     /* Dead ones too: their own deletions may not be committed yet. */
-    for (uint64_t i = 0; i < victim->entry_count; i++) {
+    for (uint64_t i = 0; i < resolved->count && all; i++) {
+        if (!resolved->names[i].found)
+            continue;
         op = kvl_disk_ops_add(&reclaim->commit.ops);
-        if (op == NULL)
+        all = op != NULL;
+        if (!all)
             break;
         op->kind = KVL_INDEX_DELETE;
-        op->block.record.key = victim->entries[i].key;
-        op->old_location =
-            kvl_location_make(victim->id, (uint64_t)victim->entries[i].page * KVL_PAGE_BYTES);
+        op->block.record.key = resolved->names[i].key;
+        op->old_location = resolved->names[i].location;
     }
-    op = kvl_disk_ops_add(&reclaim->commit.ops);
-    if (op == NULL || reclaim->commit.ops.count != victim->entry_count + 1) {
+    op = all ? kvl_disk_ops_add(&reclaim->commit.ops) : NULL;
+    if (op == NULL) {
         reclaim->commit.status = KVL_ERR_NOMEM;
         kvl_disk_reclaim_committed(disk);
         return;
@@ -180,6 +203,8 @@ static void start_deleting(struct kvl_disk *disk) {
 static void give_up(struct kvl_disk *disk) {
     disk->reclaim.state = KVL_RECLAIM_IDLE;
     disk->reclaim.victim = NULL;
+    free(disk->reclaim.resolved);
+    disk->reclaim.resolved = NULL;
     disk->reclaim.futile = true;
     if (disk->commit_parked)
         kvl_disk_commit_strip(disk);
@@ -188,6 +213,13 @@ static void give_up(struct kvl_disk *disk) {
 }
 
 static void start_carrying(struct kvl_disk *disk, struct kvl_segment *victim) {
+    if (victim->moved_to == NULL && victim->live_bytes > 0)
+        victim->moved_to = calloc(victim->entry_count, sizeof(victim->moved_to[0]));
+    if (victim->moved_to == NULL && victim->live_bytes > 0) {
+        victim->state = KVL_SEGMENT_FULL;
+        give_up(disk);
+        return;
+    }
     disk->reclaim.victim = victim;
     disk->reclaim.state = KVL_RECLAIM_CARRYING;
     disk->reclaim.next_entry = 0;
@@ -205,11 +237,9 @@ static bool pick(struct kvl_disk *disk) {
         reclaim->state = KVL_RECLAIM_IDLE;
         return false;
     }
-    if (victim == NULL && reclaim->best != NULL) {
-        start_carrying(disk, reclaim->best);
-        reclaim->best = NULL;
-        return true;
-    }
+    /* Copies are committed, too: they cannot wait for a commit that waits for them. */
+    if (victim == NULL && !disk->commit_parked)
+        victim = reclaim->best; /* its keys are asked for again, its owner is not */
     if (victim == NULL) {
         give_up(disk);
         return true;
@@ -217,14 +247,29 @@ static bool pick(struct kvl_disk *disk) {
     victim->tried = reclaim->number;
     reclaim->victim = victim;
     victim->state = KVL_SEGMENT_RECLAIMING;
-    reclaim->state = KVL_RECLAIM_ASKING;
-    if (victim->live_bytes == 0)
-        start_deleting(disk);
-    else if (!ask(disk, victim)) {
+    reclaim->state = KVL_RECLAIM_RESOLVING;
+    if (!resolve(disk, victim)) {
         victim->state = KVL_SEGMENT_FULL;
         give_up(disk);
     }
     return true;
+}
+
+void kvl_disk_reclaim_resolved(struct kvl_disk *disk) {
+    struct kvl_disk_reclaim *reclaim = &disk->reclaim;
+    struct kvl_segment *victim = reclaim->victim;
+    reclaim->state = KVL_RECLAIM_ASKING;
+    bool best = victim == reclaim->best;
+    bool good = reclaim->resolved->status == KVL_OK;
+    if (good && victim->live_bytes == 0) {
+        start_deleting(disk);
+    } else if (good && best && !disk->commit_parked) {
+        reclaim->best = NULL;
+        start_carrying(disk, victim);
+    } else if (!good || best || !ask(disk, victim)) {
+        victim->state = KVL_SEGMENT_FULL;
+        give_up(disk);
+    }
 }
 
 static uint64_t carry_room(const struct kvl_disk *disk) {
@@ -271,15 +316,16 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
 static void carry_over(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
+    const struct kvl_index_name *names = reclaim->resolved->names;
     while (reclaim->next_entry < victim->entry_count && !reclaim->carry_failed) {
         struct kvl_segment_entry *entry = &victim->entries[reclaim->next_entry];
         uint64_t bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
-        if (entry->live && entry->keep && entry->moved_to == 0) {
+        if (entry->live && entry->keep && kvl_segment_moved_to(victim, entry) == 0) {
             if (!kvl_disk_has_room(disk, bytes, true)) {
                 reclaim->carry_failed = true;
                 break;
             }
-            if (!kvl_disk_stage_carried(disk, victim, entry))
+            if (!kvl_disk_stage_carried(disk, victim, &names[reclaim->next_entry]))
                 return;
             reclaim->carrying++;
             reclaim->carried = true;
@@ -314,6 +360,7 @@ void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, boo
 
 static void tell_lost(struct kvl_disk *disk) {
     struct kvl_segment *victim = disk->reclaim.victim;
+    const struct kvl_index_name *names = disk->reclaim.resolved->names;
     struct kvl_disk_notices *notices =
         malloc(sizeof(*notices) + victim->entry_count * sizeof(struct kvl_disk_notice));
     disk->reclaim.state = KVL_RECLAIM_TELLING;
@@ -327,10 +374,10 @@ static void tell_lost(struct kvl_disk *disk) {
     notices->count = 0;
     for (uint64_t i = 0; i < victim->entry_count; i++) {
         struct kvl_segment_entry *entry = &victim->entries[i];
-        if (!entry->live || entry->moved_to != 0)
+        if (!entry->live || !names[i].found || kvl_segment_moved_to(victim, entry) != 0)
             continue;
-        notices->items[notices->count++] = (struct kvl_disk_notice){.key = entry->key,
-            .location = kvl_location_make(victim->id, (uint64_t)entry->page * KVL_PAGE_BYTES)};
+        notices->items[notices->count++] =
+            (struct kvl_disk_notice){.key = names[i].key, .location = names[i].location};
     }
     kvl_mailbox_post(&disk->outbox, &notices->node);
 }
@@ -372,6 +419,8 @@ static bool release(struct kvl_disk *disk) {
     struct kvl_disk_ops *ops = &reclaim->commit.ops;
     kvl_segment_reset(victim, ops->items[ops->count - 1].segment.generation);
     kvl_disk_ops_clear(disk, ops);
+    free(reclaim->resolved);
+    reclaim->resolved = NULL;
     kvl_disk_drop_odd(disk, victim);
     kvl_disk_account(disk);
     reclaim->victim = NULL;

@@ -20,6 +20,7 @@ static void destroy_segment(struct kvl_segment *segment) {
     if (segment->fd >= 0)
         close(segment->fd);
     free(segment->entries);
+    free(segment->moved_to);
     free(segment);
 }
 
@@ -122,14 +123,12 @@ bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *
     }
     struct kvl_segment_entry *entry = &segment->entries[segment->entry_count++];
     *entry = (struct kvl_segment_entry){
-        .key = block->record.key,
-        .generation = block->record.generation,
-        .last_use_wall_ns = block->last_use_wall_ns,
-        .saved_use_wall_ns = block->last_use_wall_ns,
+        .key_head = kvl_index_key_head(&block->record.key),
         .page = kvl_location_page(block->location),
-        .pages = (uint32_t)(block->stored_bytes / KVL_PAGE_BYTES),
+        .pages = (uint32_t)(block->stored_bytes / KVL_PAGE_BYTES) & 0xffffffu,
         .live = true,
         .raw = block->raw,
+        .last_use_s = (uint32_t)(block->last_use_wall_ns / 1000000000u),
     };
     segment->live_bytes += block->stored_bytes;
     return true;
@@ -143,6 +142,15 @@ static int by_page(const void *left, const void *right) {
 void kvl_segment_sort(struct kvl_segment *segment) {
     if (segment->entry_count > 1)
         qsort(segment->entries, segment->entry_count, sizeof(struct kvl_segment_entry), by_page);
+}
+
+void kvl_segment_trim(struct kvl_segment *segment) {
+    uint64_t bytes = segment->entry_count * sizeof(struct kvl_segment_entry);
+    struct kvl_segment_entry *entries = bytes > 0 ? realloc(segment->entries, bytes) : NULL;
+    if (entries == NULL)
+        return;
+    segment->entries = entries;
+    segment->entry_capacity = segment->entry_count;
 }
 
 struct kvl_segment_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page) {
@@ -166,6 +174,8 @@ void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation) {
     segment->append_bytes = 0;
     segment->live_bytes = 0;
     segment->entry_count = 0;
+    free(segment->moved_to);
+    segment->moved_to = NULL;
 }
 
 kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {

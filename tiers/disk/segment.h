@@ -21,15 +21,17 @@ enum kvl_segment_state {
     KVL_SEGMENT_RECLAIMING
 };
 
+/* One record. There may be tens of millions, so the key is not here: the index has it, and finds
+ * it by its head and the location. */
 struct kvl_segment_entry {
-    struct kvl_key key;
-    uint64_t generation;
-    uint64_t last_use_wall_ns;
-    uint64_t saved_use_wall_ns; /* what the index has */
-    uint64_t moved_to;          /* location of the copy, 0 none */
-    uint32_t page, pages;
-    bool live, raw, keep;
+    uint32_t key_head; /* the key's first 4 bytes */
+    uint32_t page;
+    uint32_t pages : 24;
+    uint32_t live : 1, raw : 1, keep : 1;
+    uint32_t used : 1;   /* last_use_s is newer than what the index has */
+    uint32_t last_use_s; /* wall clock */
 };
+_Static_assert(sizeof(struct kvl_segment_entry) == 16, "RAM per block is a promise (docs)");
 
 struct kvl_segment {
     uint32_t id;
@@ -40,10 +42,11 @@ struct kvl_segment {
     uint64_t append_bytes;   /* the next record's offset */
     uint64_t reserved_bytes; /* at most needed by batches not yet placed */
     uint64_t live_bytes;
-    uint32_t refs;                     /* reads under way */
-    uint32_t batches;                  /* batches that go here and are not yet committed */
-    bool touched;                      /* last uses wait to be saved */
-    uint64_t tried;                    /* number of the reclaim that last found it unsuitable */
+    uint32_t refs;      /* reads under way */
+    uint32_t batches;   /* batches that go here and are not yet committed */
+    bool touched;       /* last uses wait to be saved */
+    uint64_t tried;     /* number of the reclaim that last found it unsuitable */
+    uint64_t *moved_to; /* by entry: location of the copy, 0 none; NULL: no copies were made */
     struct kvl_segment_entry *entries; /* by page */
     uint64_t entry_count, entry_capacity;
 };
@@ -84,8 +87,23 @@ void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segm
 /* Adds behind all others (at start: anywhere, then sort). False: out of memory. */
 bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block);
 void kvl_segment_sort(struct kvl_segment *segment);
+/* Gives back what was allocated ahead for more entries. */
+void kvl_segment_trim(struct kvl_segment *segment);
 /* The record that begins at this page, or NULL. */
 struct kvl_segment_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page);
+/* Whether the record is the key's, as far as the entry can tell; its header says for certain. */
+static inline bool kvl_segment_entry_is(
+    const struct kvl_segment_entry *entry, const struct kvl_key *key) {
+    return entry->key_head == kvl_index_key_head(key);
+}
+static inline uint64_t kvl_segment_location(
+    const struct kvl_segment *segment, const struct kvl_segment_entry *entry) {
+    return kvl_location_make(segment->id, (uint64_t)entry->page * KVL_PAGE_BYTES);
+}
+static inline uint64_t kvl_segment_moved_to(
+    const struct kvl_segment *segment, const struct kvl_segment_entry *entry) {
+    return segment->moved_to == NULL ? 0 : segment->moved_to[entry - segment->entries];
+}
 void kvl_segment_kill(struct kvl_segment *segment, struct kvl_segment_entry *entry);
 /* Empty and FREE again, under a new generation. */
 void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation);

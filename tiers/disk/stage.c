@@ -40,6 +40,7 @@ static struct kvl_segment *segment_for(struct kvl_disk *disk, uint64_t bytes, bo
     if (disk->active != NULL) {
         kvl_disk_seal(disk);
         disk->active->state = KVL_SEGMENT_FULL;
+        kvl_segment_trim(disk->active);
         disk->active = NULL;
     }
     disk->reclaim.futile = false;
@@ -197,16 +198,17 @@ static void carry_read(struct kvl_disk_op *op) {
 }
 
 bool kvl_disk_stage_carried(
-    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_segment_entry *entry) {
+    struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_index_name *name) {
+    const struct kvl_segment_entry *entry = kvl_segment_at(from, kvl_location_page(name->location));
     uint64_t bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
     struct kvl_disk_staged *staged = reserve(disk, bytes, true);
     if (staged == NULL)
         return false;
     uint64_t offset = (uint64_t)entry->page * KVL_PAGE_BYTES;
-    staged->from = kvl_location_make(from->id, offset);
-    staged->block.record.key = entry->key;
-    staged->block.record.generation = entry->generation;
-    staged->block.last_use_wall_ns = entry->last_use_wall_ns;
+    staged->from = name->location;
+    staged->block.record.key = name->key;
+    staged->block.record.generation = name->generation;
+    staged->block.last_use_wall_ns = entry->last_use_s * UINT64_C(1000000000);
     staged->block.raw = entry->raw;
     staged->op = (struct kvl_disk_op){
         .kind = KVL_DISK_READ,
