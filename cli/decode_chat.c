@@ -111,12 +111,14 @@ static int take_turn(struct decode_engine *engine, struct decode_progress *progr
     struct decode_text text;
     struct kvl_turn_report report;
     decode_interrupted = 0;
+    decode_engine_streaming(engine, true);
     int status = decode_answer(engine, progress, began_ns, stdout, &text, &report);
     decode_interrupted = 0;
     putchar('\n');
     fflush(stdout);
+    decode_engine_streaming(engine, false);
     if (status == DECODE_DONE)
-        decode_print_summary(&report);
+        decode_print_summary(engine, &report);
     decode_text_deinit(&text);
     kvl_turn_report_deinit(&report);
     return status;

@@ -14,9 +14,23 @@ uint64_t decode_now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* While an answer streams, notices wait: they would land in the middle of its line. */
 static void show_notice(void *arg, const char *text) {
-    (void)arg;
-    fprintf(stderr, "kvloft-decode: %s\n", text);
+    struct decode_engine *engine = arg;
+    size_t used = strlen(engine->notices);
+    if (engine->streaming)
+        snprintf(
+            engine->notices + used, sizeof engine->notices - used, "kvloft-decode: %s\n", text);
+    else
+        fprintf(stderr, "kvloft-decode: %s\n", text);
+}
+
+void decode_engine_streaming(struct decode_engine *engine, bool streaming) {
+    engine->streaming = streaming;
+    if (!streaming) {
+        fputs(engine->notices, stderr);
+        engine->notices[0] = 0;
+    }
 }
 
 /* The embedded service's warnings; a daemon writes its own. */
@@ -93,6 +107,7 @@ static kvl_err open_connection(
         .kv_dtype = engine->options->kv_dtype,
         .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
         .notice = show_notice,
+        .notice_arg = engine,
     };
     return kvl_connection_open(&engine->connection, &options, msg);
 }
@@ -171,7 +186,7 @@ kvl_err decode_engine_open(struct decode_engine *engine, const struct decode_opt
 }
 
 void decode_engine_close(struct decode_engine *engine) {
-    kvl_saved_session_close(&engine->session);
+    kvl_saved_session_close(&engine->session, &engine->sequence);
     kvl_sequence_deinit(&engine->sequence);
     kvl_connection_close(&engine->connection);
     kvl_service_stop(engine->service);

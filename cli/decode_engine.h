@@ -24,6 +24,8 @@ struct decode_engine {
     struct kvl_sampler sampler;
     uint32_t context_max;
     uint64_t load_ns; /* model, tokenizer and backend */
+    bool streaming;
+    char notices[1024]; /* held back while streaming */
 };
 
 /* What the interrupt handler sets, and what the caller shows while prefill or a restore runs. */
@@ -50,6 +52,9 @@ KVL_MUST_CHECK kvl_err decode_engine_tokens_of(struct decode_engine *engine, con
 /* Appends them. LIMIT: msg names how many there are and what the context holds. */
 KVL_MUST_CHECK kvl_err decode_engine_append(
     struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg);
+
+/* Between true and false, what the engine has to tell is held back; false prints it. */
+void decode_engine_streaming(struct decode_engine *engine, bool streaming);
 
 uint64_t decode_now_ns(void);
 

@@ -133,6 +133,14 @@ static void add_hash(json_t *object, const uint8_t hash[32]) {
     json_object_set_new(object, "logits_sha256", json_string(hex));
 }
 
+/* What stays outside the daemon's tiers is not there for the next run. */
+static void say_private(const struct decode_engine *engine, const struct kvl_turn_report *report,
+    const char *before, const char *after) {
+    if (engine->connection.client != NULL && report->private_tokens > 0)
+        fprintf(stderr, "%s%" PRIu64 " tokens are in private memory, not stored%s", before,
+            report->private_tokens, after);
+}
+
 int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_report *report,
     const struct decode_text *text) {
     if (!engine->options->json) {
@@ -141,6 +149,7 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
             return decode_error("cannot write the output");
         if (report->stop_reason == KVL_STOP_CONTEXT)
             fputs("kvloft-decode: the context is full; the answer ends there\n", stderr);
+        say_private(engine, report, "kvloft-decode: ", "\n");
         return DECODE_DONE;
     }
     json_t *restored =
@@ -181,7 +190,8 @@ int decode_print_perplexity(const struct kvl_perplexity *perplexity, bool json) 
     return fflush(stdout) == 0 ? DECODE_DONE : decode_error("cannot write the output");
 }
 
-void decode_print_summary(const struct kvl_turn_report *report) {
+void decode_print_summary(
+    const struct decode_engine *engine, const struct kvl_turn_report *report) {
     uint64_t restored = 0;
     for (uint32_t i = 0; i < KVL_TIER_COUNT; ++i)
         restored += report->restored_tokens[i];
@@ -192,5 +202,6 @@ void decode_print_summary(const struct kvl_turn_report *report) {
         decode_rate(report));
     if (report->stop_reason == KVL_STOP_CONTEXT)
         fputs("; the context is full", stderr);
+    say_private(engine, report, "; ", "");
     fputc('\n', stderr);
 }

@@ -39,6 +39,6 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
 int decode_print_tokens(const struct kvl_token_list *list, bool json);
 int decode_print_perplexity(const struct kvl_perplexity *perplexity, bool json);
 /* A line for people, on stderr. */
-void decode_print_summary(const struct kvl_turn_report *report);
+void decode_print_summary(const struct decode_engine *engine, const struct kvl_turn_report *report);
 
 #endif

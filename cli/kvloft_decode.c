@@ -112,10 +112,12 @@ static int run_once(
         return decode_error("%s", msg.text);
     struct decode_text text;
     struct kvl_turn_report report;
+    decode_engine_streaming(engine, true);
     int status =
         decode_answer(engine, progress, began_ns, options->json ? NULL : stdout, &text, &report);
     if (status == DECODE_DONE)
         status = decode_print_turn(engine, &report, &text);
+    decode_engine_streaming(engine, false);
     if (status == DECODE_DONE && report.stop_reason == KVL_STOP_INTERRUPTED)
         status = DECODE_FAILED;
     decode_text_deinit(&text);

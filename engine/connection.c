@@ -116,8 +116,11 @@ kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err) {
 }
 
 bool kvl_connection_revive(struct kvl_connection *connection) {
-    if (connection->client == NULL || connection->connected ||
-        now_ns() < connection->next_attempt_ns)
+    return now_ns() >= connection->next_attempt_ns && kvl_connection_revive_now(connection);
+}
+
+bool kvl_connection_revive_now(struct kvl_connection *connection) {
+    if (connection->client == NULL || connection->connected)
         return false;
     connection->next_attempt_ns = now_ns() + ATTEMPT_INTERVAL_NS;
     if (kvl_client_reconnect(connection->client, NULL) != KVL_OK ||

@@ -58,6 +58,8 @@ kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err);
 /* At most once a second and only while the daemon is lost: tries to reach one again. True when
  * that just succeeded. */
 bool kvl_connection_revive(struct kvl_connection *connection);
+/* The same, however short ago the last attempt was: for a turn's end, which nobody waits behind. */
+bool kvl_connection_revive_now(struct kvl_connection *connection);
 /* Sends, receives and runs callbacks, without waiting. */
 void kvl_connection_dispatch(struct kvl_connection *connection);
 

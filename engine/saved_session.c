@@ -15,7 +15,7 @@ static void tell(struct kvl_saved_session *session, kvl_err err) {
     char text[KVL_SESSION_NAME_MAX + 128];
     if (err == KVL_ERR_CLOSED)
         snprintf(text, sizeof text,
-            "session '%s' is not saved: no daemon; the next turn after one answers saves it all",
+            "session '%s' is not saved: no daemon; the next turn's end with one saves it all",
             session->name);
     else
         snprintf(text, sizeof text, "session '%s' cannot be saved now: %s", session->name,
@@ -77,7 +77,7 @@ kvl_err kvl_saved_session_open(struct kvl_saved_session *session, struct kvl_con
     else if ((err = read_tokens(session, info.token_count, sequence)) != KVL_OK)
         err = kvl_fail(msg, err, "cannot read session '%s': %s", name, kvl_err_text(err));
     if (err != KVL_OK) {
-        kvl_saved_session_close(session);
+        kvl_saved_session_close(session, NULL);
         return err;
     }
     session->saved = sequence->count;
@@ -162,7 +162,11 @@ void kvl_saved_session_end_turn(struct kvl_saved_session *session, struct kvl_se
         tell(session, err);
 }
 
-void kvl_saved_session_close(struct kvl_saved_session *session) {
+void kvl_saved_session_close(struct kvl_saved_session *session, struct kvl_sequence *sequence) {
+    if (session->connection != NULL && session->failed && sequence != NULL) {
+        kvl_cache_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
+        kvl_saved_session_end_turn(session, sequence);
+    }
     if (session->connection != NULL && session->connection->connected &&
         session->generation == session->connection->generation)
         (void)kvl_connection_check(

@@ -18,7 +18,7 @@ struct kvl_saved_session {
     char name[KVL_SESSION_NAME_MAX + 1];
     uint64_t generation; /* of the connection that holds it */
     uint32_t saved;      /* leading tokens that were handed over */
-    bool failed;         /* an append was refused; told once */
+    bool failed;         /* not all of it is saved; told once */
 };
 
 /* Opens the name, creating it, and puts its tokens into the empty sequence.
@@ -33,7 +33,8 @@ void kvl_saved_session_follow(
 /* Saves everything and seals the tail; waits for the answers. A failure is told through the
  * connection's notice; it costs recomputing, never an answer. */
 void kvl_saved_session_end_turn(struct kvl_saved_session *session, struct kvl_sequence *sequence);
-/* Lets the name go. Zeroed is fine. */
-void kvl_saved_session_close(struct kvl_saved_session *session);
+/* Saves what the last turn's end could not (sequence may be NULL: nothing to save), and lets the
+ * name go. Zeroed is fine. */
+void kvl_saved_session_close(struct kvl_saved_session *session, struct kvl_sequence *sequence);
 
 #endif

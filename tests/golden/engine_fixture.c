@@ -112,7 +112,7 @@ void engine_open(
 }
 
 void engine_close(struct engine *engine) {
-    kvl_saved_session_close(&engine->session);
+    kvl_saved_session_close(&engine->session, NULL);
     kvl_sequence_deinit(&engine->sequence);
     kvl_connection_close(&engine->connection);
     engine->backend->ops->destroy(engine->backend);
