@@ -54,7 +54,7 @@ static void evict(struct cache *cache, uint32_t block) {
     *link = entry->next;
     if (entry->parent != KVL_BLOCK_NONE)
         cache->entries[entry->parent].children--;
-    cache->ops->removed(cache->policy, block);
+    cache->ops->removed(cache->policy, 0, block);
     entry->used = false;
     cache->count--;
 }
@@ -62,7 +62,7 @@ static void evict(struct cache *cache, uint32_t block) {
 /* A free entry, made by eviction if need be; KVL_BLOCK_NONE when the request alone fills it. */
 static uint32_t free_entry(struct cache *cache) {
     if (cache->count == cache->capacity) {
-        uint32_t victim = cache->ops->victim(cache->policy, is_evictable, cache);
+        uint32_t victim = cache->ops->victim(cache->policy, 0, is_evictable, cache);
         if (victim == KVL_BLOCK_NONE)
             return KVL_BLOCK_NONE;
         evict(cache, victim);
@@ -75,7 +75,7 @@ static kvl_err insert(struct cache *cache, uint64_t id, uint32_t parent, uint32_
     *block = free_entry(cache);
     if (*block == KVL_BLOCK_NONE)
         return KVL_OK;
-    kvl_err err = cache->ops->inserted(cache->policy, *block);
+    kvl_err err = cache->ops->inserted(cache->policy, 0, *block);
     if (err != KVL_OK)
         return err;
     uint32_t *bucket = &cache->buckets[bucket_of(cache, id)];
@@ -100,7 +100,7 @@ static kvl_err play_request(struct cache *cache, const json_t *ids) {
         uint32_t block = find_cached(cache, id);
         if (block != KVL_BLOCK_NONE) {
             cache->hits += chain_hit ? 1 : 0;
-            cache->ops->used(cache->policy, block);
+            cache->ops->used(cache->policy, 0, block);
         } else {
             chain_hit = false;
             err = insert(cache, id, parent, &block);

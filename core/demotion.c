@@ -10,15 +10,29 @@
 #define KVL_DEMOTIONS_MAX 8u
 #define KVL_FREE_SLOTS_MIN 16u
 
-static bool device_runs_full(struct kvl_store *store) {
+struct room {
+    uint64_t capacity_bytes, used_bytes, demoting_bytes;
+};
+
+static bool runs_full(const struct room *room, uint64_t slot_bytes_max) {
+    uint64_t mark = room->capacity_bytes / 16;
+    if (mark < KVL_FREE_SLOTS_MIN * slot_bytes_max)
+        mark = KVL_FREE_SLOTS_MIN * slot_bytes_max;
+    if (mark > room->capacity_bytes / 4)
+        mark = room->capacity_bytes / 4;
+    return room->capacity_bytes + room->demoting_bytes < room->used_bytes + mark;
+}
+
+/* The device, or a tenant's share of it, has less free than its low-water mark. */
+static bool device_runs_full(struct kvl_store *store, const struct kvl_tenant *tenant) {
     struct kvl_tier_state *device = &store->tiers[KVL_TIER_DEVICE];
     struct kvl_tier_stats stats = device->tier->ops->stats(device->tier);
-    uint64_t mark = stats.capacity_bytes / 16;
-    if (mark < KVL_FREE_SLOTS_MIN * device->slot_bytes_max)
-        mark = KVL_FREE_SLOTS_MIN * device->slot_bytes_max;
-    if (mark > stats.capacity_bytes / 4)
-        mark = stats.capacity_bytes / 4;
-    return stats.capacity_bytes - stats.used_bytes + store->demoting_bytes < mark;
+    struct room room = {stats.capacity_bytes, stats.used_bytes, store->demoting_bytes};
+    if (tenant != NULL) {
+        const struct kvl_tenant_tier *mine = &tenant->tiers[KVL_TIER_DEVICE];
+        room = (struct room){mine->quota_bytes, mine->used_bytes, tenant->demoting_bytes};
+    }
+    return runs_full(&room, device->slot_bytes_max);
 }
 
 /* Starts to copy the block to the host; the device's copy goes when that is done. Errors: NOSPC,
@@ -31,6 +45,7 @@ static kvl_err demote_to_host(struct kvl_store *store, uint32_t block) {
         return err;
     transfer->demotion = true;
     store->demoting_bytes += transfer->io.layout->slot_bytes;
+    transfer->tenant->demoting_bytes += transfer->io.layout->slot_bytes;
     store->demoting++;
     return KVL_OK;
 }
@@ -40,13 +55,13 @@ static bool may_leave_device(void *arg, uint32_t block) {
     return kvl_entry_may_leave(kvl_table_at(store->table, block), KVL_TIER_DEVICE);
 }
 
-static void make_room_ahead(struct kvl_store *store) {
-    struct kvl_policy *policy = store->tiers[KVL_TIER_DEVICE].policy;
+static void make_room_ahead(struct kvl_store *store, struct kvl_tenant *tenant) {
     /* Looking for victims in vain walks whole lists: it rests until something has changed. */
-    while (!store->demote_rests && store->demoting < KVL_DEMOTIONS_MAX && device_runs_full(store)) {
-        uint32_t block = policy->ops->victim(policy, may_leave_device, store);
+    bool *rests = tenant != NULL ? &tenant->demote_rests : &store->demote_rests;
+    while (!*rests && store->demoting < KVL_DEMOTIONS_MAX && device_runs_full(store, tenant)) {
+        uint32_t block = kvl_victim(store, KVL_TIER_DEVICE, tenant, may_leave_device, store);
         if (block == KVL_BLOCK_NONE) {
-            store->demote_rests = true;
+            *rests = true;
             return;
         }
         const struct kvl_entry *entry = kvl_table_at(store->table, block);
@@ -55,7 +70,7 @@ static void make_room_ahead(struct kvl_store *store) {
             kvl_block_evict(store, block, KVL_TIER_DEVICE);
         } else if (demote_to_host(store, block) != KVL_OK) {
             if (!on_disk) { /* its last copy: it goes when the place is needed, not before */
-                store->demote_rests = true;
+                *rests = true;
                 return;
             }
             kvl_block_evict(store, block, KVL_TIER_DEVICE);
@@ -147,7 +162,10 @@ static void demote_step(struct kvl_store *store, struct kvl_operation *operation
 }
 
 void kvl_demote_pump(struct kvl_store *store) {
-    make_room_ahead(store);
+    make_room_ahead(store, NULL);
+    for (uint32_t i = 0; i < store->tenants.count; i++)
+        if (store->tenants.tenants[i]->tiers[KVL_TIER_DEVICE].quota_bytes != 0)
+            make_room_ahead(store, store->tenants.tenants[i]);
     kvl_operations_step(store, KVL_OPERATION_DEMOTE, demote_step);
 }
 

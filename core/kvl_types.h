@@ -9,7 +9,8 @@
 
 #include "kvl_key.h"
 
-#define KVL_SESSION_NAME_MAX 255u
+#define KVL_SESSION_NAME_MAX 255u /* a tenant's own name and a '/' before it included */
+#define KVL_TENANT_NAME_MAX 63u
 #define KVL_CHAIN_BLOCKS_MAX 16384u /* blocks in one request */
 
 enum kvl_tier_kind { KVL_TIER_DEVICE, KVL_TIER_HOST, KVL_TIER_DISK, KVL_TIER_COUNT };
@@ -74,7 +75,12 @@ struct kvl_allocated {
     uint64_t offset_bytes;
 };
 
-enum kvl_clear_scope { KVL_CLEAR_ALL = 1, KVL_CLEAR_NAMESPACE = 2, KVL_CLEAR_SESSION = 3 };
+enum kvl_clear_scope {
+    KVL_CLEAR_ALL = 1, /* that the asking client may see */
+    KVL_CLEAR_NAMESPACE = 2,
+    KVL_CLEAR_SESSION = 3,
+    KVL_CLEAR_TENANT = 4, /* and its sessions */
+};
 
 struct kvl_session_info {
     char name[KVL_SESSION_NAME_MAX + 1];
@@ -103,6 +109,16 @@ struct kvl_store_report {
     uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
     uint64_t shed_blocks; /* left memory for want of room before the disk had taken them */
     bool loaded;
+};
+
+struct kvl_tenant_report {
+    char name[64]; /* empty: the default tenant */
+    struct {
+        uint64_t quota_bytes; /* 0: none */
+        uint64_t used_bytes, blocks, hits, misses, evicted_blocks;
+    } tiers[KVL_TIER_COUNT];
+    uint64_t clients, sessions;
+    bool admitted; /* false: left behind by a tenant that is none any more */
 };
 
 struct kvl_client_report {

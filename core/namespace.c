@@ -4,7 +4,8 @@
  *
  *   key:   u32le id
  *   value: version u8 = 1 | namespace key 32 | geometry 7 x u32le | dtype u32le |
- *          block_bytes u64le | label 64                                       = 137 bytes */
+ *          block_bytes u64le | label 64                                       = 137 bytes
+ *   value of a named tenant's: version u8 = 2 | the same | tag u64le | name 64 = 209 bytes */
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,17 +13,32 @@
 #include "store_private.h"
 
 #define KVL_NAMESPACE_RECORD_VERSION 1u
+#define KVL_NAMESPACE_RECORD_VERSION_TENANT 2u
 #define KVL_NAMESPACE_RECORD_BYTES (1u + KVL_KEY_BYTES + 28u + 4u + 8u + 64u)
+#define KVL_NAMESPACE_RECORD_BYTES_TENANT (KVL_NAMESPACE_RECORD_BYTES + 8u + 64u)
 
 struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t id) {
-    return id == 0 || id > store->namespace_end ? NULL : store->namespaces[id - 1];
+    bool known = id != 0 && id <= store->namespace_end && store->namespaces[id - 1] != NULL;
+    return known ? &store->namespaces[id - 1]->info : NULL;
+}
+
+struct kvl_tenant *kvl_namespace_tenant(struct kvl_store *store, uint32_t id) {
+    bool known = id != 0 && id <= store->namespace_end && store->namespaces[id - 1] != NULL;
+    return known ? store->namespaces[id - 1]->tenant : store->tenants.tenants[KVL_TENANT_DEFAULT];
+}
+
+void kvl_entry_join(struct kvl_store *store, struct kvl_entry *entry, uint32_t namespace_id) {
+    bool pinned = (entry->flags & KVL_ENTRY_PINNED) != 0;
+    kvl_entry_tenant(store, entry)->pins -= pinned;
+    entry->namespace_id = (uint16_t)namespace_id;
+    kvl_entry_tenant(store, entry)->pins += pinned;
 }
 
 struct kvl_namespace_info *kvl_namespace_by_key(
     struct kvl_store *store, const struct kvl_key *key) {
     for (uint32_t i = 0; i < store->namespace_end; i++)
-        if (store->namespaces[i] != NULL && kvl_key_equal(&store->namespaces[i]->key, key))
-            return store->namespaces[i];
+        if (store->namespaces[i] != NULL && kvl_key_equal(&store->namespaces[i]->info.key, key))
+            return &store->namespaces[i]->info;
     return NULL;
 }
 
@@ -44,7 +60,7 @@ static kvl_err ensure_room(struct kvl_store *store, uint32_t id) {
         return KVL_ERR_LIMIT;
     if (id > store->namespace_room) {
         uint32_t room = id < 8 ? 16 : id * 2;
-        struct kvl_namespace_info **all = realloc(store->namespaces, room * sizeof(all[0]));
+        struct kvl_namespace **all = realloc(store->namespaces, room * sizeof(all[0]));
         if (all == NULL)
             return KVL_ERR_NOMEM;
         memset(all + store->namespace_room, 0, (room - store->namespace_room) * sizeof(all[0]));
@@ -54,15 +70,17 @@ static kvl_err ensure_room(struct kvl_store *store, uint32_t id) {
     return KVL_OK;
 }
 
-static kvl_err add(struct kvl_store *store, uint32_t id,
+static kvl_err add(struct kvl_store *store, uint32_t id, struct kvl_tenant *tenant,
     const struct kvl_namespace_request *request, const struct kvl_layout *layout,
-    struct kvl_namespace_info **out) {
+    struct kvl_namespace **out) {
     kvl_err err = ensure_room(store, id);
     if (err != KVL_OK)
         return err;
-    struct kvl_namespace_info *info = calloc(1, sizeof(*info));
-    if (info == NULL)
+    struct kvl_namespace *space = calloc(1, sizeof(*space));
+    if (space == NULL)
         return KVL_ERR_NOMEM;
+    struct kvl_namespace_info *info = &space->info;
+    space->tenant = tenant;
     info->id = id;
     info->key = request->key;
     info->geometry = request->geometry;
@@ -70,17 +88,20 @@ static kvl_err add(struct kvl_store *store, uint32_t id,
     info->layout = *layout;
     memcpy(info->label, request->label, sizeof(info->label));
     info->label[sizeof(info->label) - 1] = '\0';
-    store->namespaces[id - 1] = info;
+    store->namespaces[id - 1] = space;
     if (id > store->namespace_end)
         store->namespace_end = id;
-    *out = info;
+    *out = space;
     return KVL_OK;
 }
 
-static kvl_err save(struct kvl_store *store, const struct kvl_namespace_info *info) {
-    uint8_t key[4], value[KVL_NAMESPACE_RECORD_BYTES];
+static kvl_err save(struct kvl_store *store, const struct kvl_namespace *space) {
+    const struct kvl_namespace_info *info = &space->info;
+    bool named = space->tenant->id != KVL_TENANT_DEFAULT;
+    uint8_t key[4], value[KVL_NAMESPACE_RECORD_BYTES_TENANT] = {0};
     kvl_le_put(key, info->id, sizeof(key));
-    uint8_t *at = kvl_le_put(value, KVL_NAMESPACE_RECORD_VERSION, 1);
+    uint8_t *at = kvl_le_put(
+        value, named ? KVL_NAMESPACE_RECORD_VERSION_TENANT : KVL_NAMESPACE_RECORD_VERSION, 1);
     memcpy(at, info->key.bytes, KVL_KEY_BYTES);
     at += KVL_KEY_BYTES;
     const struct kvl_geometry *g = &info->geometry;
@@ -90,15 +111,37 @@ static kvl_err save(struct kvl_store *store, const struct kvl_namespace_info *in
         at = kvl_le_put(at, fields[i], 4);
     at = kvl_le_put(at, g->layers == 0 ? info->layout.payload_bytes : 0, 8);
     memcpy(at, info->label, sizeof(info->label));
-    return kvl_catalog_put(store, KVL_CATALOG_NAMESPACE, key, sizeof(key), value, sizeof(value));
+    at = kvl_le_put(at + sizeof(info->label), space->tenant->tag, 8);
+    memcpy(at, space->tenant->name, sizeof(space->tenant->name));
+    return kvl_catalog_put(store, KVL_CATALOG_NAMESPACE, key, sizeof(key), value,
+        named ? KVL_NAMESPACE_RECORD_BYTES_TENANT : KVL_NAMESPACE_RECORD_BYTES);
+}
+
+/* Whose the record is. Errors: INVALID, NOMEM, LIMIT. */
+static kvl_err tenant_found(
+    struct kvl_store *store, const uint8_t *value, uint32_t value_bytes, struct kvl_tenant **out) {
+    char name[KVL_TENANT_NAME_MAX + 1];
+    *out = store->tenants.tenants[KVL_TENANT_DEFAULT];
+    if (value_bytes == KVL_NAMESPACE_RECORD_BYTES && value[0] == KVL_NAMESPACE_RECORD_VERSION)
+        return KVL_OK;
+    if (value_bytes != KVL_NAMESPACE_RECORD_BYTES_TENANT ||
+        value[0] != KVL_NAMESPACE_RECORD_VERSION_TENANT)
+        return KVL_ERR_INVALID;
+    const uint8_t *at = value + KVL_NAMESPACE_RECORD_BYTES;
+    uint64_t tag = kvl_le_get(&at, 8);
+    memcpy(name, at, sizeof(name));
+    name[sizeof(name) - 1] = '\0';
+    if (!kvl_tenant_name_is_valid(name))
+        return KVL_ERR_INVALID;
+    return kvl_tenant_of_record(&store->tenants, name, tag, out);
 }
 
 void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_bytes,
     const void *value, uint32_t value_bytes) {
     const uint8_t *at = value;
     const uint8_t *id_at = key;
-    if (key_bytes != 4 || value_bytes != KVL_NAMESPACE_RECORD_BYTES ||
-        *at++ != KVL_NAMESPACE_RECORD_VERSION) {
+    struct kvl_tenant *tenant = NULL;
+    if (key_bytes != 4 || tenant_found(store, at++, value_bytes, &tenant) != KVL_OK) {
         KVL_WARN(store->log, "event=namespace_record_ignored bytes=%u", value_bytes);
         return;
     }
@@ -117,17 +160,17 @@ void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_
     memcpy(request.label, at, sizeof(request.label));
     uint32_t id = (uint32_t)kvl_le_get(&id_at, 4);
     struct kvl_layout layout;
-    struct kvl_namespace_info *info = NULL;
+    struct kvl_namespace *space = NULL;
     if (id == 0 || kvl_namespace_by_id(store, id) != NULL ||
         layout_of(&request, &layout) != KVL_OK ||
-        add(store, id, &request, &layout, &info) != KVL_OK)
+        add(store, id, tenant, &request, &layout, &space) != KVL_OK)
         KVL_WARN(store->log, "event=namespace_record_ignored id=%u", id);
 }
 
-kvl_err kvl_store_namespace_open(struct kvl_store *store,
+kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out) {
     struct kvl_layout layout;
-    if (kvl_key_is_zero(&request->key))
+    if (kvl_key_is_zero(&request->key) || tenant >= store->tenants.count)
         return KVL_ERR_INVALID;
     kvl_err err = layout_of(request, &layout);
     if (err != KVL_OK)
@@ -135,28 +178,34 @@ kvl_err kvl_store_namespace_open(struct kvl_store *store,
     struct kvl_namespace_info *info = kvl_namespace_by_key(store, &request->key);
     if (info != NULL && !is_same(info, request, &layout))
         return KVL_ERR_INVALID;
+    if (info != NULL && kvl_namespace_tenant(store, info->id)->id != tenant)
+        return KVL_ERR_INVALID;
     if (info == NULL) {
-        err = add(store, store->namespace_end + 1, request, &layout, &info);
+        struct kvl_namespace *space = NULL;
+        err = add(store, store->namespace_end + 1, store->tenants.tenants[tenant], request, &layout,
+            &space);
         if (err != KVL_OK)
             return err;
-        err = save(store, info);
+        err = save(store, space);
         if (err != KVL_OK) {
-            store->namespaces[info->id - 1] = NULL;
-            store->namespace_end--;
-            free(info);
+            store->namespaces[--store->namespace_end] = NULL;
+            free(space);
             return err;
         }
+        info = &space->info;
     }
     *out = *info;
     return KVL_OK;
 }
 
 bool kvl_store_namespace_at(
-    struct kvl_store *store, uint32_t index, struct kvl_namespace_info *out) {
+    struct kvl_store *store, uint32_t tenant, uint32_t index, struct kvl_namespace_info *out) {
+    const struct kvl_tenant *view = kvl_view_of(store, tenant);
     for (uint32_t i = 0; i < store->namespace_end; i++) {
-        if (store->namespaces[i] == NULL || index-- > 0)
+        const struct kvl_namespace *space = store->namespaces[i];
+        if (space == NULL || (view != NULL && space->tenant != view) || index-- > 0)
             continue;
-        *out = *store->namespaces[i];
+        *out = space->info;
         return true;
     }
     return false;

@@ -10,20 +10,31 @@ static struct kvl_orphan **bucket_of(struct kvl_store *store, uint64_t generatio
     return &store->orphans[generation % KVL_ORPHAN_BUCKETS];
 }
 
-bool kvl_orphan_add(struct kvl_store *store, unsigned tier, uint64_t generation, uint64_t location,
-    uint32_t users, const struct kvl_key *key) {
+bool kvl_orphan_add(
+    struct kvl_store *store, const struct kvl_entry *entry, unsigned tier, uint32_t users) {
     struct kvl_orphan *orphan = calloc(1, sizeof(*orphan));
     if (orphan == NULL)
         return false;
-    struct kvl_orphan **bucket = bucket_of(store, generation);
+    struct kvl_orphan **bucket = bucket_of(store, entry->generation);
     *orphan = (struct kvl_orphan){.next = *bucket,
-        .key = *key,
-        .generation = generation,
-        .location = location,
+        .tenant = kvl_entry_tenant(store, entry),
+        .key = entry->key,
+        .slot_bytes = kvl_entry_layout(store, entry)->slot_bytes,
+        .generation = entry->generation,
+        .location = kvl_entry_location(entry, tier),
         .users = users,
         .tier = (uint8_t)tier};
     *bucket = orphan;
     return true;
+}
+
+static void end(struct kvl_store *store, const struct kvl_orphan *orphan) {
+    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
+    const struct kvl_slot_wish slot = {orphan->tenant, orphan->tier, orphan->slot_bytes};
+    if (orphan->tier == KVL_TIER_DISK)
+        disk->ops->discard(disk, &orphan->key, orphan->location);
+    else
+        kvl_slot_give_back(store, &slot, orphan->location);
 }
 
 void kvl_orphan_count_down(struct kvl_store *store, unsigned tier, uint64_t generation) {
@@ -32,8 +43,7 @@ void kvl_orphan_count_down(struct kvl_store *store, unsigned tier, uint64_t gene
         if (orphan->generation != generation || orphan->tier != tier)
             continue;
         if (--orphan->users == 0) {
-            struct kvl_tier *owner = store->tiers[tier].tier;
-            owner->ops->discard(owner, &orphan->key, orphan->location);
+            end(store, orphan);
             *at = orphan->next;
             free(orphan);
         }

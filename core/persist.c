@@ -4,10 +4,11 @@
  *
  * A few transfers are under way at a time: enough bytes for the disk's group commits, few enough
  * that a restore does not stand behind them. What the disk refuses stays in memory, marked; a
- * flush tries it once more. While the disk is slower than the engines, memory fills with blocks
- * that wait for it; then the oldest of these are given up, counted as shed: nobody waits. Without
- * a disk a seal is done once hashed; a copy in the host, while that has room to spare, lets the
- * block leave the device at once when its slot is needed. */
+ * flush tries it once more; likewise what a tenant's quota of the disk has no room for (quota.c).
+ * While the disk is slower than the engines, memory fills with blocks that wait for it; then the
+ * oldest of these are given up, counted as shed: nobody waits. Without a disk a seal is done once
+ * hashed; a copy in the host, while that has room to spare, lets the block leave the device at once
+ * when its slot is needed. */
 #include <assert.h>
 #include <stdlib.h>
 
@@ -18,17 +19,21 @@
 #define KVL_STORING_FEW 32u
 #define KVL_STORING_BYTES (64u << 20)
 
-uint64_t kvl_persist_enter(struct kvl_store *store) {
+uint64_t kvl_persist_enter(struct kvl_store *store, struct kvl_tenant *tenant) {
     store->persist_pending++;
+    tenant->persist_pending++;
     return ++store->persist_order;
 }
 
-void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status) {
-    assert(store->persist_pending > 0);
+void kvl_persist_done(
+    struct kvl_store *store, struct kvl_tenant *tenant, uint64_t order, kvl_err status) {
+    assert(store->persist_pending > 0 && tenant->persist_pending > 0);
     store->persist_pending--;
+    tenant->persist_pending--;
     for (struct kvl_operation *at = store->operations; at != NULL; at = at->next) {
         struct kvl_settle *settle = at->settle;
-        if (settle == NULL || settle->order < order || settle->remaining == 0)
+        if (settle == NULL || settle->order < order || settle->remaining == 0 ||
+            (settle->tenant != NULL && settle->tenant != tenant))
             continue;
         settle->remaining--;
         if (status != KVL_OK)
@@ -57,7 +62,7 @@ static void forget_gone(struct kvl_store *store) {
         if (kvl_entry_is(store, item.block, item.generation))
             push(store, item);
         else
-            kvl_persist_done(store, item.order, KVL_OK);
+            kvl_persist_done(store, item.tenant, item.order, KVL_OK);
     }
 }
 
@@ -81,21 +86,32 @@ static kvl_err make_room(struct kvl_store *store) {
     return store->persist_count < store->persist_room ? KVL_OK : err;
 }
 
-static void mark_failed(struct kvl_store *store, struct kvl_entry *entry) {
+#define KVL_REFUSED (KVL_ENTRY_STORE_FAILED | KVL_ENTRY_OVER_QUOTA)
+
+/* why: one of KVL_REFUSED. Only the disk's own refusals are a failure of the store. */
+static void mark_refused(struct kvl_store *store, struct kvl_entry *entry, uint16_t why) {
     entry->flags &= (uint16_t)~KVL_ENTRY_UNPERSISTED;
-    if ((entry->flags & KVL_ENTRY_STORE_FAILED) != 0)
+    kvl_store_failed_clear(store, entry);
+    entry->flags |= why;
+    kvl_entry_tenant(store, entry)->store_failed_blocks++;
+    store->store_failed_blocks += why == KVL_ENTRY_STORE_FAILED;
+}
+
+void kvl_store_failed_clear(struct kvl_store *store, struct kvl_entry *entry) {
+    if ((entry->flags & KVL_REFUSED) == 0)
         return;
-    entry->flags |= KVL_ENTRY_STORE_FAILED;
-    store->store_failed_blocks++;
+    store->store_failed_blocks -= (entry->flags & KVL_ENTRY_STORE_FAILED) != 0;
+    kvl_entry_tenant(store, entry)->store_failed_blocks--;
+    entry->flags &= (uint16_t)~KVL_REFUSED;
 }
 
 static void mirror(struct kvl_store *store, uint32_t block) {
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
-    struct kvl_tier *host = store->tiers[KVL_TIER_HOST].tier;
+    const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, KVL_TIER_HOST);
     uint64_t location = 0;
-    if (host == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE) ||
+    if (store->tiers[KVL_TIER_HOST].tier == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE) ||
         kvl_entry_has_slot(entry, KVL_TIER_HOST) ||
-        host->ops->alloc(host, kvl_entry_layout(store, entry)->slot_bytes, &location) != KVL_OK)
+        kvl_slot_take(store, &wish, &location) != KVL_OK)
         return;
     kvl_slot_attach(store, block, KVL_TIER_HOST, location);
     struct kvl_transfer *transfer = kvl_transfer_start(store, block, KVL_TIER_HOST, KVL_IO_BEHIND);
@@ -107,21 +123,20 @@ static void mirror(struct kvl_store *store, uint32_t block) {
 
 void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
+    struct kvl_tenant *tenant = kvl_entry_tenant(store, entry);
     if (store->tiers[KVL_TIER_DISK].tier == NULL) {
         mirror(store, block);
-        kvl_persist_done(store, order, KVL_OK);
+        kvl_persist_done(store, tenant, order, KVL_OK);
         return;
     }
     if (store->persist_count == store->persist_room && make_room(store) != KVL_OK) {
-        mark_failed(store, entry);
-        kvl_persist_done(store, order, KVL_ERR_NOMEM);
+        mark_refused(store, entry, KVL_ENTRY_STORE_FAILED);
+        kvl_persist_done(store, tenant, order, KVL_ERR_NOMEM);
         return;
     }
-    if ((entry->flags & KVL_ENTRY_STORE_FAILED) != 0)
-        store->store_failed_blocks--;
-    entry->flags &= (uint16_t)~KVL_ENTRY_STORE_FAILED;
+    kvl_store_failed_clear(store, entry);
     entry->flags |= KVL_ENTRY_UNPERSISTED;
-    push(store, (struct kvl_persist_item){block, entry->generation, order});
+    push(store, (struct kvl_persist_item){tenant, block, entry->generation, order});
 }
 
 static void log_failure(struct kvl_store *store, kvl_err status) {
@@ -133,19 +148,25 @@ static void log_failure(struct kvl_store *store, kvl_err status) {
         kvl_err_text(status));
 }
 
+/* A record's header and its frames' padding come on top of the payload. */
+static uint64_t disk_bytes_most(const struct kvl_layout *layout) {
+    return layout->slot_bytes + (1u + layout->frame_count) * (uint64_t)KVL_PAGE_BYTES;
+}
+
 void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
     uint32_t block = transfer->block;
     const struct kvl_io *io = &transfer->io;
     bool known = kvl_entry_is(store, block, io->record.generation);
     store->storing--;
     store->storing_bytes -= io->layout->slot_bytes;
+    transfer->tenant->storing_bytes -= disk_bytes_most(io->layout);
     if (known && status == KVL_OK) {
         struct kvl_entry *entry = kvl_table_at(store->table, block);
         entry->flags &= (uint16_t)~KVL_ENTRY_UNPERSISTED;
         entry->disk_location = io->location;
         entry->disk_bytes = io->stored_bytes > UINT32_MAX ? UINT32_MAX : (uint32_t)io->stored_bytes;
         kvl_place_set(store, block, KVL_TIER_DISK);
-        kvl_event_add(store, KVL_EVENT_PERSISTED, KVL_TIER_DISK, &entry->key);
+        kvl_event_add(store, KVL_EVENT_PERSISTED, KVL_TIER_DISK, entry);
         store->store_failure_logged = false;
         store->kept_recent_bytes = 0;
     } else if (status == KVL_OK) {
@@ -158,10 +179,10 @@ void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, 
             return;
         }
     } else if (known) {
-        mark_failed(store, kvl_table_at(store->table, block));
+        mark_refused(store, kvl_table_at(store->table, block), KVL_ENTRY_STORE_FAILED);
         log_failure(store, status);
     }
-    kvl_persist_done(store, transfer->order, known ? status : KVL_OK);
+    kvl_persist_done(store, transfer->tenant, transfer->order, known ? status : KVL_OK);
 }
 
 /* A block that only an unreachable device holds needs a host copy before it can be stored. */
@@ -191,10 +212,21 @@ static bool copy_to_host(struct kvl_store *store, uint32_t block) {
 /* False: the item waits for something and was queued again. */
 static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
     if (!kvl_entry_is(store, item.block, item.generation)) {
-        kvl_persist_done(store, item.order, KVL_OK);
+        kvl_persist_done(store, item.tenant, item.order, KVL_OK);
         return true;
     }
     struct kvl_entry *entry = kvl_table_at(store->table, item.block);
+    uint64_t bytes = disk_bytes_most(kvl_entry_layout(store, entry));
+    enum kvl_quota_answer answer = kvl_disk_quota_ask(store, item.tenant, bytes);
+    if (answer == KVL_QUOTA_FULL) {
+        mark_refused(store, entry, KVL_ENTRY_OVER_QUOTA);
+        kvl_persist_done(store, item.tenant, item.order, KVL_ERR_NOSPC);
+        return true;
+    }
+    if (answer == KVL_QUOTA_WAIT) {
+        kvl_persist_queue(store, item.block, item.order);
+        return false;
+    }
     if (!is_reachable(store, entry) && copy_to_host(store, item.block)) {
         kvl_persist_queue(store, item.block, item.order);
         return false;
@@ -203,11 +235,12 @@ static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
     if (is_reachable(store, entry))
         transfer = kvl_transfer_start(store, item.block, KVL_TIER_DISK, KVL_IO_BEHIND);
     if (transfer == NULL) {
-        mark_failed(store, entry);
-        kvl_persist_done(store, item.order, KVL_ERR_NOMEM);
+        mark_refused(store, entry, KVL_ENTRY_STORE_FAILED);
+        kvl_persist_done(store, item.tenant, item.order, KVL_ERR_NOMEM);
         return true;
     }
     transfer->order = item.order;
+    item.tenant->storing_bytes += bytes;
     store->storing++;
     store->storing_bytes += transfer->io.layout->slot_bytes;
     return true;
@@ -233,9 +266,11 @@ static void on_flushed(void *arg, kvl_err status) {
     settle->durable = true;
 }
 
-void kvl_settle_begin(struct kvl_store *store, struct kvl_settle *settle) {
+void kvl_settle_begin(
+    struct kvl_store *store, struct kvl_settle *settle, const struct kvl_tenant *tenant) {
+    settle->tenant = tenant;
     settle->order = store->persist_order;
-    settle->remaining = store->persist_pending;
+    settle->remaining = tenant != NULL ? tenant->persist_pending : store->persist_pending;
 }
 
 bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle) {
@@ -274,11 +309,20 @@ void kvl_flush_pump(struct kvl_store *store) {
     kvl_operations_step(store, KVL_OPERATION_FLUSH, flush_step);
 }
 
-static void queue_failed_again(struct kvl_store *store) {
-    uint32_t end = store->store_failed_blocks > 0 ? kvl_table_end(store->table) : 0;
-    for (uint32_t block = 0; block < end; block++)
-        if ((kvl_table_at(store->table, block)->flags & KVL_ENTRY_STORE_FAILED) != 0)
-            kvl_persist_queue(store, block, kvl_persist_enter(store));
+static void queue_refused_again(struct kvl_store *store, const struct kvl_tenant *view) {
+    uint64_t refused = 0;
+    for (uint32_t i = 0; i < store->tenants.count; i++)
+        if (view == NULL || view == store->tenants.tenants[i])
+            refused += store->tenants.tenants[i]->store_failed_blocks;
+    uint32_t end = kvl_table_end(store->table);
+    for (uint32_t block = 0; block < end && refused > 0; block++) {
+        const struct kvl_entry *entry = kvl_table_at(store->table, block);
+        struct kvl_tenant *tenant = kvl_entry_tenant(store, entry);
+        if ((entry->flags & KVL_REFUSED) == 0 || (view != NULL && view != tenant))
+            continue;
+        kvl_persist_queue(store, block, kvl_persist_enter(store, tenant));
+        refused--;
+    }
 }
 
 kvl_err kvl_store_flush(struct kvl_store *store, uint32_t client, struct kvl_ticket *ticket) {
@@ -292,9 +336,10 @@ kvl_err kvl_store_flush(struct kvl_store *store, uint32_t client, struct kvl_tic
         free(flush);
         return err;
     }
-    queue_failed_again(store);
+    const struct kvl_tenant *view = kvl_client_view(store, kvl_client_find(store, client));
+    queue_refused_again(store, view);
     flush->operation.settle = &flush->settle;
-    kvl_settle_begin(store, &flush->settle);
+    kvl_settle_begin(store, &flush->settle, view);
     kvl_store_pump(store);
     return KVL_OK;
 }

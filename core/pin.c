@@ -18,10 +18,10 @@ static kvl_err save(struct kvl_store *store, const struct kvl_key *key, bool pin
 static void set_flag(struct kvl_store *store, struct kvl_entry *entry, bool pinned) {
     if (pinned) {
         entry->flags |= KVL_ENTRY_PINNED;
-        store->pins++;
+        kvl_entry_tenant(store, entry)->pins++;
     } else {
         entry->flags &= (uint16_t)~KVL_ENTRY_PINNED;
-        store->pins--;
+        kvl_entry_tenant(store, entry)->pins--;
     }
 }
 

@@ -26,7 +26,7 @@ static void unlist(struct kvl_store *store, uint32_t block, unsigned tier) {
     if ((entry->flags & (KVL_ENTRY_LISTED << tier)) == 0)
         return;
     struct kvl_policy *policy = store->tiers[tier].policy;
-    policy->ops->removed(policy, block);
+    policy->ops->removed(policy, kvl_entry_tenant(store, entry)->id, block);
     entry->flags &= (uint16_t) ~(KVL_ENTRY_LISTED << tier);
 }
 
@@ -35,9 +35,10 @@ static void list(struct kvl_store *store, uint32_t block, unsigned tier) {
     if ((entry->flags & (KVL_ENTRY_LISTED << tier)) != 0)
         return;
     struct kvl_policy *policy = store->tiers[tier].policy;
-    store->demote_rests = false;
+    struct kvl_tenant *tenant = kvl_entry_tenant(store, entry);
+    store->demote_rests = tenant->demote_rests = false;
     /* Unlisted for want of memory, the block just stays until its next use. */
-    if (policy->ops->inserted(policy, block) == KVL_OK)
+    if (policy->ops->inserted(policy, tenant->id, block) == KVL_OK)
         entry->flags |= (uint16_t)(KVL_ENTRY_LISTED << tier);
 }
 
@@ -47,7 +48,7 @@ static void count_in_namespace(
     struct kvl_store *store, const struct kvl_entry *entry, bool visible) {
     struct kvl_namespace_info *info = kvl_namespace_by_id(store, entry->namespace_id);
     info->blocks += visible ? 1 : (uint64_t)-1;
-    store->visible_blocks += visible ? 1 : (uint64_t)-1;
+    kvl_entry_tenant(store, entry)->blocks += visible ? 1 : (uint64_t)-1;
 }
 
 void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier) {
@@ -57,9 +58,12 @@ void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier) {
     if (entry->tiers == 0)
         count_in_namespace(store, entry, true);
     entry->tiers |= (uint8_t)(1u << tier);
-    store->tiers[tier].blocks++;
-    if (tier >= KVL_MEMORY_TIERS)
+    struct kvl_tenant_tier *mine = &kvl_entry_tenant(store, entry)->tiers[tier];
+    mine->blocks++;
+    if (tier >= KVL_MEMORY_TIERS) {
+        mine->used_bytes += entry->disk_bytes;
         return;
+    }
     kvl_table_child_came(store->table, entry->parent, tier);
     if (entry->leases[tier] == 0)
         list(store, block, tier);
@@ -72,9 +76,12 @@ void kvl_place_clear(struct kvl_store *store, uint32_t block, unsigned tier) {
     entry->tiers &= (uint8_t) ~(1u << tier);
     if (entry->tiers == 0)
         count_in_namespace(store, entry, false);
-    store->tiers[tier].blocks--;
-    if (tier >= KVL_MEMORY_TIERS)
+    struct kvl_tenant_tier *mine = &kvl_entry_tenant(store, entry)->tiers[tier];
+    mine->blocks--;
+    if (tier >= KVL_MEMORY_TIERS) {
+        mine->used_bytes -= entry->disk_bytes;
         return;
+    }
     kvl_table_child_left(store->table, entry->parent, tier);
     unlist(store, block, tier);
 }
@@ -85,8 +92,8 @@ kvl_err kvl_block_link(struct kvl_store *store, uint32_t block, const struct kvl
         kvl_err err = kvl_table_insert(store->table, parent, &number);
         if (err != KVL_OK)
             return err;
-        kvl_table_at(store->table, number)->namespace_id =
-            kvl_table_at(store->table, block)->namespace_id;
+        kvl_entry_join(store, kvl_table_at(store->table, number),
+            kvl_table_at(store->table, block)->namespace_id);
     }
     kvl_table_link(store->table, block, number);
     return KVL_OK;
@@ -94,9 +101,34 @@ kvl_err kvl_block_link(struct kvl_store *store, uint32_t block, const struct kvl
 
 /* ---- slots and their users ---------------------------------------------------------------- */
 
-void kvl_slot_give_back(struct kvl_store *store, unsigned tier, uint64_t location) {
+struct kvl_slot_wish kvl_entry_slot_wish(
+    struct kvl_store *store, const struct kvl_entry *entry, unsigned tier) {
+    return (struct kvl_slot_wish){.tenant = kvl_entry_tenant(store, entry),
+        .tier = tier,
+        .slot_bytes = kvl_entry_layout(store, entry)->slot_bytes};
+}
+
+static bool is_within_quota(const struct kvl_slot_wish *wish) {
+    const struct kvl_tenant_tier *mine = &wish->tenant->tiers[wish->tier];
+    return mine->quota_bytes == 0 || mine->used_bytes + wish->slot_bytes <= mine->quota_bytes;
+}
+
+kvl_err kvl_slot_take(
+    struct kvl_store *store, const struct kvl_slot_wish *wish, uint64_t *location) {
+    struct kvl_tier *owner = store->tiers[wish->tier].tier;
+    if (!is_within_quota(wish))
+        return KVL_ERR_NOSPC;
+    kvl_err err = owner->ops->alloc(owner, wish->slot_bytes, location);
+    if (err == KVL_OK)
+        wish->tenant->tiers[wish->tier].used_bytes += wish->slot_bytes;
+    return err;
+}
+
+void kvl_slot_give_back(
+    struct kvl_store *store, const struct kvl_slot_wish *slot, uint64_t location) {
     static const struct kvl_key no_key;
-    struct kvl_tier *owner = store->tiers[tier].tier;
+    struct kvl_tier *owner = store->tiers[slot->tier].tier;
+    slot->tenant->tiers[slot->tier].used_bytes -= slot->slot_bytes;
     owner->ops->discard(owner, &no_key, location);
 }
 
@@ -108,8 +140,9 @@ void kvl_slot_attach(struct kvl_store *store, uint32_t block, unsigned tier, uin
 }
 
 static void detach_slot(struct kvl_store *store, struct kvl_entry *entry, unsigned tier) {
+    const struct kvl_slot_wish slot = kvl_entry_slot_wish(store, entry, tier);
     entry->flags &= (uint16_t) ~(KVL_ENTRY_SLOT << tier);
-    kvl_slot_give_back(store, tier, kvl_entry_location(entry, tier));
+    kvl_slot_give_back(store, &slot, kvl_entry_location(entry, tier));
 }
 
 /* What follows when a user of the slot has gone. */
@@ -192,9 +225,8 @@ static void abandon_slot(struct kvl_store *store, uint32_t block, unsigned tier)
         return;
     uint32_t users = (uint32_t)entry->leases[tier] + entry->busy[tier];
     if (users == 0 || KVL_PLANTED("slot-freed-under-lease"))
-        kvl_slot_give_back(store, tier, kvl_entry_location(entry, tier));
-    else if (!kvl_orphan_add(store, tier, entry->generation, kvl_entry_location(entry, tier), users,
-                 &entry->key))
+        detach_slot(store, entry, tier);
+    else if (!kvl_orphan_add(store, entry, tier, users))
         KVL_ERROR(store->log, "event=slot_leaked reason=out_of_memory tier=%u", tier);
     entry->leases[tier] = 0;
     entry->busy[tier] = 0;
@@ -211,8 +243,7 @@ static void abandon_disk(struct kvl_store *store, uint32_t block) {
     uint32_t users = entry->busy[KVL_TIER_DISK];
     if (users == 0)
         disk->ops->discard(disk, &entry->key, entry->disk_location);
-    else if (!kvl_orphan_add(
-                 store, KVL_TIER_DISK, entry->generation, entry->disk_location, users, &entry->key))
+    else if (!kvl_orphan_add(store, entry, KVL_TIER_DISK, users))
         KVL_ERROR(store->log, "event=disk_block_leaked reason=out_of_memory");
     entry->busy[KVL_TIER_DISK] = 0;
 }
@@ -222,8 +253,7 @@ void kvl_block_abandon(struct kvl_store *store, uint32_t block) {
     for (unsigned tier = 0; tier < KVL_MEMORY_TIERS; tier++)
         abandon_slot(store, block, tier);
     abandon_disk(store, block);
-    if ((entry->flags & KVL_ENTRY_STORE_FAILED) != 0)
-        store->store_failed_blocks--;
+    kvl_store_failed_clear(store, entry);
     entry->flags &= KVL_ENTRY_USED | KVL_ENTRY_PINNED | KVL_ENTRY_WAITED;
     entry->generation = 0;
     entry->content_hash = 0;
@@ -237,7 +267,7 @@ void kvl_block_abandon(struct kvl_store *store, uint32_t block) {
 void kvl_block_drop(struct kvl_store *store, uint32_t block, enum kvl_event_kind why) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     unsigned nearest = entry->tiers != 0 ? (unsigned)__builtin_ctz(entry->tiers) : KVL_TIER_DEVICE;
-    kvl_event_add(store, why, nearest, &entry->key);
+    kvl_event_add(store, why, nearest, entry);
     kvl_block_abandon(store, block);
     kvl_block_reap(store, block);
 }
@@ -247,11 +277,22 @@ void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier) {
     assert(tier < KVL_MEMORY_TIERS && entry->leases[tier] == 0 && entry->busy[tier] == 0);
     kvl_place_clear(store, block, tier);
     detach_slot(store, entry, tier);
-    store->tiers[tier].evicted++;
-    kvl_event_add(store, KVL_EVENT_EVICTED, tier, &entry->key);
+    kvl_entry_tenant(store, entry)->tiers[tier].evicted++;
+    kvl_event_add(store, KVL_EVENT_EVICTED, tier, entry);
     if (entry->tiers == 0) {
-        store->shed_blocks +=
+        kvl_entry_tenant(store, entry)->shed_blocks +=
             (entry->flags & (KVL_ENTRY_UNPERSISTED | KVL_ENTRY_STORE_FAILED)) != 0 ? 1 : 0;
+        kvl_block_abandon(store, block);
+        kvl_block_reap(store, block);
+    }
+}
+
+void kvl_disk_copy_lost(struct kvl_store *store, uint32_t block) {
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    kvl_place_clear(store, block, KVL_TIER_DISK);
+    kvl_entry_tenant(store, entry)->tiers[KVL_TIER_DISK].evicted++;
+    kvl_event_add(store, KVL_EVENT_EVICTED, KVL_TIER_DISK, entry);
+    if (entry->tiers == 0) {
         kvl_block_abandon(store, block);
         kvl_block_reap(store, block);
     }
@@ -259,18 +300,19 @@ void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier) {
 
 void kvl_copy_is_bad(struct kvl_store *store, uint32_t block, unsigned tier) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
-    store->tiers[tier].corrupt++;
+    struct kvl_tenant *tenant = kvl_entry_tenant(store, entry);
+    tenant->tiers[tier].corrupt++;
     if (tier != KVL_TIER_DISK) {
-        store->hash_mismatches++;
+        tenant->hash_mismatches++;
         if (entry->tiers == 1u << tier) {
             kvl_block_drop(store, block, KVL_EVENT_CORRUPT);
             return;
         }
     }
     kvl_place_clear(store, block, tier);
-    kvl_event_add(store, KVL_EVENT_CORRUPT, tier, &entry->key);
+    kvl_event_add(store, KVL_EVENT_CORRUPT, tier, entry);
     if (tier == KVL_TIER_DISK && entry->tiers != 0)
-        kvl_persist_queue(store, block, kvl_persist_enter(store));
+        kvl_persist_queue(store, block, kvl_persist_enter(store, tenant));
 }
 
 void kvl_block_used(struct kvl_store *store, uint32_t block) {
@@ -278,9 +320,10 @@ void kvl_block_used(struct kvl_store *store, uint32_t block) {
     entry->last_use_s = store->now_s;
     if (entry->hits < UINT16_MAX)
         entry->hits++;
+    uint32_t group = kvl_entry_tenant(store, entry)->id;
     for (unsigned tier = 0; tier < KVL_MEMORY_TIERS; tier++)
         if ((entry->flags & (KVL_ENTRY_LISTED << tier)) != 0)
-            store->tiers[tier].policy->ops->used(store->tiers[tier].policy, block);
+            store->tiers[tier].policy->ops->used(store->tiers[tier].policy, group, block);
 }
 
 /* ---- victims ------------------------------------------------------------------------------ */
@@ -321,35 +364,63 @@ static bool is_not_pinned(void *arg, uint32_t block) {
     return entry != NULL && (entry->flags & KVL_ENTRY_PINNED) == 0;
 }
 
-static uint32_t find_victim(struct kvl_store *store, unsigned tier, bool behind) {
-    struct victim_wish wish = {store, tier};
+uint32_t kvl_victim(struct kvl_store *store, unsigned tier, const struct kvl_tenant *tenant,
+    bool (*evictable)(void *arg, uint32_t block), void *arg) {
     struct kvl_policy *policy = store->tiers[tier].policy;
+    if (tenant != NULL)
+        return policy->ops->victim(policy, tenant->id, evictable, arg);
+    uint32_t oldest = KVL_BLOCK_NONE, oldest_s = 0;
+    uint64_t most_bytes = 0;
+    for (uint32_t i = 0; i < store->tenants.count; i++) {
+        const struct kvl_tenant_tier *mine = &store->tenants.tenants[i]->tiers[tier];
+        uint32_t block =
+            mine->blocks == 0 ? KVL_BLOCK_NONE : policy->ops->victim(policy, i, evictable, arg);
+        if (block == KVL_BLOCK_NONE)
+            continue;
+        uint32_t used_s = kvl_table_at(store->table, block)->last_use_s;
+        bool is_as_old = used_s == oldest_s && mine->used_bytes > most_bytes;
+        if (oldest != KVL_BLOCK_NONE && used_s >= oldest_s && !is_as_old)
+            continue;
+        oldest = block;
+        oldest_s = used_s;
+        most_bytes = mine->used_bytes;
+    }
+    return oldest;
+}
+
+static uint32_t find_victim(
+    struct kvl_store *store, unsigned tier, const struct kvl_tenant *tenant, bool behind) {
+    struct victim_wish wish = {store, tier};
     uint32_t block = KVL_BLOCK_NONE;
     bool copies =
         store->tiers[KVL_TIER_DISK].tier != NULL || store->tiers[KVL_TIER_HOST].tier != NULL;
     if (copies)
-        block = policy->ops->victim(policy, has_other_copy, &wish);
+        block = kvl_victim(store, tier, tenant, has_other_copy, &wish);
     if (copies && block == KVL_BLOCK_NONE && !behind)
-        block = policy->ops->victim(policy, has_other_copy_children_or_not, &wish);
+        block = kvl_victim(store, tier, tenant, has_other_copy_children_or_not, &wish);
     if (block == KVL_BLOCK_NONE)
-        block = policy->ops->victim(policy, has_no_hope, &wish);
+        block = kvl_victim(store, tier, tenant, has_no_hope, &wish);
     if (block == KVL_BLOCK_NONE && !behind)
-        block = policy->ops->victim(policy, is_not_pinned, &wish);
+        block = kvl_victim(store, tier, tenant, is_not_pinned, &wish);
     return block;
 }
 
 kvl_err kvl_slot_reserve(
-    struct kvl_store *store, unsigned tier, uint64_t slot_bytes, bool behind, uint64_t *location) {
-    struct kvl_tier_state *state = &store->tiers[tier];
-    if (slot_bytes > state->slot_bytes_max)
-        state->slot_bytes_max = slot_bytes;
+    struct kvl_store *store, const struct kvl_slot_wish *wish, bool behind, uint64_t *location) {
+    uint64_t *slot_bytes_max = &store->tiers[wish->tier].slot_bytes_max;
+    uint64_t quota_bytes = wish->tenant->tiers[wish->tier].quota_bytes;
+    if (wish->slot_bytes > *slot_bytes_max)
+        *slot_bytes_max = wish->slot_bytes;
+    if (quota_bytes != 0 && wish->slot_bytes > quota_bytes)
+        return KVL_ERR_NOSPC;
     for (;;) {
-        kvl_err err = state->tier->ops->alloc(state->tier, slot_bytes, location);
+        const struct kvl_tenant *payer = is_within_quota(wish) ? NULL : wish->tenant;
+        kvl_err err = kvl_slot_take(store, wish, location);
         if (err != KVL_ERR_NOSPC)
             return err == KVL_ERR_TOOBIG ? KVL_ERR_NOSPC : err;
-        uint32_t victim = find_victim(store, tier, behind);
+        uint32_t victim = find_victim(store, wish->tier, payer, behind);
         if (victim == KVL_BLOCK_NONE)
             return KVL_ERR_NOSPC;
-        kvl_block_evict(store, victim, tier);
+        kvl_block_evict(store, victim, wish->tier);
     }
 }

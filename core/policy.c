@@ -1,10 +1,10 @@
 /* policy.c - the eviction policies by name, and the first of them: least recently used.
  *
- * lru is a list threaded through chunks of nodes, one node per block number; a chunk exists once
- * one of its blocks was in the tier. Chains are sealed root first, so the oldest blocks of a list
- * are parents that may not go yet. victim() therefore turns the run that it had to skip around:
- * the next call finds the skipped blocks deepest first, and a chain of n blocks costs O(n) steps
- * to evict, not O(n^2). */
+ * lru is a list for each group, threaded through chunks of nodes, one node per block number; a
+ * chunk exists once one of its blocks was in the tier. Chains are sealed root first, so the oldest
+ * blocks of a list are parents that may not go yet. victim() therefore turns the run that it had to
+ * skip around: the next call finds the skipped blocks deepest first, and a chain of n blocks costs
+ * O(n) steps to evict, not O(n^2). */
 #include "policy.h"
 
 #include <stdlib.h>
@@ -18,12 +18,17 @@ struct node {
     uint32_t older;
 };
 
+struct list {
+    uint32_t newest; /* number + 1, or END */
+    uint32_t oldest;
+};
+
 struct lru {
     struct kvl_policy policy;
     struct node **chunks;
     uint32_t chunk_count;
-    uint32_t newest; /* number + 1, or END */
-    uint32_t oldest;
+    uint32_t list_count;
+    struct list *lists; /* by group */
 };
 
 static kvl_err lru_create(struct kvl_policy **out) {
@@ -31,8 +36,6 @@ static kvl_err lru_create(struct kvl_policy **out) {
     if (lru == NULL)
         return KVL_ERR_NOMEM;
     lru->policy.ops = &kvl_policy_lru;
-    lru->newest = KVL_LRU_END;
-    lru->oldest = KVL_LRU_END;
     *out = &lru->policy;
     return KVL_OK;
 }
@@ -44,6 +47,7 @@ static void lru_destroy(struct kvl_policy *policy) {
     for (uint32_t i = 0; i < lru->chunk_count; i++)
         free(lru->chunks[i]);
     free(lru->chunks);
+    free(lru->lists);
     free(lru);
 }
 
@@ -68,15 +72,27 @@ static kvl_err ensure_node(struct lru *lru, uint32_t block) {
     return lru->chunks[chunk] == NULL ? KVL_ERR_NOMEM : KVL_OK;
 }
 
-static void push_newest(struct lru *lru, uint32_t link) {
+static kvl_err ensure_list(struct lru *lru, uint32_t group) {
+    if (group < lru->list_count)
+        return KVL_OK;
+    struct list *lists = realloc(lru->lists, (group + 1u) * sizeof(lists[0]));
+    if (lists == NULL)
+        return KVL_ERR_NOMEM;
+    lru->lists = lists;
+    while (lru->list_count <= group)
+        lists[lru->list_count++] = (struct list){KVL_LRU_END, KVL_LRU_END};
+    return KVL_OK;
+}
+
+static void push_newest(struct lru *lru, struct list *list, uint32_t link) {
     struct node *node = node_of(lru, link);
     node->newer = KVL_LRU_END;
-    node->older = lru->newest;
-    if (lru->newest != KVL_LRU_END)
-        node_of(lru, lru->newest)->newer = link;
+    node->older = list->newest;
+    if (list->newest != KVL_LRU_END)
+        node_of(lru, list->newest)->newer = link;
     else
-        lru->oldest = link;
-    lru->newest = link;
+        list->oldest = link;
+    list->newest = link;
 }
 
 static bool is_listed(const struct lru *lru, uint32_t block) {
@@ -85,48 +101,50 @@ static bool is_listed(const struct lru *lru, uint32_t block) {
            node_of(lru, block + 1)->newer != 0;
 }
 
-static void unlink_node(struct lru *lru, uint32_t link) {
+static void unlink_node(struct lru *lru, struct list *list, uint32_t link) {
     struct node *node = node_of(lru, link);
     if (node->newer != KVL_LRU_END)
         node_of(lru, node->newer)->older = node->older;
     else
-        lru->newest = node->older;
+        list->newest = node->older;
     if (node->older != KVL_LRU_END)
         node_of(lru, node->older)->newer = node->newer;
     else
-        lru->oldest = node->newer;
+        list->oldest = node->newer;
     *node = (struct node){0};
 }
 
-static void lru_used(struct kvl_policy *policy, uint32_t block) {
+static void lru_used(struct kvl_policy *policy, uint32_t group, uint32_t block) {
     struct lru *lru = (struct lru *)policy;
     if (!is_listed(lru, block))
         return;
-    unlink_node(lru, block + 1);
-    push_newest(lru, block + 1);
+    unlink_node(lru, &lru->lists[group], block + 1);
+    push_newest(lru, &lru->lists[group], block + 1);
 }
 
-static kvl_err lru_inserted(struct kvl_policy *policy, uint32_t block) {
+static kvl_err lru_inserted(struct kvl_policy *policy, uint32_t group, uint32_t block) {
     struct lru *lru = (struct lru *)policy;
     if (is_listed(lru, block)) {
-        lru_used(policy, block);
+        lru_used(policy, group, block);
         return KVL_OK;
     }
-    kvl_err err = ensure_node(lru, block);
+    kvl_err err = ensure_list(lru, group);
     if (err == KVL_OK)
-        push_newest(lru, block + 1);
+        err = ensure_node(lru, block);
+    if (err == KVL_OK)
+        push_newest(lru, &lru->lists[group], block + 1);
     return err;
 }
 
-static void lru_removed(struct kvl_policy *policy, uint32_t block) {
+static void lru_removed(struct kvl_policy *policy, uint32_t group, uint32_t block) {
     struct lru *lru = (struct lru *)policy;
     if (is_listed(lru, block))
-        unlink_node(lru, block + 1);
+        unlink_node(lru, &lru->lists[group], block + 1);
 }
 
 /* Turns the run oldest..last around, so that last is the oldest. */
-static void reverse_run(struct lru *lru, uint32_t last) {
-    uint32_t first = lru->oldest;
+static void reverse_run(struct lru *lru, struct list *list, uint32_t last) {
+    uint32_t first = list->oldest;
     uint32_t beyond = node_of(lru, last)->newer;
     for (uint32_t link = first, next;; link = next) {
         struct node *node = node_of(lru, link);
@@ -138,21 +156,24 @@ static void reverse_run(struct lru *lru, uint32_t last) {
     }
     node_of(lru, last)->older = KVL_LRU_END;
     node_of(lru, first)->newer = beyond;
-    lru->oldest = last;
+    list->oldest = last;
     if (beyond != KVL_LRU_END)
         node_of(lru, beyond)->older = first;
     else
-        lru->newest = first;
+        list->newest = first;
 }
 
-static uint32_t lru_victim(
-    struct kvl_policy *policy, bool (*evictable)(void *arg, uint32_t block), void *arg) {
+static uint32_t lru_victim(struct kvl_policy *policy, uint32_t group,
+    bool (*evictable)(void *arg, uint32_t block), void *arg) {
     struct lru *lru = (struct lru *)policy;
-    for (uint32_t link = lru->oldest; link != KVL_LRU_END; link = node_of(lru, link)->newer) {
+    if (group >= lru->list_count)
+        return KVL_BLOCK_NONE;
+    struct list *list = &lru->lists[group];
+    for (uint32_t link = list->oldest; link != KVL_LRU_END; link = node_of(lru, link)->newer) {
         if (!evictable(arg, link - 1))
             continue;
-        if (link != lru->oldest)
-            reverse_run(lru, link);
+        if (link != list->oldest)
+            reverse_run(lru, list, link);
         return link - 1;
     }
     return KVL_BLOCK_NONE;

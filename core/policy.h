@@ -1,9 +1,10 @@
 /* policy.h - which block leaves a tier first. One instance per tier.
  *
  * Blocks are named by small numbers (the table's). The store tells the policy what happens; the
- * policy answers with victims. Children go before parents: a block is only proposed when the store
- * says that none of its children is in the same tier (`evictable`).
- * Threads: owner thread only. Blocks: never. */
+ * policy answers with victims. Each group (a tenant) has an order of its own, and a block is in one
+ * group at a time; who makes room for whom is the store's to say. Children go before parents: a
+ * block is only proposed when the store says that none of its children is in the same tier
+ * (`evictable`). Threads: owner thread only. Blocks: never. */
 #ifndef KVL_POLICY_H
 #define KVL_POLICY_H
 
@@ -21,12 +22,13 @@ struct kvl_policy_ops {
     KVL_MUST_CHECK kvl_err (*create)(struct kvl_policy **out);
     void (*destroy)(struct kvl_policy *policy);
     /* NOMEM leaves the policy as it was. */
-    KVL_MUST_CHECK kvl_err (*inserted)(struct kvl_policy *policy, uint32_t block);
-    void (*used)(struct kvl_policy *policy, uint32_t block);
-    void (*removed)(struct kvl_policy *policy, uint32_t block);
-    /* The next victim for which evictable() holds, or KVL_BLOCK_NONE. Does not remove it. */
-    uint32_t (*victim)(
-        struct kvl_policy *policy, bool (*evictable)(void *arg, uint32_t block), void *arg);
+    KVL_MUST_CHECK kvl_err (*inserted)(struct kvl_policy *policy, uint32_t group, uint32_t block);
+    void (*used)(struct kvl_policy *policy, uint32_t group, uint32_t block);
+    void (*removed)(struct kvl_policy *policy, uint32_t group, uint32_t block);
+    /* The group's next victim for which evictable() holds, or KVL_BLOCK_NONE. Does not remove it.
+     */
+    uint32_t (*victim)(struct kvl_policy *policy, uint32_t group,
+        bool (*evictable)(void *arg, uint32_t block), void *arg);
 };
 
 struct kvl_policy {

@@ -91,7 +91,7 @@ static void on_found(void *arg, const struct kvl_block_record *record, uint64_t 
     if (block == KVL_BLOCK_NONE)
         return;
     struct kvl_entry *entry = kvl_table_at(store->table, block);
-    entry->namespace_id = (uint16_t)record->namespace_id;
+    kvl_entry_join(store, entry, record->namespace_id);
     entry->token_count = (uint16_t)record->token_count;
     entry->generation = record->generation;
     entry->content_hash = record->content_hash;
@@ -130,7 +130,7 @@ static void on_loaded(void *arg, kvl_err status) {
         store->generation_next = used + 1;
     store->loaded = true;
     KVL_INFO(store->log, "event=loaded blocks=%lu sessions=%u namespaces=%u",
-        (unsigned long)store->visible_blocks, kvl_session_count(store->sessions),
+        (unsigned long)kvl_visible_blocks(store, NULL), kvl_session_count(store->sessions),
         store->namespace_end);
 }
 
@@ -188,13 +188,7 @@ static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
     if (!kvl_entry_is_in(entry, KVL_TIER_DISK) || entry->disk_location != location)
         return;
-    kvl_place_clear(store, block, KVL_TIER_DISK);
-    store->tiers[KVL_TIER_DISK].evicted++;
-    kvl_event_add(store, KVL_EVENT_EVICTED, KVL_TIER_DISK, key);
-    if (entry->tiers == 0) {
-        kvl_block_abandon(store, block);
-        kvl_block_reap(store, block);
-    }
+    kvl_disk_copy_lost(store, block);
 }
 
 void kvl_recovery_listen(struct kvl_store *store) {

@@ -1,10 +1,12 @@
 /* session.c - see session.h. */
 #include "session.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "little_endian.h"
+#include "tenant.h"
 
 #define KVL_SESSION_RECORD_VERSION 1u
 
@@ -69,7 +71,33 @@ bool kvl_session_name_is_valid(const char *name) {
     return true;
 }
 
+bool kvl_session_full_name_is_valid(const char *name) {
+    char tenant[KVL_TENANT_NAME_MAX + 1];
+    const char *slash = name == NULL ? NULL : strchr(name, '/');
+    if (slash == NULL)
+        return kvl_session_name_is_valid(name);
+    size_t length = (size_t)(slash - name);
+    if (length > KVL_TENANT_NAME_MAX ||
+        strnlen(name, KVL_SESSION_NAME_MAX + 1) > KVL_SESSION_NAME_MAX)
+        return false;
+    memcpy(tenant, name, length);
+    tenant[length] = '\0';
+    return kvl_tenant_name_is_valid(tenant) && kvl_session_name_is_valid(slash + 1);
+}
+
 /* ---- the set ------------------------------------------------------------------------------ */
+
+/* Names without a tenant first, then by tenant, then by name: '/' is in no name. */
+static int order_of(const char *a, const char *b) {
+    const char *slash_a = strchr(a, '/'), *slash_b = strchr(b, '/');
+    if (slash_a == NULL || slash_b == NULL)
+        return slash_a == slash_b ? strcmp(a, b) : slash_a == NULL ? -1 : 1;
+    size_t length_a = (size_t)(slash_a - a), length_b = (size_t)(slash_b - b);
+    int order = memcmp(a, b, length_a < length_b ? length_a : length_b);
+    if (order != 0 || length_a == length_b)
+        return order != 0 ? order : strcmp(slash_a, slash_b);
+    return length_a < length_b ? -1 : 1;
+}
 
 /* Where the name is, or belongs. */
 static uint32_t position(const struct kvl_session_set *set, const char *name, bool *found) {
@@ -77,7 +105,7 @@ static uint32_t position(const struct kvl_session_set *set, const char *name, bo
     *found = false;
     while (low < high) {
         uint32_t middle = low + (high - low) / 2;
-        int order = strcmp(set->sessions[middle]->info.name, name);
+        int order = order_of(set->sessions[middle]->info.name, name);
         if (order == 0) {
             *found = true;
             return middle;
@@ -102,6 +130,30 @@ struct kvl_session *kvl_session_set_at(const struct kvl_session_set *set, uint32
 
 uint32_t kvl_session_count(const struct kvl_session_set *set) {
     return set->count;
+}
+
+/* The first session from `low` on that is not of the tenant any more, or not yet. */
+static uint32_t bound(const struct kvl_session_set *set, uint32_t low, const char *edge) {
+    uint32_t high = set->count;
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (order_of(set->sessions[middle]->info.name, edge) < 0)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+struct kvl_session_range kvl_session_range(
+    const struct kvl_session_set *set, const char *tenant_name) {
+    /* No session is called "TENANT/" or has a name from \xff on. */
+    char first[KVL_TENANT_NAME_MAX + 3], end[KVL_TENANT_NAME_MAX + 3];
+    const char *slash = tenant_name[0] != '\0' ? "/" : "";
+    snprintf(first, sizeof(first), "%s%s", tenant_name, slash);
+    snprintf(end, sizeof(end), "%s%s\xff", tenant_name, slash);
+    uint32_t from = bound(set, 0, first);
+    return (struct kvl_session_range){from, bound(set, from, end) - from};
 }
 
 kvl_err kvl_session_add(struct kvl_session_set *set, const char *name, struct kvl_session **out) {
@@ -231,7 +283,7 @@ static kvl_err find_or_add(struct kvl_session_set *set, const void *name_bytes, 
         return KVL_ERR_INVALID;
     memcpy(name, name_bytes, length);
     name[length] = '\0';
-    if (strlen(name) != length || !kvl_session_name_is_valid(name))
+    if (strlen(name) != length || !kvl_session_full_name_is_valid(name))
         return KVL_ERR_INVALID;
     *out = kvl_session_find(set, name);
     return *out != NULL ? KVL_OK : kvl_session_add(set, name, out);

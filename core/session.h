@@ -10,6 +10,9 @@
  * some of that became durable, a chunk with a smaller cut than the one before it is of an earlier
  * text and is left out, with all after it. What remains is always a true beginning.
  *
+ * A named tenant's sessions are called "TENANT/NAME" here and on disk, so that two tenants may use
+ * the same name; the default tenant's stand before all others. Keys are as clients know them.
+ *
  * Owns: the sessions. Pointers live until remove. Threads: one. Blocks: never. */
 #ifndef KVL_SESSION_H
 #define KVL_SESSION_H
@@ -47,11 +50,19 @@ void kvl_session_set_destroy(struct kvl_session_set *set); /* NULL is fine */
 
 /* 1..KVL_SESSION_NAME_MAX bytes of printable UTF-8 without '/'. */
 bool kvl_session_name_is_valid(const char *name);
+/* The same, or a tenant's name, '/' and the same: KVL_SESSION_NAME_MAX bytes in all. */
+bool kvl_session_full_name_is_valid(const char *name);
 
 struct kvl_session *kvl_session_find(const struct kvl_session_set *set, const char *name);
 /* In order of name; NULL past the last. */
 struct kvl_session *kvl_session_set_at(const struct kvl_session_set *set, uint32_t index);
 uint32_t kvl_session_count(const struct kvl_session_set *set);
+/* Where a tenant's sessions begin and how many there are ("": the default tenant's). */
+struct kvl_session_range {
+    uint32_t first, count;
+};
+struct kvl_session_range kvl_session_range(
+    const struct kvl_session_set *set, const char *tenant_name);
 /* The name must be valid and new. Errors: NOMEM, LIMIT. */
 KVL_MUST_CHECK kvl_err kvl_session_add(
     struct kvl_session_set *set, const char *name, struct kvl_session **out);

@@ -67,6 +67,10 @@ static kvl_err make_policies(struct kvl_store *store, const struct kvl_policy_op
 static kvl_err make_parts(struct kvl_store *store, const struct kvl_store_options *options) {
     kvl_err err = make_epoch(&store->epoch);
     if (err == KVL_OK)
+        err = kvl_tenant_set_init(&store->tenants, options->tenants, options->tenant_count);
+    if (err == KVL_OK)
+        err = kvl_event_ring_init(&store->events);
+    if (err == KVL_OK)
         err = kvl_table_create(&store->table);
     if (err == KVL_OK)
         err = kvl_lease_table_create((uint32_t)store->epoch, &store->leases);
@@ -104,11 +108,10 @@ kvl_err kvl_store_create(
     store->generation_next = 1;
     store->start_ns = kvl_clock_ns();
     store->now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
-    store->events = calloc(KVL_EVENTS_KEPT, sizeof(store->events[0]));
     store->scratch_blocks = calloc(KVL_CHAIN_BLOCKS_MAX, sizeof(store->scratch_blocks[0]));
     store->scratch_held = calloc(KVL_CHAIN_BLOCKS_MAX, sizeof(store->scratch_held[0]));
     kvl_err err = KVL_ERR_NOMEM;
-    if (store->events != NULL && store->scratch_blocks != NULL && store->scratch_held != NULL)
+    if (store->scratch_blocks != NULL && store->scratch_held != NULL)
         err = make_parts(store, options);
     if (err != KVL_OK) {
         kvl_store_destroy(store);
@@ -158,8 +161,10 @@ void kvl_store_destroy(struct kvl_store *store) {
     kvl_ticket_pool_destroy(store->tickets);
     kvl_lease_table_destroy(store->leases);
     kvl_table_destroy(store->table);
+    kvl_tenant_set_deinit(&store->tenants);
     free(store->persist_items);
-    free(store->events);
+    free(store->events.events);
+    free(store->sweep);
     free(store->scratch_blocks);
     free(store->scratch_held);
     if (store->timer_fd >= 0)
@@ -183,6 +188,7 @@ void kvl_store_pump(struct kvl_store *store) {
         return;
     store->retry = false;
     kvl_catalog_pump(store);
+    kvl_quota_pump(store);
     kvl_persist_pump(store);
     kvl_demote_pump(store);
     kvl_transfer_pump(store);
@@ -194,8 +200,11 @@ void kvl_store_pump(struct kvl_store *store) {
 
 void kvl_store_poll(struct kvl_store *store) {
     uint64_t fired = 0;
-    if (store->timer_armed && read(store->timer_fd, &fired, sizeof(fired)) == sizeof(fired))
+    if (store->timer_armed && read(store->timer_fd, &fired, sizeof(fired)) == sizeof(fired)) {
         store->timer_armed = store->demote_rests = false;
+        for (uint32_t i = 0; i < store->tenants.count; i++)
+            store->tenants.tenants[i]->demote_rests = false;
+    }
     store->now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
     for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)
         if (store->tiers[tier].tier != NULL)
@@ -257,6 +266,18 @@ uint64_t kvl_store_epoch(const struct kvl_store *store) {
     return store->epoch;
 }
 
+/* ---- tenants ------------------------------------------------------------------------------ */
+
+uint32_t kvl_store_tenant(const struct kvl_store *store, const char *name) {
+    const struct kvl_tenant *tenant = kvl_tenant_find(&store->tenants, name);
+    return tenant != NULL ? tenant->id : KVL_TENANT_ALL;
+}
+
+struct kvl_key kvl_store_salt(const struct kvl_store *store, uint32_t tenant) {
+    return tenant < store->tenants.count ? store->tenants.tenants[tenant]->salt
+                                         : (struct kvl_key){{0}};
+}
+
 /* ---- clients ------------------------------------------------------------------------------ */
 
 struct kvl_client *kvl_client_find(struct kvl_store *store, uint32_t id) {
@@ -267,6 +288,8 @@ struct kvl_client *kvl_client_find(struct kvl_store *store, uint32_t id) {
 kvl_err kvl_store_client_open(
     struct kvl_store *store, const struct kvl_client_info *info, uint32_t *client) {
     uint32_t place = 0;
+    if (info->tenant >= store->tenants.count)
+        return KVL_ERR_INVALID;
     while (place < KVL_CLIENTS_MAX && store->clients[place].open)
         place++;
     if (place == KVL_CLIENTS_MAX)
@@ -282,6 +305,7 @@ kvl_err kvl_store_client_open(
     };
     store->clients[place].info.name[sizeof(info->name) - 1] = '\0';
     store->client_count++;
+    store->tenants.tenants[info->tenant]->clients++;
     *client = store->clients[place].id;
     return KVL_OK;
 }
@@ -300,6 +324,7 @@ void kvl_store_client_close(struct kvl_store *store, uint32_t id) {
         kvl_lease_end(store, client, lease);
     kvl_sessions_close_of(store, id);
     store->client_count--;
+    store->tenants.tenants[client->info.tenant]->clients--;
     kvl_store_pump(store);
 }
 
@@ -364,13 +389,22 @@ void kvl_operations_step(struct kvl_store *store, enum kvl_operation_kind kind,
     }
 }
 
+bool kvl_store_ticket_is_of(struct kvl_store *store, uint32_t tenant, struct kvl_ticket ticket) {
+    const struct kvl_client *owner =
+        ticket.number < KVL_TICKET_WORDS
+            ? kvl_client_find(store, store->ticket_owners[ticket.number].client)
+            : NULL;
+    return tenant == KVL_TENANT_ALL || (owner != NULL && owner->info.tenant == tenant);
+}
+
 void kvl_ticket_release(struct kvl_store *store, uint32_t client_id, struct kvl_ticket ticket) {
     struct kvl_client *client = kvl_client_find(store, client_id);
     struct kvl_ticket_owner *owner =
         ticket.number < KVL_TICKET_WORDS ? &store->ticket_owners[ticket.number] : NULL;
     if (client == NULL || owner == NULL || owner->client != client_id ||
         owner->generation != ticket.generation) {
-        store->stale_releases++;
+        uint32_t tenant = client != NULL ? client->info.tenant : KVL_TENANT_DEFAULT;
+        store->tenants.tenants[tenant]->stale_releases++;
         return;
     }
     struct kvl_operation *operation = owner->operation;

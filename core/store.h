@@ -5,6 +5,10 @@
  * its hash taken. Sealed blocks are persisted behind (disk tier present), demoted device -> host
  * when the device runs full, dropped from host when that is full; children before parents.
  *
+ * Tenants (tenant.h): keys are inside keys everywhere here but in sessions, whose names are
+ * "TENANT/NAME" for every tenant but the default one; whoever serves clients turns keys and names.
+ * A `tenant` argument narrows what is seen to one tenant's, or is KVL_TENANT_ALL.
+ *
  * Clients: opened and closed by the server; closing a client (its proven death) ends its leases,
  * returns its unsealed slots and hands keys it was filling to the first waiter.
  *
@@ -22,19 +26,22 @@
 #include "kvl_types.h"
 #include "log.h"
 #include "policy.h"
+#include "tenant.h"
 #include "ticket.h"
 #include "tier.h"
 
 struct kvl_store;
 
 struct kvl_store_options {
-    struct kvl_tier *device;             /* required */
-    struct kvl_tier *host;               /* NULL: demoted blocks live on disk only */
-    struct kvl_tier *disk;               /* NULL: nothing outlives the process */
-    struct kvl_catalog *catalog;         /* with disk */
-    const struct kvl_policy_ops *policy; /* NULL: lru */
-    uint64_t client_lease_bytes_max;     /* per client; 0: no limit */
-    uint32_t hash_threads;               /* seal hashing; 0: one */
+    struct kvl_tier *device;                  /* required */
+    struct kvl_tier *host;                    /* NULL: demoted blocks live on disk only */
+    struct kvl_tier *disk;                    /* NULL: nothing outlives the process */
+    struct kvl_catalog *catalog;              /* with disk */
+    const struct kvl_policy_ops *policy;      /* NULL: lru */
+    uint64_t client_lease_bytes_max;          /* per client; 0: no limit */
+    uint32_t hash_threads;                    /* seal hashing; 0: one */
+    const struct kvl_tenant_options *tenants; /* beside the default one, or its quotas */
+    uint32_t tenant_count;
     struct kvl_log *log;
 };
 
@@ -60,13 +67,28 @@ struct kvl_ticket_pool *kvl_store_tickets(struct kvl_store *store);
 struct kvl_tier *kvl_store_tier(struct kvl_store *store, enum kvl_tier_kind kind); /* or NULL */
 uint64_t kvl_store_epoch(const struct kvl_store *store); /* random, never 0 */
 
+/* ---- tenants ------------------------------------------------------------------------------ */
+
+/* The number of the admitted tenant of that name; KVL_TENANT_ALL: there is none. */
+uint32_t kvl_store_tenant(const struct kvl_store *store, const char *name);
+/* What turns its keys (kvl_tenant_turn_key); zero for KVL_TENANT_ALL. */
+struct kvl_key kvl_store_salt(const struct kvl_store *store, uint32_t tenant);
+/* By position, among those the view has; false past the last. */
+bool kvl_store_tenant_at(
+    struct kvl_store *store, uint32_t tenant, uint32_t index, struct kvl_tenant_report *out);
+
+/* Whether a client that the view has holds the ticket. */
+bool kvl_store_ticket_is_of(struct kvl_store *store, uint32_t tenant, struct kvl_ticket ticket);
+
 /* ---- clients ------------------------------------------------------------------------------ */
 
 struct kvl_client_info {
     uint32_t pid;
     uint32_t uid;
     char name[64];
-    bool attached; /* has mapped the arenas: may lease */
+    bool attached;   /* has mapped the arenas: may lease */
+    bool sees_all;   /* an operator's: flush, verify and clear mean everybody's blocks */
+    uint32_t tenant; /* whose blocks it stores */
 };
 
 KVL_MUST_CHECK kvl_err kvl_store_client_open(
@@ -75,11 +97,11 @@ void kvl_store_client_close(struct kvl_store *store, uint32_t client);
 
 /* ---- namespaces --------------------------------------------------------------------------- */
 
-KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store,
+KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
 /* By position; false past the last. */
 bool kvl_store_namespace_at(
-    struct kvl_store *store, uint32_t index, struct kvl_namespace_info *out);
+    struct kvl_store *store, uint32_t tenant, uint32_t index, struct kvl_namespace_info *out);
 
 /* ---- blocks ------------------------------------------------------------------------------- */
 
@@ -173,11 +195,13 @@ struct kvl_clear_request {
     uint32_t client;
     enum kvl_clear_scope scope;
     uint32_t namespace_id;
-    const char *session; /* its record and the blocks only it uses */
+    const char *name; /* session: its record and the blocks only it uses; tenant: NULL is the own */
 };
 
 /* Blocks under a lease vanish from the table at once and their slots when released. The ticket
- * ends when the deletions are durable; values[0]: blocks cleared. Pinned blocks are cleared too. */
+ * ends when the deletions are durable; values[0]: blocks cleared. Pinned blocks are cleared too.
+ * What the client may not see is not there. Errors: NOTFOUND; BUSY (a session, or one of the
+ * tenant's, is open). */
 KVL_MUST_CHECK kvl_err kvl_store_clear(
     struct kvl_store *store, const struct kvl_clear_request *request, struct kvl_ticket *ticket);
 /* Ends when everything sealed before is durable; with an error when the disk refused some of it,
@@ -211,22 +235,26 @@ KVL_MUST_CHECK kvl_err kvl_store_session_read(struct kvl_store *store, const cha
     uint64_t from_token, uint32_t max, uint32_t *tokens, uint32_t *count,
     struct kvl_session_info *info);
 /* By position in order of name; false past the last. */
-bool kvl_store_session_at(struct kvl_store *store, uint32_t index, struct kvl_session_info *out);
+bool kvl_store_session_at(
+    struct kvl_store *store, uint32_t tenant, uint32_t index, struct kvl_session_info *out);
 
 /* ---- what people look at ------------------------------------------------------------------ */
 
-void kvl_store_report(struct kvl_store *store, struct kvl_store_report *out);
+/* Of one tenant: what is its own; capacity is its quota where that is less. What is nobody's own
+ * (ghosts, the table, transfers under way) is zero. */
+void kvl_store_report(struct kvl_store *store, uint32_t tenant, struct kvl_store_report *out);
 
-bool kvl_store_client_at(struct kvl_store *store, uint32_t index, struct kvl_client_report *out);
+bool kvl_store_client_at(
+    struct kvl_store *store, uint32_t tenant, uint32_t index, struct kvl_client_report *out);
 
 /* Pages through the table: *cursor 0 at first; returns entries written; 0 at the end. Blocks that
  * come or go in between may be missed, none is listed twice. */
-uint32_t kvl_store_list(
-    struct kvl_store *store, uint64_t *cursor, uint32_t max, struct kvl_block_report *out);
+uint32_t kvl_store_list(struct kvl_store *store, uint32_t tenant, uint64_t *cursor, uint32_t max,
+    struct kvl_block_report *out);
 
 /* Events with sequence > after, oldest first; *oldest is the first one still kept, so a gap shows
- * as *oldest > after + 1. */
-uint32_t kvl_store_events(
-    struct kvl_store *store, uint64_t after, uint32_t max, struct kvl_event *out, uint64_t *oldest);
+ * as *oldest > after + 1. A tenant's are numbered by themselves. */
+uint32_t kvl_store_events(struct kvl_store *store, uint32_t tenant, uint64_t after, uint32_t max,
+    struct kvl_event *out, uint64_t *oldest);
 
 #endif

@@ -1,4 +1,5 @@
-/* store_clear.c - forgetting blocks for good: all, a namespace's, or those only a session uses.
+/* store_clear.c - forgetting blocks for good: all, a namespace's, a tenant's with its sessions, or
+ * those only a session uses.
  *
  * Blocks go from the table in one walk, a bounded number at a time; blocks sealed after the
  * request stay. The ticket ends when the disk's deletions are durable too. */
@@ -14,6 +15,7 @@ struct kvl_clear {
     struct kvl_operation operation;
     enum kvl_clear_scope scope;
     uint32_t namespace_id;
+    const char *tenant_name; /* whose blocks; NULL: everybody's */
     uint32_t cursor;
     uint64_t generation_end; /* blocks of this and later generations stay */
     uint64_t cleared;
@@ -27,23 +29,28 @@ static void clear_block(struct kvl_store *store, struct kvl_clear *clear, uint32
     clear->cleared++;
 }
 
-static bool is_cleared(const struct kvl_clear *clear, const struct kvl_entry *entry) {
+/* By name, so that what a tenant left behind under another secret goes too. */
+static bool is_cleared(
+    struct kvl_store *store, const struct kvl_clear *clear, const struct kvl_entry *entry) {
     bool sealed = entry->tiers != 0 || (entry->flags & KVL_ENTRY_SEALING) != 0;
     return (entry->flags & KVL_ENTRY_USED) != 0 && sealed &&
            entry->generation < clear->generation_end &&
-           (clear->scope == KVL_CLEAR_ALL || entry->namespace_id == clear->namespace_id);
+           (clear->scope != KVL_CLEAR_NAMESPACE || entry->namespace_id == clear->namespace_id) &&
+           (clear->tenant_name == NULL ||
+               strcmp(kvl_entry_tenant(store, entry)->name, clear->tenant_name) == 0);
 }
 
 static void walk_is_over(struct kvl_store *store, struct kvl_clear *clear) {
     clear->walked = true;
     clear->operation.settle = &clear->settle;
-    kvl_settle_begin(store, &clear->settle);
+    const struct kvl_client *client = kvl_client_find(store, clear->operation.client);
+    kvl_settle_begin(store, &clear->settle, client != NULL ? kvl_client_view(store, client) : NULL);
 }
 
 static void walk(struct kvl_store *store, struct kvl_clear *clear) {
     uint32_t end = kvl_table_end(store->table);
     for (uint32_t i = 0; i < KVL_CLEAR_STEP && clear->cursor < end; i++, clear->cursor++)
-        if (is_cleared(clear, kvl_table_at(store->table, clear->cursor)))
+        if (is_cleared(store, clear, kvl_table_at(store->table, clear->cursor)))
             clear_block(store, clear, clear->cursor);
     store->retry |= clear->cursor < end;
     if (clear->cursor >= end)
@@ -61,11 +68,23 @@ static uint64_t common_tokens(const struct kvl_session *a, const struct kvl_sess
     return i;
 }
 
-/* Leading tokens that another session of the namespace has too. */
-static uint64_t shared_tokens(struct kvl_store *store, const struct kvl_session *session) {
+static const struct kvl_tenant *tenant_of(
+    struct kvl_store *store, const struct kvl_session *session) {
+    char name[KVL_SESSION_NAME_MAX + 1];
+    const char *slash = strchr(session->info.name, '/');
+    size_t length = slash != NULL ? (size_t)(slash - session->info.name) : 0;
+    memcpy(name, session->info.name, length);
+    name[length] = '\0';
+    return kvl_tenant_find(&store->tenants, name);
+}
+
+/* Leading tokens that another session of the tenant's namespace has too. */
+static uint64_t shared_tokens(
+    struct kvl_store *store, const struct kvl_tenant *tenant, const struct kvl_session *session) {
     uint64_t shared = 0;
-    const struct kvl_session *other;
-    for (uint32_t i = 0; (other = kvl_session_set_at(store->sessions, i)) != NULL; i++) {
+    struct kvl_session_range range = kvl_session_range(store->sessions, tenant->name);
+    for (uint32_t i = 0; i < range.count; i++) {
+        const struct kvl_session *other = kvl_session_set_at(store->sessions, range.first + i);
         if (other == session ||
             !kvl_key_equal(&other->info.namespace_key, &session->info.namespace_key))
             continue;
@@ -76,9 +95,10 @@ static uint64_t shared_tokens(struct kvl_store *store, const struct kvl_session 
 }
 
 /* Drops the block unless other blocks go on from it. */
-static bool clear_leaf(
-    struct kvl_store *store, struct kvl_clear *clear, const struct kvl_key *key) {
-    uint32_t block = kvl_table_find(store->table, key);
+static bool clear_leaf(struct kvl_store *store, struct kvl_clear *clear, const struct kvl_key *salt,
+    struct kvl_key key) {
+    kvl_tenant_turn_key(salt, &key);
+    uint32_t block = kvl_table_find(store->table, &key);
     if (block == KVL_BLOCK_NONE)
         return true;
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
@@ -91,13 +111,17 @@ static bool clear_leaf(
 
 static kvl_err clear_chain(
     struct kvl_store *store, struct kvl_clear *clear, const struct kvl_session *session) {
-    const struct kvl_namespace_info *info =
-        kvl_namespace_by_key(store, &session->info.namespace_key);
+    const struct kvl_tenant *tenant = tenant_of(store, session);
+    if (tenant == NULL) /* nobody can reach its blocks any more */
+        return KVL_OK;
+    struct kvl_key inside = session->info.namespace_key;
+    kvl_tenant_turn_key(&tenant->salt, &inside);
+    const struct kvl_namespace_info *info = kvl_namespace_by_key(store, &inside);
     uint32_t block_tokens = info != NULL ? info->geometry.block_tokens : 0;
     if (block_tokens == 0)
         return KVL_OK;
     uint64_t count = session->info.token_count / block_tokens;
-    uint64_t kept = shared_tokens(store, session) / block_tokens;
+    uint64_t kept = shared_tokens(store, tenant, session) / block_tokens;
     struct kvl_key *keys = malloc((count + 1) * sizeof(keys[0]));
     if (keys == NULL)
         return KVL_ERR_NOMEM;
@@ -105,18 +129,18 @@ static kvl_err clear_chain(
         session->info.token_count, block_tokens, keys);
     bool leaf = err == KVL_OK;
     if (leaf && !kvl_key_is_zero(&session->info.tail))
-        (void)clear_leaf(store, clear, &session->info.tail);
+        (void)clear_leaf(store, clear, &tenant->salt, session->info.tail);
     for (uint64_t i = count; leaf && i > kept; i--)
-        leaf = clear_leaf(store, clear, &keys[i - 1]);
+        leaf = clear_leaf(store, clear, &tenant->salt, keys[i - 1]);
     free(keys);
     return err;
 }
 
 static kvl_err clear_session(
     struct kvl_store *store, struct kvl_clear *clear, const struct kvl_clear_request *request) {
-    if (!kvl_session_name_is_valid(request->session))
+    if (!kvl_session_full_name_is_valid(request->name))
         return KVL_ERR_INVALID;
-    const struct kvl_session *session = kvl_session_find(store->sessions, request->session);
+    const struct kvl_session *session = kvl_session_find(store->sessions, request->name);
     if (session == NULL)
         return KVL_ERR_NOTFOUND;
     if (session->holder != request->client && kvl_client_find(store, session->holder) != NULL)
@@ -124,7 +148,41 @@ static kvl_err clear_session(
     struct kvl_session_info info;
     kvl_err err = clear_chain(store, clear, session);
     if (err == KVL_OK)
-        err = kvl_store_session_drop(store, request->client, request->session, &info);
+        err = kvl_store_session_drop(store, request->client, request->name, &info);
+    return err;
+}
+
+/* ---- one tenant --------------------------------------------------------------------------- */
+
+/* The tenant that is meant, by any of its secrets; NULL: none that the client may see. */
+static const struct kvl_tenant *wanted_tenant(
+    struct kvl_store *store, const struct kvl_client *client, const char *name) {
+    const struct kvl_tenant *own = store->tenants.tenants[client->info.tenant];
+    if (name == NULL)
+        return own;
+    for (uint32_t i = 0; i < store->tenants.count; i++) {
+        const struct kvl_tenant *tenant = store->tenants.tenants[i];
+        if (strcmp(tenant->name, name) == 0 && (client->info.sees_all || tenant == own))
+            return tenant;
+    }
+    return NULL;
+}
+
+static kvl_err drop_sessions(
+    struct kvl_store *store, uint32_t client, const struct kvl_tenant *tenant) {
+    struct kvl_session_range range = kvl_session_range(store->sessions, tenant->name);
+    for (uint32_t i = 0; i < range.count; i++) {
+        const struct kvl_session *session = kvl_session_set_at(store->sessions, range.first + i);
+        if (session->holder != client && kvl_client_find(store, session->holder) != NULL)
+            return KVL_ERR_BUSY;
+    }
+    kvl_err err = KVL_OK;
+    for (uint32_t i = 0; i < range.count && err == KVL_OK; i++) {
+        struct kvl_session_info info;
+        char name[KVL_SESSION_NAME_MAX + 1];
+        strcpy(name, kvl_session_set_at(store->sessions, range.first)->info.name);
+        err = kvl_store_session_drop(store, client, name, &info);
+    }
     return err;
 }
 
@@ -147,12 +205,42 @@ void kvl_clear_pump(struct kvl_store *store) {
 }
 
 static kvl_err request_check(struct kvl_store *store, const struct kvl_clear_request *request) {
-    if (request->scope < KVL_CLEAR_ALL || request->scope > KVL_CLEAR_SESSION)
-        return KVL_ERR_INVALID;
-    if (request->scope == KVL_CLEAR_NAMESPACE &&
-        kvl_namespace_by_id(store, request->namespace_id) == NULL)
-        return KVL_ERR_NOTFOUND;
-    return KVL_OK;
+    const struct kvl_client *client = kvl_client_find(store, request->client);
+    uint32_t id = request->namespace_id;
+    if (client == NULL)
+        return KVL_ERR_PERM;
+    const struct kvl_tenant *view = kvl_client_view(store, client);
+    switch (request->scope) {
+    case KVL_CLEAR_ALL:
+    case KVL_CLEAR_SESSION:
+        return KVL_OK;
+    case KVL_CLEAR_NAMESPACE:
+        return kvl_namespace_by_id(store, id) == NULL ||
+                       (view != NULL && view != kvl_namespace_tenant(store, id))
+                   ? KVL_ERR_NOTFOUND
+                   : KVL_OK;
+    case KVL_CLEAR_TENANT:
+        return wanted_tenant(store, client, request->name) == NULL ? KVL_ERR_NOTFOUND : KVL_OK;
+    }
+    return KVL_ERR_INVALID;
+}
+
+/* What is done at once; the walk comes later. */
+static kvl_err clear_begin(
+    struct kvl_store *store, struct kvl_clear *clear, const struct kvl_clear_request *request) {
+    const struct kvl_client *client = kvl_client_find(store, request->client);
+    const struct kvl_tenant *view = kvl_client_view(store, client);
+    if (request->scope == KVL_CLEAR_SESSION) {
+        kvl_err err = clear_session(store, clear, request);
+        walk_is_over(store, clear);
+        return err;
+    }
+    clear->tenant_name = view != NULL ? view->name : NULL;
+    if (request->scope != KVL_CLEAR_TENANT)
+        return KVL_OK;
+    const struct kvl_tenant *tenant = wanted_tenant(store, client, request->name);
+    clear->tenant_name = tenant->name;
+    return drop_sessions(store, request->client, tenant);
 }
 
 kvl_err kvl_store_clear(
@@ -173,10 +261,7 @@ kvl_err kvl_store_clear(
     clear->scope = request->scope;
     clear->namespace_id = request->namespace_id;
     clear->generation_end = store->generation_next;
-    if (request->scope == KVL_CLEAR_SESSION) {
-        err = clear_session(store, clear, request);
-        walk_is_over(store, clear);
-    }
+    err = clear_begin(store, clear, request);
     if (err != KVL_OK) {
         kvl_operation_end(store, &clear->operation, err);
         kvl_ticket_release(store, request->client, *ticket);

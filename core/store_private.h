@@ -9,6 +9,7 @@
  *                    tell at start            store_verify.c   verify
  *   catalog_queue.c  puts that must wait      store_session.c  sessions, over session.c
  *   pin.c            pins                     store_report.c   report, list, events
+ *   quota.c          tenants' share of the disk
  *
  * One rule keeps blocks that vanish apart from blocks under use: whoever uses a block's copy in a
  * tier (lease, transfer, check) counts itself in the entry and remembers the entry's generation.
@@ -17,17 +18,19 @@
 #ifndef KVL_STORE_PRIVATE_H
 #define KVL_STORE_PRIVATE_H
 
+#include <assert.h>
+
 #include "lease.h"
 #include "session.h"
 #include "store.h"
 #include "table.h"
+#include "tenant.h"
 #include "workers.h"
 
 #define KVL_CLIENTS_MAX 1024u
 #define KVL_CLIENT_TICKETS_MAX 1024u
 #define KVL_CLIENT_LEASES_MAX (1u << 20)
 #define KVL_NAMESPACES_MAX 65535u
-#define KVL_EVENTS_KEPT 8192u
 #define KVL_PRIORITIES 3u
 #define KVL_ARRIVING_BUCKETS 4096u
 #define KVL_ORPHAN_BUCKETS 1024u
@@ -58,7 +61,8 @@ enum kvl_operation_kind {
 
 /* What was sealed up to now becomes durable, and what was dropped stays dropped. */
 struct kvl_settle {
-    uint64_t order; /* seals up to this one are waited for */
+    const struct kvl_tenant *tenant; /* whose; NULL: everybody's */
+    uint64_t order;                  /* seals up to this one are waited for */
     uint64_t remaining;
     bool asked;   /* the catalog's flush is under way */
     bool durable; /* and over */
@@ -128,6 +132,7 @@ struct kvl_transfer {
     struct kvl_transfer *next_waiting;  /* for room in its carrier */
     struct kvl_transfer *prev, *next;   /* of all */
     struct kvl_piece *pieces;
+    struct kvl_tenant *tenant;
     uint32_t block;
     uint8_t from, to; /* enum kvl_tier_kind */
     uint8_t carrier;  /* whose submit moves it */
@@ -145,14 +150,15 @@ struct kvl_tier_state {
     struct kvl_tier *tier;     /* NULL: absent */
     struct kvl_policy *policy; /* memory tiers */
     struct kvl_transfer_queue waiting[KVL_PRIORITIES];
-    uint64_t blocks, hits, misses, evicted, corrupt, errors;
     uint64_t slot_bytes_max; /* the largest slot asked for so far */
 };
 
 /* A slot or a disk location whose entry is gone, kept for those that still use it. */
 struct kvl_orphan {
     struct kvl_orphan *next;
+    struct kvl_tenant *tenant;
     struct kvl_key key;
+    uint64_t slot_bytes;
     uint64_t generation;
     uint64_t location;
     uint32_t users;
@@ -160,12 +166,20 @@ struct kvl_orphan {
 };
 
 struct kvl_persist_item {
+    struct kvl_tenant *tenant;
     uint32_t block;
     uint64_t generation;
     uint64_t order;
 };
 
 struct kvl_catalog_put; /* catalog_queue.c */
+struct kvl_sweep;       /* quota.c */
+
+/* info stands first: what is handed out is found again with kvl_container_of. */
+struct kvl_namespace {
+    struct kvl_namespace_info info;
+    struct kvl_tenant *tenant;
+};
 
 struct kvl_store {
     struct kvl_tier_state tiers[KVL_TIER_COUNT];
@@ -176,6 +190,7 @@ struct kvl_store {
     struct kvl_ticket_pool *tickets;
     struct kvl_workers *workers;
     struct kvl_session_set *sessions;
+    struct kvl_tenant_set tenants;
     int epoll_fd;
     int timer_fd;
     bool loaded;
@@ -192,7 +207,7 @@ struct kvl_store {
     uint32_t client_count;
     struct kvl_ticket_owner ticket_owners[KVL_TICKET_WORDS];
     struct kvl_operation *operations;
-    struct kvl_namespace_info **namespaces; /* by id - 1; NULL: a hole */
+    struct kvl_namespace **namespaces; /* by id - 1; NULL: a hole */
     uint32_t namespace_end;
     uint32_t namespace_room;
 
@@ -211,7 +226,6 @@ struct kvl_store {
     uint64_t persist_pending; /* entered and not done */
     bool store_failure_logged;
     uint64_t store_failed_blocks;
-    uint64_t shed_blocks;
     struct kvl_settle draining; /* kvl_store_drain's */
     uint64_t kept_recent_bytes; /* on disk, for their recent use, since a store last succeeded */
 
@@ -222,14 +236,23 @@ struct kvl_store {
     uint64_t generation_reserved; /* what the catalog says is used */
     uint64_t generation_found;
 
-    struct kvl_event *events; /* ring of KVL_EVENTS_KEPT */
-    uint64_t event_sequence;  /* the last one made */
+    struct kvl_event_ring events; /* everybody's */
+    struct kvl_sweep *sweep;      /* NULL until a disk quota was reached */
 
     uint32_t *scratch_blocks; /* KVL_CHAIN_BLOCKS_MAX */
     uint8_t *scratch_held;
-    uint64_t visible_blocks, pins, leased_bytes;
-    uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
 };
+
+/* What a client may see and clear: NULL: everything. */
+static inline struct kvl_tenant *kvl_client_view(
+    struct kvl_store *store, const struct kvl_client *client) {
+    return client->info.sees_all ? NULL : store->tenants.tenants[client->info.tenant];
+}
+/* Of a view that came over the interface: NULL for KVL_TENANT_ALL. */
+static inline struct kvl_tenant *kvl_view_of(struct kvl_store *store, uint32_t tenant) {
+    assert(tenant == KVL_TENANT_ALL || tenant < store->tenants.count);
+    return tenant == KVL_TENANT_ALL ? NULL : store->tenants.tenants[tenant];
+}
 
 /* ---- store.c ------------------------------------------------------------------------------ */
 struct kvl_client *kvl_client_find(struct kvl_store *store, uint32_t id);
@@ -252,6 +275,14 @@ uint64_t kvl_generation_next(struct kvl_store *store);
 /* NULL when there is none. */
 struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t id);
 struct kvl_namespace_info *kvl_namespace_by_key(struct kvl_store *store, const struct kvl_key *key);
+/* The default tenant for an id that is none, as a pin's entry has before its block was found. */
+struct kvl_tenant *kvl_namespace_tenant(struct kvl_store *store, uint32_t id);
+static inline struct kvl_tenant *kvl_entry_tenant(
+    struct kvl_store *store, const struct kvl_entry *entry) {
+    return kvl_namespace_tenant(store, entry->namespace_id);
+}
+/* The entry's pin is its tenant's from now on. */
+void kvl_entry_join(struct kvl_store *store, struct kvl_entry *entry, uint32_t namespace_id);
 void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_bytes,
     const void *value, uint32_t value_bytes);
 void kvl_namespaces_free(struct kvl_store *store);
@@ -271,11 +302,27 @@ const struct kvl_layout *kvl_entry_layout(struct kvl_store *store, const struct 
 /* The tier holds the block whole and verified from now on; or not any more. */
 void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier);
 void kvl_place_clear(struct kvl_store *store, uint32_t block, unsigned tier);
-/* A free slot, at the cost of others' copies if it must. BEHIND never loses a block's last copy.
+struct kvl_slot_wish {
+    struct kvl_tenant *tenant; /* who pays for it */
+    unsigned tier;
+    uint64_t slot_bytes;
+};
+/* A free slot within the tenant's quota, at the cost of its own copies there where the quota is
+ * reached, of anybody's where the tier is full. behind never loses a block's last copy.
  * Errors: NOSPC, AGAIN (memory not touched yet). */
 KVL_MUST_CHECK kvl_err kvl_slot_reserve(
-    struct kvl_store *store, unsigned tier, uint64_t slot_bytes, bool behind, uint64_t *location);
-void kvl_slot_give_back(struct kvl_store *store, unsigned tier, uint64_t location);
+    struct kvl_store *store, const struct kvl_slot_wish *wish, bool behind, uint64_t *location);
+/* The same at nobody's cost. */
+KVL_MUST_CHECK kvl_err kvl_slot_take(
+    struct kvl_store *store, const struct kvl_slot_wish *wish, uint64_t *location);
+void kvl_slot_give_back(
+    struct kvl_store *store, const struct kvl_slot_wish *slot, uint64_t location);
+struct kvl_slot_wish kvl_entry_slot_wish(
+    struct kvl_store *store, const struct kvl_entry *entry, unsigned tier);
+/* The tier's next victim for which evictable holds, of one tenant or (NULL) of whoever has waited
+ * longest; KVL_BLOCK_NONE. */
+uint32_t kvl_victim(struct kvl_store *store, unsigned tier, const struct kvl_tenant *tenant,
+    bool (*evictable)(void *arg, uint32_t block), void *arg);
 /* Attaches a reserved slot to the entry. */
 void kvl_slot_attach(struct kvl_store *store, uint32_t block, unsigned tier, uint64_t location);
 /* After a user of the slot has gone: an idle copy is the policy's, an empty idle slot is freed. */
@@ -294,6 +341,8 @@ void kvl_block_abandon(struct kvl_store *store, uint32_t block);
 /* Abandon, tell, reap. */
 void kvl_block_drop(struct kvl_store *store, uint32_t block, enum kvl_event_kind why);
 void kvl_block_evict(struct kvl_store *store, uint32_t block, unsigned tier);
+/* The disk has the block no more: counts, tells, and drops what has no other copy. */
+void kvl_disk_copy_lost(struct kvl_store *store, uint32_t block);
 /* The tier's copy is not what was sealed: it goes, and with it the block when no other is left.
  * Other copies are good: each was checked against the seal's hash when it was made. A slot that
  * somebody still uses stays attached until they leave. */
@@ -313,9 +362,9 @@ void kvl_demote_pump(struct kvl_store *store);
 void kvl_demote_finish(struct kvl_store *store, uint32_t block);
 
 /* ---- orphan.c ----------------------------------------------------------------------------- */
-/* False when out of memory. */
-KVL_MUST_CHECK bool kvl_orphan_add(struct kvl_store *store, unsigned tier, uint64_t generation,
-    uint64_t location, uint32_t users, const struct kvl_key *key);
+/* Of the entry's copy in the tier, with its users. False when out of memory. */
+KVL_MUST_CHECK bool kvl_orphan_add(
+    struct kvl_store *store, const struct kvl_entry *entry, unsigned tier, uint32_t users);
 void kvl_orphan_count_down(struct kvl_store *store, unsigned tier, uint64_t generation);
 void kvl_orphan_moved(struct kvl_store *store, const struct kvl_key *key, uint64_t location);
 void kvl_orphans_free(struct kvl_store *store);
@@ -351,16 +400,28 @@ void kvl_waiters_sealed(struct kvl_store *store, uint32_t block);
 
 /* ---- persist.c ---------------------------------------------------------------------------- */
 /* A block is to become durable: counted until done is called with the order it got. */
-uint64_t kvl_persist_enter(struct kvl_store *store);
+uint64_t kvl_persist_enter(struct kvl_store *store, struct kvl_tenant *tenant);
 void kvl_persist_queue(struct kvl_store *store, uint32_t block, uint64_t order);
-void kvl_persist_done(struct kvl_store *store, uint64_t order, kvl_err status);
+void kvl_persist_done(
+    struct kvl_store *store, struct kvl_tenant *tenant, uint64_t order, kvl_err status);
+/* What a disk or a quota refused is not any more: stored after all, tried again, or gone. */
+void kvl_store_failed_clear(struct kvl_store *store, struct kvl_entry *entry);
 void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status);
 void kvl_persist_pump(struct kvl_store *store);
-/* From here on everything entered so far is waited for. */
-void kvl_settle_begin(struct kvl_store *store, struct kvl_settle *settle);
+/* From here on everything that the tenant (NULL: anybody) entered so far is waited for. */
+void kvl_settle_begin(
+    struct kvl_store *store, struct kvl_settle *settle, const struct kvl_tenant *tenant);
 /* True once it is over; then status says how. */
 bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle);
 void kvl_flush_pump(struct kvl_store *store);
+
+/* ---- quota.c ------------------------------------------------------------------------------ */
+enum kvl_quota_answer { KVL_QUOTA_ROOM, KVL_QUOTA_WAIT, KVL_QUOTA_FULL };
+/* May the tenant store so many bytes more? WAIT: room is being made, at the cost of its oldest
+ * blocks there; FULL: none can be made. */
+enum kvl_quota_answer kvl_disk_quota_ask(
+    struct kvl_store *store, struct kvl_tenant *tenant, uint64_t bytes);
+void kvl_quota_pump(struct kvl_store *store);
 
 /* ---- recovery.c --------------------------------------------------------------------------- */
 void kvl_recovery_listen(struct kvl_store *store);
@@ -381,8 +442,10 @@ void kvl_pin_clear(struct kvl_store *store, uint32_t block);
 /* ---- store_clear.c, store_verify.c, store_session.c, store_report.c ------------------------ */
 void kvl_clear_pump(struct kvl_store *store);
 void kvl_verify_pump(struct kvl_store *store);
+uint64_t kvl_visible_blocks(struct kvl_store *store, const struct kvl_tenant *view);
+uint32_t kvl_sessions_of(struct kvl_store *store, const struct kvl_tenant *view);
 void kvl_sessions_close_of(struct kvl_store *store, uint32_t client);
-void kvl_event_add(
-    struct kvl_store *store, enum kvl_event_kind kind, unsigned tier, const struct kvl_key *key);
+void kvl_event_add(struct kvl_store *store, enum kvl_event_kind kind, unsigned tier,
+    const struct kvl_entry *entry);
 
 #endif

@@ -116,6 +116,7 @@ void kvl_piece_end(struct kvl_store *store, struct kvl_piece *piece, kvl_err sta
 /* Held: bit tier: this request is counted as a user of the block's copy or slot there. */
 struct chain {
     struct kvl_store *store;
+    struct kvl_tenant *asker; /* whose hits and misses these are */
     unsigned target;
     uint32_t *blocks;
     uint8_t *held;
@@ -140,11 +141,11 @@ static void let_go(struct chain *chain) {
     }
 }
 
-static void count_found(struct kvl_store *store, unsigned nearest) {
+static void count_found(struct kvl_tenant *asker, unsigned nearest) {
     for (unsigned tier = 0; tier < nearest && tier < KVL_TIER_COUNT; tier++)
-        store->tiers[tier].misses++;
+        asker->tiers[tier].misses++;
     if (nearest < KVL_TIER_COUNT)
-        store->tiers[nearest].hits++;
+        asker->tiers[nearest].hits++;
 }
 
 /* The block behind the visible ones was sealed a moment ago and is being hashed. */
@@ -175,13 +176,13 @@ static kvl_err chain_find(struct chain *chain, const struct kvl_key *keys, uint3
         unsigned source = kvl_entry_is_in(entry, chain->target) ? chain->target : nearest;
         if (entry->busy[source] >= KVL_BUSY_MAX || entry->busy[chain->target] >= KVL_BUSY_MAX)
             break;
-        count_found(store, nearest);
+        count_found(chain->asker, nearest);
         hold(chain, i, source);
         if (kvl_entry_has_slot(entry, chain->target))
             hold(chain, i, chain->target);
     }
     for (uint32_t i = chain->known; i < count; i++)
-        count_found(store, KVL_TIER_COUNT);
+        count_found(chain->asker, KVL_TIER_COUNT);
     return KVL_OK;
 }
 
@@ -193,8 +194,8 @@ static kvl_err chain_reserve(struct chain *chain) {
         const struct kvl_entry *entry = kvl_table_at(store->table, block);
         if (!kvl_entry_has_slot(entry, chain->target)) {
             uint64_t location = 0;
-            kvl_err err = kvl_slot_reserve(
-                store, chain->target, kvl_entry_layout(store, entry)->slot_bytes, false, &location);
+            const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, chain->target);
+            kvl_err err = kvl_slot_reserve(store, &wish, false, &location);
             if (err == KVL_ERR_NOSPC)
                 return KVL_OK;
             if (err != KVL_OK)
@@ -322,8 +323,10 @@ static bool target_is_usable(struct kvl_store *store, enum kvl_tier_kind target)
            store->tiers[target].tier != NULL;
 }
 
-static struct chain chain_init(struct kvl_store *store, enum kvl_tier_kind target) {
+static struct chain chain_init(
+    struct kvl_store *store, const struct kvl_client *client, enum kvl_tier_kind target) {
     return (struct chain){.store = store,
+        .asker = store->tenants.tenants[client->info.tenant],
         .target = target,
         .blocks = store->scratch_blocks,
         .held = store->scratch_held};
@@ -338,7 +341,7 @@ kvl_err kvl_store_restore(struct kvl_store *store, const struct kvl_restore_requ
     if (request->count > KVL_CHAIN_BLOCKS_MAX || !target_is_usable(store, request->target) ||
         (unsigned)request->priority >= KVL_PRIORITIES)
         return KVL_ERR_INVALID;
-    struct chain chain = chain_init(store, request->target);
+    struct chain chain = chain_init(store, client, request->target);
     struct kvl_restore *restore = NULL;
     uint32_t leased = 0;
     kvl_err err = chain_find(&chain, request->keys, request->count);
@@ -368,14 +371,15 @@ cleanup:
     return err;
 }
 
-kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t client, const struct kvl_key *keys,
+kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t client_id, const struct kvl_key *keys,
     uint32_t count, enum kvl_tier_kind target, struct kvl_ticket *ticket) {
     *ticket = (struct kvl_ticket){0};
-    if (kvl_client_find(store, client) == NULL)
+    const struct kvl_client *client = kvl_client_find(store, client_id);
+    if (client == NULL)
         return KVL_ERR_PERM;
     if (count > KVL_CHAIN_BLOCKS_MAX || !target_is_usable(store, target))
         return KVL_ERR_INVALID;
-    struct chain chain = chain_init(store, target);
+    struct chain chain = chain_init(store, client, target);
     struct kvl_restore *restore = NULL;
     kvl_err err = chain_find(&chain, keys, count);
     if (err == KVL_OK)
@@ -384,7 +388,7 @@ kvl_err kvl_store_prefetch(struct kvl_store *store, uint32_t client, const struc
         goto cleanup;
     cut_at_namespace(&chain);
     count_absent(&chain);
-    err = restore_create(&chain, client, true, ticket, &restore);
+    err = restore_create(&chain, client_id, true, ticket, &restore);
     if (err != KVL_OK)
         goto cleanup;
     touch(&chain);

@@ -32,7 +32,9 @@ static kvl_err take_lease(struct kvl_store *store, struct kvl_client *client,
     (*out)->client = client->id;
     (*out)->slot_bytes = slot_bytes;
     client->leased_bytes += slot_bytes;
-    store->leased_bytes += slot_bytes;
+    struct kvl_tenant *tenant = store->tenants.tenants[client->info.tenant];
+    tenant->leases++;
+    tenant->leased_bytes += slot_bytes;
     if (kind == KVL_LEASE_READ)
         client->read_leases++;
     else
@@ -61,14 +63,16 @@ kvl_err kvl_lease_read(struct kvl_store *store, struct kvl_client *client, uint3
 static kvl_err grant(struct kvl_store *store, struct kvl_client *client,
     const struct kvl_namespace_info *info, unsigned tier, struct kvl_lease **out) {
     uint64_t location = 0;
-    if (!may_lease(store, client, info->layout.slot_bytes))
+    const struct kvl_slot_wish wish = {
+        kvl_namespace_tenant(store, info->id), tier, info->layout.slot_bytes};
+    if (!may_lease(store, client, wish.slot_bytes))
         return KVL_ERR_LIMIT;
-    kvl_err err = kvl_slot_reserve(store, tier, info->layout.slot_bytes, false, &location);
+    kvl_err err = kvl_slot_reserve(store, &wish, false, &location);
     if (err != KVL_OK)
         return err;
-    err = take_lease(store, client, KVL_LEASE_WRITE, info->layout.slot_bytes, out);
+    err = take_lease(store, client, KVL_LEASE_WRITE, wish.slot_bytes, out);
     if (err != KVL_OK) {
-        kvl_slot_give_back(store, tier, location);
+        kvl_slot_give_back(store, &wish, location);
         return err;
     }
     (*out)->tier = (uint8_t)tier;
@@ -97,7 +101,7 @@ static kvl_err fill_begin(
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     entry->flags |= KVL_ENTRY_FILLING;
     entry->generation = lease->generation;
-    entry->namespace_id = (uint16_t)lease->namespace_id;
+    kvl_entry_join(store, entry, lease->namespace_id);
     lease->key = *key;
     lease->block = block;
     return KVL_OK;
@@ -191,8 +195,10 @@ static kvl_err wait_begin(struct kvl_store *store, const struct kvl_alloc_reques
 
 void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kvl_lease *lease) {
     struct kvl_lease ended = *lease;
+    struct kvl_tenant *tenant = store->tenants.tenants[client->info.tenant];
     client->leased_bytes -= ended.slot_bytes;
-    store->leased_bytes -= ended.slot_bytes;
+    tenant->leased_bytes -= ended.slot_bytes;
+    tenant->leases--;
     if (ended.kind == KVL_LEASE_READ)
         client->read_leases--;
     else
@@ -202,8 +208,10 @@ void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kv
         kvl_lease_count_down(store, ended.block, ended.generation, ended.tier);
         return;
     }
+    const struct kvl_slot_wish slot = {
+        kvl_namespace_tenant(store, ended.namespace_id), ended.tier, ended.slot_bytes};
     if (client->open || !KVL_PLANTED("slot-lost-at-death"))
-        kvl_slot_give_back(store, ended.tier, ended.location);
+        kvl_slot_give_back(store, &slot, ended.location);
     if (ended.kind == KVL_LEASE_WRITE && is_filling(store, &ended))
         fill_end(store, ended.block);
 }
@@ -212,7 +220,8 @@ void kvl_store_release(struct kvl_store *store, uint32_t client_id, const uint64
     uint32_t lease_count, const struct kvl_ticket *tickets, uint32_t ticket_count) {
     struct kvl_client *client = kvl_client_find(store, client_id);
     if (client == NULL) {
-        store->stale_releases += (uint64_t)lease_count + ticket_count;
+        store->tenants.tenants[KVL_TENANT_DEFAULT]->stale_releases +=
+            (uint64_t)lease_count + ticket_count;
         return;
     }
     for (uint32_t i = 0; i < ticket_count; i++)
@@ -223,7 +232,7 @@ void kvl_store_release(struct kvl_store *store, uint32_t client_id, const uint64
         if (lease != NULL && lease->client == client_id)
             kvl_lease_end(store, client, lease);
         else
-            store->stale_releases++;
+            store->tenants.tenants[client->info.tenant]->stale_releases++;
     }
     kvl_store_pump(store);
 }
@@ -284,7 +293,8 @@ kvl_err kvl_store_alloc(struct kvl_store *store, const struct kvl_alloc_request 
         (request->target != KVL_TIER_DEVICE && request->target != KVL_TIER_HOST) ||
         store->tiers[request->target].tier == NULL)
         return KVL_ERR_INVALID;
-    if (kvl_namespace_by_id(store, request->namespace_id) == NULL)
+    if (kvl_namespace_by_id(store, request->namespace_id) == NULL ||
+        kvl_namespace_tenant(store, request->namespace_id)->id != client->info.tenant)
         return KVL_ERR_NOTFOUND;
     uint32_t pending = request->count;
     bool full = false;
@@ -312,6 +322,7 @@ kvl_err kvl_store_alloc(struct kvl_store *store, const struct kvl_alloc_request 
 struct seal_job {
     struct kvl_job job;
     struct kvl_store *store;
+    struct kvl_tenant *tenant;
     const struct kvl_layout *layout;
     const void *payload;
     uint64_t hash;
@@ -332,8 +343,8 @@ static void seal_visible(struct kvl_store *store, const struct seal_job *job) {
     entry->flags &= (uint16_t)~KVL_ENTRY_SEALING;
     entry->last_use_s = store->now_s;
     kvl_place_set(store, job->block, job->tier);
-    store->sealed_blocks++;
-    kvl_event_add(store, KVL_EVENT_STORED, job->tier, &entry->key);
+    job->tenant->sealed_blocks++;
+    kvl_event_add(store, KVL_EVENT_STORED, job->tier, entry);
     kvl_waiters_sealed(store, job->block);
     kvl_persist_queue(store, job->block, job->order);
 }
@@ -344,7 +355,7 @@ static void seal_done(struct kvl_job *base) {
     if (kvl_entry_is(store, job->block, job->generation))
         seal_visible(store, job);
     else
-        kvl_persist_done(store, job->order, KVL_OK); /* cleared meanwhile */
+        kvl_persist_done(store, job->tenant, job->order, KVL_OK); /* cleared meanwhile */
     kvl_busy_down(store, job->block, job->generation, job->tier);
     free(job);
 }
@@ -367,12 +378,17 @@ static bool parent_is_valid(struct kvl_store *store, const struct kvl_namespace_
     return parent == KVL_BLOCK_NONE || kvl_table_at(store->table, parent)->namespace_id == info->id;
 }
 
-static kvl_err seal_key(const struct kvl_namespace_info *info,
+/* Keys are made of keys as clients know them, and then turned. */
+static kvl_err seal_key(struct kvl_store *store, const struct kvl_namespace_info *info,
     const struct kvl_seal_request *request, struct kvl_key *key) {
-    if (request->opaque)
-        return kvl_key_of_opaque(&info->key, request->opaque_key, key);
-    return kvl_key_of_block(
-        &request->parent, request->tokens, request->token_count, request->extra, key);
+    const struct kvl_key *salt = &kvl_namespace_tenant(store, info->id)->salt;
+    struct kvl_key parent = request->opaque ? info->key : request->parent;
+    kvl_tenant_turn_key(salt, &parent);
+    kvl_err err = request->opaque ? kvl_key_of_opaque(&parent, request->opaque_key, key)
+                                  : kvl_key_of_block(&parent, request->tokens, request->token_count,
+                                        request->extra, key);
+    kvl_tenant_turn_key(salt, key);
+    return err;
 }
 
 /* The entry for a key that is not sealed, empty: new, a ghost's, or one that was being filled. */
@@ -387,7 +403,7 @@ static kvl_err seal_entry(struct kvl_store *store, const struct kvl_namespace_in
             return err;
     }
     struct kvl_entry *entry = kvl_table_at(store->table, *block);
-    entry->namespace_id = (uint16_t)info->id;
+    kvl_entry_join(store, entry, info->id);
     entry->token_count = request->opaque ? 0 : (uint16_t)request->token_count;
     if (request->opaque || kvl_key_equal(&request->parent, &info->key))
         return KVL_OK;
@@ -413,17 +429,19 @@ static void seal_begin(struct kvl_store *store, struct kvl_client *client, struc
     client->read_leases++;
     *job = (struct seal_job){.job = {.run = seal_hash, .done = seal_done},
         .store = store,
+        .tenant = kvl_entry_tenant(store, entry),
         .layout = kvl_entry_layout(store, entry),
         .payload = tier->ops->address(tier, lease->location),
         .generation = entry->generation,
-        .order = kvl_persist_enter(store),
+        .order = kvl_persist_enter(store, kvl_entry_tenant(store, entry)),
         .block = block,
         .tier = lease->tier};
     kvl_workers_submit(store->workers, &job->job, true);
 }
 
-static kvl_err refuse(struct kvl_store *store, kvl_err err) {
-    store->refused_seals++;
+static kvl_err refuse(struct kvl_store *store, const struct kvl_client *client, kvl_err err) {
+    uint32_t tenant = client != NULL ? client->info.tenant : KVL_TENANT_DEFAULT;
+    store->tenants.tenants[tenant]->refused_seals++;
     return err;
 }
 
@@ -432,17 +450,17 @@ kvl_err kvl_store_seal(
     struct kvl_client *client = kvl_client_find(store, request->client);
     struct kvl_lease *lease = kvl_lease_find(store->leases, request->lease);
     if (client == NULL || lease == NULL || lease->client != request->client)
-        return refuse(store, KVL_ERR_NOTFOUND);
+        return refuse(store, client, KVL_ERR_NOTFOUND);
     if (lease->kind != KVL_LEASE_WRITE)
-        return refuse(store, KVL_ERR_INVALID);
+        return refuse(store, client, KVL_ERR_INVALID);
     const struct kvl_namespace_info *info = kvl_namespace_by_id(store, lease->namespace_id);
     if (!tokens_are_valid(info, request) || !parent_is_valid(store, info, request))
-        return refuse(store, KVL_ERR_INVALID);
-    kvl_err err = seal_key(info, request, key);
+        return refuse(store, client, KVL_ERR_INVALID);
+    kvl_err err = seal_key(store, info, request, key);
     if (err != KVL_OK)
-        return refuse(store, err);
+        return refuse(store, client, err);
     if (!kvl_key_is_zero(&lease->key) && !kvl_key_equal(&lease->key, key))
-        return refuse(store, KVL_ERR_INVALID);
+        return refuse(store, client, KVL_ERR_INVALID);
     uint32_t block = kvl_table_find(store->table, key);
     const struct kvl_entry *entry =
         block == KVL_BLOCK_NONE ? NULL : kvl_table_at(store->table, block);

@@ -60,7 +60,7 @@ static kvl_err remove_chunks(
 /* The session if this client may write it. */
 static kvl_err held_by(
     struct kvl_store *store, uint32_t client, const char *name, struct kvl_session **out) {
-    if (!kvl_session_name_is_valid(name))
+    if (!kvl_session_full_name_is_valid(name))
         return KVL_ERR_INVALID;
     *out = kvl_session_find(store->sessions, name);
     if (*out == NULL)
@@ -73,7 +73,7 @@ kvl_err kvl_store_session_open(struct kvl_store *store, uint32_t client, const c
     *info = (struct kvl_session_info){0};
     if (kvl_client_find(store, client) == NULL)
         return KVL_ERR_PERM;
-    if (!kvl_session_name_is_valid(name))
+    if (!kvl_session_full_name_is_valid(name))
         return KVL_ERR_INVALID;
     struct kvl_session *session = kvl_session_find(store->sessions, name);
     if (session != NULL) {
@@ -146,7 +146,7 @@ kvl_err kvl_store_session_close(struct kvl_store *store, uint32_t client, const 
 kvl_err kvl_store_session_drop(
     struct kvl_store *store, uint32_t client, const char *name, struct kvl_session_info *info) {
     *info = (struct kvl_session_info){0};
-    if (!kvl_session_name_is_valid(name))
+    if (!kvl_session_full_name_is_valid(name))
         return KVL_ERR_INVALID;
     struct kvl_session *session = kvl_session_find(store->sessions, name);
     if (session == NULL)
@@ -168,7 +168,7 @@ kvl_err kvl_store_session_read(struct kvl_store *store, const char *name, uint64
     uint32_t max, uint32_t *tokens, uint32_t *count, struct kvl_session_info *info) {
     if (count != NULL)
         *count = 0;
-    if (!kvl_session_name_is_valid(name))
+    if (!kvl_session_full_name_is_valid(name))
         return KVL_ERR_INVALID;
     const struct kvl_session *session = kvl_session_find(store->sessions, name);
     if (session == NULL)
@@ -183,8 +183,21 @@ kvl_err kvl_store_session_read(struct kvl_store *store, const char *name, uint64
     return KVL_OK;
 }
 
-bool kvl_store_session_at(struct kvl_store *store, uint32_t index, struct kvl_session_info *out) {
-    const struct kvl_session *session = kvl_session_set_at(store->sessions, index);
+static struct kvl_session_range range_of(struct kvl_store *store, const struct kvl_tenant *view) {
+    if (view == NULL)
+        return (struct kvl_session_range){0, kvl_session_count(store->sessions)};
+    return kvl_session_range(store->sessions, view->name);
+}
+
+uint32_t kvl_sessions_of(struct kvl_store *store, const struct kvl_tenant *view) {
+    return range_of(store, view).count;
+}
+
+bool kvl_store_session_at(
+    struct kvl_store *store, uint32_t tenant, uint32_t index, struct kvl_session_info *out) {
+    struct kvl_session_range range = range_of(store, kvl_view_of(store, tenant));
+    const struct kvl_session *session =
+        index < range.count ? kvl_session_set_at(store->sessions, range.first + index) : NULL;
     if (session != NULL)
         fill_info(store, session, out);
     return session != NULL;

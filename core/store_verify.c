@@ -15,6 +15,7 @@ struct checker {
     struct kvl_job job;
     struct kvl_io io;
     struct kvl_verify *verify;
+    struct kvl_tenant *tenant;
     const struct kvl_layout *layout;
     const void *payload;
     void *buffer; /* for the disk's copy; NULL while there is none */
@@ -31,6 +32,7 @@ struct checker {
 struct kvl_verify {
     struct kvl_operation operation;
     struct kvl_store *store;
+    const struct kvl_tenant *view; /* NULL: everybody's blocks */
     uint32_t cursor;
     uint64_t generation_end;
     uint64_t checked, bad, all;
@@ -70,7 +72,7 @@ static void copy_end(struct checker *checker, kvl_err status) {
     if (status == KVL_ERR_CORRUPT || status == KVL_ERR_NOTFOUND)
         copy_is_bad(store, checker);
     else if (status != KVL_OK)
-        store->tiers[tier].errors++;
+        checker->tenant->tiers[tier].errors++;
     kvl_busy_down(store, checker->block, checker->generation, tier);
     checker_next(checker);
 }
@@ -157,12 +159,14 @@ static void checker_next(struct checker *checker) {
 
 static bool is_checkable(const struct kvl_verify *verify, const struct kvl_entry *entry) {
     return (entry->flags & KVL_ENTRY_USED) != 0 && entry->tiers != 0 &&
-           entry->generation < verify->generation_end;
+           entry->generation < verify->generation_end &&
+           (verify->view == NULL || verify->view == kvl_entry_tenant(verify->store, entry));
 }
 
 static void check_entry(struct kvl_verify *verify, struct checker *checker, uint32_t block) {
     const struct kvl_entry *entry = kvl_table_at(verify->store->table, block);
     *checker = (struct checker){.verify = verify,
+        .tenant = kvl_entry_tenant(verify->store, entry),
         .layout = kvl_entry_layout(verify->store, entry),
         .block = block,
         .generation = entry->generation,
@@ -210,7 +214,8 @@ kvl_err kvl_store_verify(struct kvl_store *store, uint32_t client, struct kvl_ti
     }
     verify->store = store;
     verify->generation_end = store->generation_next;
-    verify->all = store->visible_blocks;
+    verify->view = kvl_client_view(store, kvl_client_find(store, client));
+    verify->all = kvl_visible_blocks(store, verify->view);
     publish(verify);
     kvl_store_pump(store);
     return KVL_OK;

@@ -141,8 +141,8 @@ static bool stage(struct kvl_store *store, struct kvl_transfer *transfer) {
     if (tier_of(store, KVL_TIER_HOST) == NULL)
         return false;
     if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
-        if (kvl_slot_reserve(
-                store, KVL_TIER_HOST, transfer->io.layout->slot_bytes, true, &location) != KVL_OK)
+        const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, KVL_TIER_HOST);
+        if (kvl_slot_reserve(store, &wish, true, &location) != KVL_OK)
             return false;
         kvl_slot_attach(store, transfer->block, KVL_TIER_HOST, location);
     }
@@ -158,6 +158,7 @@ struct kvl_transfer *kvl_transfer_start(
     if (transfer == NULL)
         return NULL;
     transfer->store = store;
+    transfer->tenant = kvl_entry_tenant(store, entry);
     transfer->block = block;
     transfer->to = (uint8_t)to;
     transfer->from = (uint8_t)source_of(store, entry, to);
@@ -198,8 +199,8 @@ kvl_err kvl_transfer_to_host(struct kvl_store *store, uint32_t block, struct kvl
     if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
         uint64_t location = 0;
         kvl_busy_up(store, block, KVL_TIER_DEVICE); /* not a victim of its own making room */
-        kvl_err err = kvl_slot_reserve(
-            store, KVL_TIER_HOST, kvl_entry_layout(store, entry)->slot_bytes, true, &location);
+        const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, KVL_TIER_HOST);
+        kvl_err err = kvl_slot_reserve(store, &wish, true, &location);
         if (err == KVL_OK)
             kvl_slot_attach(store, block, KVL_TIER_HOST, location);
         kvl_busy_down(store, block, entry->generation, KVL_TIER_DEVICE);
@@ -217,7 +218,7 @@ kvl_err kvl_transfer_to_host(struct kvl_store *store, uint32_t block, struct kvl
 
 static void count_failure(
     struct kvl_store *store, const struct kvl_transfer *transfer, kvl_err status) {
-    store->tiers[transfer->carrier].errors++;
+    transfer->tenant->tiers[transfer->carrier].errors++;
     KVL_WARN(store->log, "event=transfer_failed tier=%u from=%u to=%u error=%s", transfer->carrier,
         transfer->from, transfer->to, kvl_err_name(status));
 }
@@ -229,8 +230,9 @@ static void source_failed(
         kvl_copy_is_bad(store, transfer->block, transfer->from);
     } else if (status == KVL_ERR_NOTFOUND && transfer->from == KVL_TIER_DISK) {
         kvl_place_clear(store, transfer->block, KVL_TIER_DISK);
-        store->tiers[KVL_TIER_DISK].evicted++;
-        kvl_event_add(store, KVL_EVENT_EVICTED, KVL_TIER_DISK, &transfer->io.record.key);
+        transfer->tenant->tiers[KVL_TIER_DISK].evicted++;
+        kvl_event_add(
+            store, KVL_EVENT_EVICTED, KVL_TIER_DISK, kvl_table_at(store->table, transfer->block));
     }
 }
 
@@ -260,7 +262,7 @@ static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err
     }
     kvl_place_set(store, block, transfer->to);
     if (!transfer->demotion && !transfer->quiet)
-        kvl_event_add(store, KVL_EVENT_RESTORED, transfer->to, &entry->key);
+        kvl_event_add(store, KVL_EVENT_RESTORED, transfer->to, entry);
 }
 
 /* The memory copy was bad and another tier has the block: whoever waits gets it from there. Not
@@ -281,6 +283,7 @@ static void end_arrival(struct kvl_store *store, struct kvl_transfer *transfer, 
     arriving_remove(store, transfer);
     if (transfer->demotion) {
         store->demoting_bytes -= transfer->io.layout->slot_bytes;
+        transfer->tenant->demoting_bytes -= transfer->io.layout->slot_bytes;
         store->demoting--;
     }
     land(store, transfer, status);
@@ -308,6 +311,14 @@ static void end_store(struct kvl_store *store, struct kvl_transfer *transfer, kv
         kvl_busy_down(store, block, generation, KVL_TIER_DISK);
 }
 
+static void count_bytes(const struct kvl_transfer *transfer) {
+    uint64_t bytes = transfer->io.layout->payload_bytes;
+    struct kvl_tenant_tier *tiers = transfer->tenant->tiers;
+    tiers[transfer->from].read_bytes += bytes;
+    tiers[transfer->to].written_bytes +=
+        transfer->to == KVL_TIER_DISK ? transfer->io.stored_bytes : bytes;
+}
+
 static void transfer_end(struct kvl_transfer *transfer, kvl_err status) {
     struct kvl_store *store = transfer->store;
     if (status != KVL_OK && !(store->closing && status == KVL_ERR_CANCELED))
@@ -316,7 +327,9 @@ static void transfer_end(struct kvl_transfer *transfer, kvl_err status) {
         return;
     if (transfer->staging && status == KVL_OK)
         status = KVL_ERR_CANCELED;
-    store->demote_rests = false;
+    store->demote_rests = transfer->tenant->demote_rests = false;
+    if (status == KVL_OK)
+        count_bytes(transfer);
     if (transfer->to == KVL_TIER_DISK)
         end_store(store, transfer, status);
     else

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/random.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -31,28 +30,18 @@ static void take_hello(void *context, const union kvl_wire_reply *reply) {
 
 static kvl_err prove(
     struct kvl_client *client, struct kvl_wire_hello *hello, struct kvl_errmsg *msg) {
-    struct kvl_secret secret;
-    kvl_err err =
-        kvl_secret_read(client->secret_file[0] ? client->secret_file : NULL, &secret, msg);
-    if (err != KVL_OK)
-        return err;
-    if (getrandom(hello->nonce, sizeof hello->nonce, 0) != (ssize_t)sizeof hello->nonce)
-        err = kvl_fail(msg, KVL_ERR_IO, "getrandom: %s", strerror(errno));
-    else
-        err = kvl_secret_proof(&secret, false, hello->nonce, hello->proof);
-    explicit_bzero(&secret, sizeof secret);
-    return err;
+    memcpy(hello->tenant, client->tenant, sizeof hello->tenant);
+    kvl_err err = kvl_credentials_nonce(hello->nonce, msg);
+    return err == KVL_OK
+               ? kvl_credentials_prove(client, KVL_PROVER_CLIENT, hello->nonce, hello->proof, msg)
+               : err;
 }
 
 /* Over tcp the daemon must know the secret too. */
 static kvl_err check_daemon(struct kvl_client *client, const struct kvl_wire_hello *hello,
     const struct kvl_wire_hello_reply *reply, struct kvl_errmsg *msg) {
-    struct kvl_secret secret;
     uint8_t proof[KVL_WIRE_PROOF_BYTES];
-    kvl_err err = kvl_secret_read(client->secret_file, &secret, msg);
-    if (err == KVL_OK)
-        err = kvl_secret_proof(&secret, true, hello->nonce, proof);
-    explicit_bzero(&secret, sizeof secret);
+    kvl_err err = kvl_credentials_prove(client, KVL_PROVER_DAEMON, hello->nonce, proof, msg);
     if (err != KVL_OK)
         return err;
     if (!kvl_secret_equal(proof, reply->proof, sizeof proof))
@@ -79,6 +68,8 @@ static kvl_err say_hello(struct kvl_client *client, struct kvl_errmsg *msg) {
             client->address.text, client->refused_version, KVL_WIRE_VERSION);
     if (err == KVL_ERR_TIMEOUT && remote)
         return kvl_fail(msg, KVL_ERR_NOTFOUND, "%s: no daemon answers", client->address.text);
+    if (err == KVL_ERR_PERM && remote && client->tenant[0])
+        return kvl_credentials_refused(client, msg);
     if (err != KVL_OK)
         return kvl_fail(msg, err, "%s: hello: %s", client->address.text, kvl_err_text(err));
     return remote ? check_daemon(client, &hello, &reply, msg) : KVL_OK;
@@ -127,10 +118,9 @@ static kvl_err take_options(
     if (client->timeout_ms > INT_MAX)
         client->timeout_ms = INT_MAX;
     client->look_only = options->look_only;
-    if (options->secret_file && (size_t)snprintf(client->secret_file, sizeof client->secret_file,
-                                    "%s", options->secret_file) >= sizeof client->secret_file)
-        return kvl_fail(msg, KVL_ERR_TOOBIG, "secret_file: path too long");
     kvl_err err = kvl_address_parse(text, &client->address, msg);
+    if (err == KVL_OK)
+        err = kvl_credentials_take(client, options, msg);
     if (err == KVL_OK && client->address.transport == KVL_TRANSPORT_INPROC)
         client->pair_fd = options->attach_fd;
     return err;

@@ -108,18 +108,24 @@ static kvl_err receive(int fd, uint32_t timeout_ms, struct received *out) {
     return KVL_OK;
 }
 
-static kvl_err exchange(
-    struct kvl_client *client, int fd, struct received *received, struct kvl_attach_reply *reply) {
+static kvl_err exchange(struct kvl_client *client, int fd, struct received *received,
+    struct kvl_attach_reply *reply, struct kvl_errmsg *msg) {
     struct kvl_attach_hello hello = {.magic = KVL_ATTACH_MAGIC,
         .version = KVL_WIRE_VERSION,
         .flags = client->look_only ? KVL_ATTACH_LOOK_ONLY : 0,
         .pid = (uint32_t)getpid()};
     memcpy(hello.name, client->name, sizeof hello.name);
+    memcpy(hello.tenant, client->tenant, sizeof hello.tenant);
+    kvl_err err = client->tenant[0] ? kvl_credentials_nonce(hello.nonce, msg) : KVL_OK;
+    if (err == KVL_OK && client->tenant[0])
+        err = kvl_credentials_prove(client, KVL_PROVER_TENANT, hello.nonce, hello.proof, msg);
+    if (err != KVL_OK)
+        return err;
     uint8_t data[KVL_ATTACH_BYTES_MAX];
     uint32_t bytes = kvl_attach_encode_hello(&hello, data);
     if (send(fd, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)bytes)
         return KVL_ERR_CLOSED;
-    kvl_err err = receive(fd, client->timeout_ms, received);
+    err = receive(fd, client->timeout_ms, received);
     return err == KVL_OK ? kvl_attach_decode_reply(received->data, (uint64_t)received->bytes, reply)
                          : err;
 }
@@ -176,6 +182,10 @@ static kvl_err explain(struct kvl_client *client, kvl_err err, const struct kvl_
         return kvl_fail(msg, err,
             "%s: the daemon speaks protocol version %u, this library %u; update the older one",
             client->address.text, reply->version, KVL_WIRE_VERSION);
+    if (reply->status == KVL_ERR_PERM)
+        return kvl_credentials_refused(client, msg);
+    if (msg && msg->text[0]) /* said already */
+        return err;
     return kvl_fail(msg, err, "%s: attach: %s", client->address.text, kvl_err_text(err));
 }
 
@@ -183,10 +193,12 @@ kvl_err kvl_client_attach(
     struct kvl_client *client, struct kvl_mapping *mapping, struct kvl_errmsg *msg) {
     struct received received = {0};
     struct kvl_attach_reply reply = {0};
+    if (msg)
+        msg->text[0] = 0;
     kvl_err err = open_channel(client, &mapping->attach_fd, msg);
     if (err != KVL_OK)
         return err;
-    err = exchange(client, mapping->attach_fd, &received, &reply);
+    err = exchange(client, mapping->attach_fd, &received, &reply, msg);
     if (err == KVL_OK)
         err = (kvl_err)reply.status;
     if (err == KVL_OK && !client->look_only)

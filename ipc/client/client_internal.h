@@ -57,6 +57,7 @@ struct kvl_call {
 struct kvl_client {
     struct kvl_address address;
     char name[KVL_WIRE_NAME_BYTES];
+    char tenant[KVL_WIRE_NAME_BYTES]; /* empty: none is named */
     char secret_file[4096];
     uint32_t timeout_ms;
     bool look_only;
@@ -77,6 +78,18 @@ struct kvl_client {
     struct kvl_call *queue, **queue_end; /* the head is the one in flight */
     uint32_t refused_version;            /* the daemon's, after VERSION */
 };
+
+/* credentials.c */
+KVL_MUST_CHECK kvl_err kvl_credentials_take(
+    struct kvl_client *client, const struct kvl_client_options *options, struct kvl_errmsg *msg);
+KVL_MUST_CHECK kvl_err kvl_credentials_nonce(
+    uint8_t nonce[KVL_WIRE_PROOF_BYTES], struct kvl_errmsg *msg);
+/* Under the tenant's secret, or the one that tcp clients share. */
+KVL_MUST_CHECK kvl_err kvl_credentials_prove(const struct kvl_client *client,
+    enum kvl_prover prover, const uint8_t nonce[KVL_WIRE_PROOF_BYTES],
+    uint8_t proof[KVL_WIRE_PROOF_BYTES], struct kvl_errmsg *msg);
+/* PERM, and what to do about it. */
+kvl_err kvl_credentials_refused(const struct kvl_client *client, struct kvl_errmsg *msg);
 
 /* client_attach.c */
 KVL_MUST_CHECK kvl_err kvl_client_attach(

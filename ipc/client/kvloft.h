@@ -47,15 +47,19 @@ struct kvl_client_options {
     const char *name;    /* shown to people; NULL: the program's name */
     uint32_t timeout_ms; /* of one call until TIMEOUT, repeats included; 0: 10,000 */
     int attach_fd;       /* inproc only: this end of the server's attach socket pair, taken over */
-    const char *secret_file; /* tcp only */
-    bool look_only;          /* do not attach: no arenas, no leases (what tcp always is) */
+    /* As which tenant; NULL: $KVLOFT_TENANT, "": none is named. Its secret, or the one that tcp
+     * clients without a tenant share: NULL: $KVLOFT_SECRET_FILE, or $KVLOFT_SECRET itself. */
+    const char *tenant;
+    const char *secret_file;
+    bool look_only; /* do not attach: no arenas, no leases (what tcp always is) */
 };
 
 /* ipc://$XDG_RUNTIME_DIR/kvloft/kvloft.sock, or below /tmp/kvloft-UID without that variable.
  * TOOBIG when the buffer is too small. */
 KVL_MUST_CHECK kvl_err kvl_default_address(char *address, size_t address_bytes);
 
-/* Errors: NOTFOUND (nobody listens there), PERM, VERSION, TIMEOUT, INVALID (address). */
+/* Errors: NOTFOUND (nobody listens there), PERM (also: no such tenant, or another secret), VERSION,
+ * TIMEOUT, INVALID (address). */
 KVL_MUST_CHECK kvl_err kvl_client_open(
     const struct kvl_client_options *options, struct kvl_client **out, struct kvl_errmsg *msg);
 /* Unmaps everything, ends this client's leases. NULL is fine. */
@@ -202,8 +206,10 @@ KVL_MUST_CHECK kvl_err kvl_session_at(
 
 KVL_MUST_CHECK kvl_err kvl_pin(struct kvl_client *client, const struct kvl_key *keys,
     uint32_t count, bool pinned, uint32_t *changed);
+/* name: of the session, or of the tenant (NULL: this client's own). A tenant clears its own only,
+ * whatever the scope; an operator everybody's. */
 KVL_MUST_CHECK kvl_err kvl_clear(struct kvl_client *client, enum kvl_clear_scope scope,
-    uint32_t namespace_id, const char *session, struct kvl_ticket *ticket);
+    uint32_t namespace_id, const char *name, struct kvl_ticket *ticket);
 KVL_MUST_CHECK kvl_err kvl_flush(struct kvl_client *client, struct kvl_ticket *ticket);
 KVL_MUST_CHECK kvl_err kvl_verify(struct kvl_client *client, struct kvl_ticket *ticket);
 /* Ticket state by message: for clients that are not attached. */
@@ -223,6 +229,9 @@ KVL_MUST_CHECK kvl_err kvl_stats(
 /* Lists by position; NOTFOUND past the last. */
 KVL_MUST_CHECK kvl_err kvl_stats_client(
     struct kvl_client *client, uint32_t index, struct kvl_client_report *out);
+/* A tenant sees itself, an operator all of them. */
+KVL_MUST_CHECK kvl_err kvl_stats_tenant(
+    struct kvl_client *client, uint32_t index, struct kvl_tenant_report *out);
 KVL_MUST_CHECK kvl_err kvl_stats_warning(
     struct kvl_client *client, uint32_t index, char *text, size_t text_bytes);
 /* Pages: *cursor 0 at first; *count 0 at the end. */

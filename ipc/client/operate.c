@@ -10,13 +10,13 @@ static void take_ticket(void *context, const union kvl_wire_reply *reply) {
 }
 
 kvl_err kvl_clear(struct kvl_client *client, enum kvl_clear_scope scope, uint32_t namespace_id,
-    const char *session, struct kvl_ticket *ticket) {
+    const char *name, struct kvl_ticket *ticket) {
     struct kvl_wire_clear clear = {.scope = (uint32_t)scope, .namespace_id = namespace_id};
     *ticket = (struct kvl_ticket){0};
-    if (session && strlen(session) > KVL_SESSION_NAME_MAX)
+    if (name && strlen(name) > KVL_SESSION_NAME_MAX)
         return KVL_ERR_INVALID;
-    if (session)
-        strcpy(clear.session, session);
+    if (name)
+        strcpy(clear.name, name);
     return kvl_call_run(client, KVL_VERB_CLEAR, &clear, take_ticket, ticket);
 }
 
@@ -74,6 +74,14 @@ static void take_client(void *context, const union kvl_wire_reply *reply) {
 
 kvl_err kvl_stats_client(struct kvl_client *client, uint32_t index, struct kvl_client_report *out) {
     return kvl_call_run(client, KVL_VERB_STATS_CLIENT, &index, take_client, out);
+}
+
+static void take_tenant(void *context, const union kvl_wire_reply *reply) {
+    *(struct kvl_tenant_report *)context = reply->tenant;
+}
+
+kvl_err kvl_stats_tenant(struct kvl_client *client, uint32_t index, struct kvl_tenant_report *out) {
+    return kvl_call_run(client, KVL_VERB_STATS_TENANT, &index, take_tenant, out);
 }
 
 struct text_target {

@@ -84,6 +84,18 @@ static void refuse(struct kvl_server *server, struct kvl_half_open *half, kvl_er
     kvl_server_unwatch(server, &half->source);
 }
 
+static kvl_err check_tenant(
+    struct kvl_server *server, const struct kvl_attach_hello *hello, struct kvl_client_info *info) {
+    uint8_t proof[KVL_WIRE_PROOF_BYTES];
+    if (hello->tenant[0] == 0)
+        return kvl_door_admit(server, "", info);
+    kvl_err err = kvl_secret_proof(
+        kvl_door_secret(server, hello->tenant), KVL_PROVER_TENANT, hello->nonce, proof);
+    if (err == KVL_OK && !kvl_secret_equal(proof, hello->proof, sizeof proof))
+        err = KVL_ERR_PERM;
+    return err == KVL_OK ? kvl_door_admit(server, hello->tenant, info) : err;
+}
+
 /* The connection leaves its half-open place and belongs to the client from here on. */
 static void accept_client(struct kvl_server *server, struct kvl_half_open *half,
     const struct kvl_attach_hello *hello, const struct ucred *peer) {
@@ -92,11 +104,17 @@ static void accept_client(struct kvl_server *server, struct kvl_half_open *half,
         .uid = peer->uid,
         .attached = (hello->flags & KVL_ATTACH_LOOK_ONLY) == 0};
     snprintf(info.name, sizeof info.name, "%s", hello->name);
+    kvl_err err = check_tenant(server, hello, &info);
+    if (err != KVL_OK) {
+        KVL_WARN(server->log, "event=attach_refused pid=%u reason=tenant", info.pid);
+        refuse(server, half, err);
+        return;
+    }
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
     struct kvl_client_proof proof = {
         .attach_fd = fd, .pidfd = half->in_process ? -1 : peer_pidfd(fd, peer->pid)};
     struct kvl_server_client *client = NULL;
-    kvl_err err = kvl_clients_open(server, &info, proof, &client);
+    err = kvl_clients_open(server, &info, hello->tenant, proof, &client);
     if (err != KVL_OK) {
         if (proof.pidfd >= 0)
             close(proof.pidfd);

@@ -45,19 +45,23 @@ static void send_status(struct kvl_server *server, const struct kvl_wire_header 
 static kvl_err remote_client(
     struct kvl_server *server, const struct kvl_wire_hello *hello, struct kvl_server_client **out) {
     uint8_t proof[KVL_WIRE_PROOF_BYTES];
-    kvl_err err = kvl_secret_proof(&server->secret, false, hello->nonce, proof);
+    struct kvl_client_info info = {.pid = hello->pid, .uid = UINT32_MAX};
+    kvl_err err = kvl_secret_proof(
+        kvl_door_secret(server, hello->tenant), KVL_PROVER_CLIENT, hello->nonce, proof);
     if (err != KVL_OK)
-        return err;
+        return KVL_ERR_PERM;
     if (!kvl_secret_equal(proof, hello->proof, sizeof proof))
         return KVL_ERR_PERM;
     *out = kvl_clients_find_nonce(server, hello->nonce);
     if (*out)
         return KVL_OK;
+    err = kvl_door_admit(server, hello->tenant, &info);
+    if (err != KVL_OK)
+        return err;
     kvl_clients_expire_remote(server, kvl_clock_ns(), 1);
-    struct kvl_client_info info = {.pid = hello->pid, .uid = UINT32_MAX};
     memcpy(info.name, hello->name, sizeof info.name);
     err = kvl_clients_open(
-        server, &info, (struct kvl_client_proof){.attach_fd = -1, .pidfd = -1}, out);
+        server, &info, hello->tenant, (struct kvl_client_proof){.attach_fd = -1, .pidfd = -1}, out);
     if (err == KVL_OK)
         memcpy((*out)->nonce, hello->nonce, sizeof hello->nonce);
     return err;
@@ -72,7 +76,8 @@ static void remote_hello(struct kvl_server *server, const struct kvl_wire_header
         err = remote_client(server, &hello, &client);
     struct kvl_wire_hello_reply reply = {.epoch = kvl_store_epoch(server->store)};
     if (err == KVL_OK)
-        err = kvl_secret_proof(&server->secret, true, hello.nonce, reply.proof);
+        err = kvl_secret_proof(
+            kvl_door_secret(server, hello.tenant), KVL_PROVER_DAEMON, hello.nonce, reply.proof);
     if (err != KVL_OK) {
         send_status(server, header, route, err);
         return;
@@ -102,7 +107,12 @@ static kvl_err call_verb(struct kvl_server *server, struct kvl_server_client *cl
         return err;
     if ((verb->flags & KVL_WIRE_LEASING) && !client->attached)
         return KVL_ERR_PERM;
-    return function(server, client, &request, reply);
+    err = kvl_door_in(server, client, header->verb, &request);
+    if (err != KVL_OK)
+        return err;
+    err = function(server, client, &request, reply);
+    kvl_door_out(server, client, header->verb, reply);
+    return err;
 }
 
 static void execute_new(struct kvl_server *server, struct kvl_server_client *client,

@@ -86,6 +86,8 @@ static kvl_err lock_address(struct kvl_server *server, struct kvl_errmsg *msg) {
 static kvl_err prepare_address(
     struct kvl_server *server, const char *secret_file, struct kvl_errmsg *msg) {
     const struct kvl_address *address = &server->address;
+    if (address->transport == KVL_TRANSPORT_TCP && !secret_file && server->tenant_count != 0)
+        return KVL_OK; /* then only tenants come in, each with its own secret */
     if (address->transport == KVL_TRANSPORT_TCP)
         return kvl_secret_read(secret_file, &server->secret, msg);
     if (address->transport == KVL_TRANSPORT_INPROC)
@@ -152,6 +154,8 @@ static void init_fields(struct kvl_server *server, const struct kvl_server_optio
     server->store = options->store;
     server->log = options->log;
     server->persist_ms = options->persist_ms;
+    server->tenants = options->tenants;
+    server->tenant_count = options->tenant_count;
     copy_text(server->device_name, sizeof server->device_name, options->device_name);
     copy_text(server->disk_path, sizeof server->disk_path, options->disk_path);
     server->epoll_fd = server->socket = server->lock_fd = -1;
@@ -180,6 +184,8 @@ kvl_err kvl_server_create(
         goto cleanup;
     server->scratch = malloc(KVL_SERVER_SCRATCH_BYTES);
     err = server->scratch ? open_own_descriptors(server) : KVL_ERR_NOMEM;
+    if (err == KVL_OK)
+        err = kvl_door_open(server);
     if (err != KVL_OK) {
         err = kvl_fail(msg, err, "server: %s", kvl_err_text(err));
         goto cleanup;
@@ -251,6 +257,7 @@ void kvl_server_destroy(struct kvl_server *server) {
     pthread_mutex_destroy(&server->pairs_mutex);
     kvl_wire_buffer_free(&server->anonymous_reply);
     free(server->scratch);
+    free(server->keys);
     explicit_bzero(&server->secret, sizeof server->secret);
     free(server);
 }

@@ -16,6 +16,13 @@
 
 struct kvl_server;
 
+/* Who may come in. Borrowed: name and secret outlive the server. */
+struct kvl_server_tenant {
+    const char *name;        /* "": clients that name none; the store's default tenant */
+    struct kvl_bytes secret; /* none for "" */
+    bool sees_all;           /* an operator: no tenant of the store, looks at and clears all */
+};
+
 struct kvl_server_options {
     const char *address; /* ipc://, inproc://, or tcp:// (needs secret_file) */
     const char *secret_file;
@@ -24,6 +31,9 @@ struct kvl_server_options {
     const char *device_name; /* for status */
     const char *disk_path;   /* for status; NULL: none */
     uint32_t persist_ms;     /* for status */
+    /* None: every client is the default tenant's, and an operator. */
+    const struct kvl_server_tenant *tenants;
+    uint32_t tenant_count;
 };
 
 KVL_MUST_CHECK kvl_err kvl_server_create(

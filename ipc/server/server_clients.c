@@ -58,7 +58,7 @@ static kvl_err watch_proof(
 }
 
 kvl_err kvl_clients_open(struct kvl_server *server, const struct kvl_client_info *info,
-    struct kvl_client_proof proof, struct kvl_server_client **out) {
+    const char *tenant, struct kvl_client_proof proof, struct kvl_server_client **out) {
     *out = NULL;
     struct kvl_server_client *client = free_slot(server);
     if (!client)
@@ -86,8 +86,9 @@ kvl_err kvl_clients_open(struct kvl_server *server, const struct kvl_client_info
     client->sequence = 0;
     client->pid = info->pid;
     snprintf(client->name, sizeof client->name, "%s", info->name);
-    KVL_INFO(server->log, "event=attach client=%u pid=%u name=\"%s\" leases=%d", client->number,
-        client->pid, client->name, client->attached);
+    kvl_door_enter(server, client, info, tenant);
+    KVL_INFO(server->log, "event=attach client=%u pid=%u name=\"%s\" tenant=\"%s\" leases=%d",
+        client->number, client->pid, client->name, tenant, client->attached);
     *out = client;
     return KVL_OK;
 }

@@ -9,6 +9,7 @@
 #include "address.h"
 #include "secret.h"
 #include "server.h"
+#include "session.h"
 #include "wire.h"
 
 #define KVL_SERVER_CLIENTS_MAX 1024u
@@ -56,6 +57,10 @@ struct kvl_server_client {
     struct kvl_held held;
     char name[KVL_WIRE_NAME_BYTES];
     uint32_t pid;
+    uint32_t view; /* the tenant that it sees, or KVL_TENANT_ALL */
+    char tenant[KVL_WIRE_NAME_BYTES];
+    struct kvl_key salt;
+    bool is_turned; /* the salt is not zero */
 };
 
 struct kvl_half_open {
@@ -72,6 +77,10 @@ struct kvl_server {
     char disk_path[256];
     uint32_t persist_ms;
     struct kvl_secret secret; /* tcp */
+    const struct kvl_server_tenant *tenants;
+    uint32_t tenant_count;
+    uint8_t nobodys_secret[KVL_WIRE_PROOF_BYTES];
+    struct kvl_key *keys; /* a chain as the store knows it; NULL without tenants */
 
     int epoll_fd, socket, lock_fd;
     bool bound, socket_bound; /* the attach path, the nanomsg path are ours to unlink */
@@ -112,7 +121,7 @@ struct kvl_client_proof { /* how a client's death will show */
     int pidfd;            /* taken over on success */
 };
 KVL_MUST_CHECK kvl_err kvl_clients_open(struct kvl_server *server,
-    const struct kvl_client_info *info, struct kvl_client_proof proof,
+    const struct kvl_client_info *info, const char *tenant, struct kvl_client_proof proof,
     struct kvl_server_client **out);
 void kvl_clients_close(struct kvl_server *server, struct kvl_server_client *client);
 /* NULL unless the token is right too. */
@@ -124,6 +133,22 @@ struct kvl_server_client *kvl_clients_find_nonce(
  * many. */
 void kvl_clients_expire_remote(struct kvl_server *server, uint64_t now_ns, uint32_t wanted);
 void kvl_clients_drop_held(struct kvl_server *server, struct kvl_server_client *client);
+
+/* door.c */
+KVL_MUST_CHECK kvl_err kvl_door_open(struct kvl_server *server);
+/* Fills in info's tenant. PERM: nobody comes in by that name; the proof is the caller's to check,
+ * first. */
+KVL_MUST_CHECK kvl_err kvl_door_admit(
+    struct kvl_server *server, const char *name, struct kvl_client_info *info);
+/* What a client of that tenant proves to know; of no tenant, the secret that tcp clients share. */
+struct kvl_bytes kvl_door_secret(struct kvl_server *server, const char *name);
+void kvl_door_enter(struct kvl_server *server, struct kvl_server_client *client,
+    const struct kvl_client_info *info, const char *name);
+/* A decoded request becomes the store's, its reply the client's. INVALID: a session's name. */
+KVL_MUST_CHECK kvl_err kvl_door_in(struct kvl_server *server,
+    const struct kvl_server_client *client, uint32_t verb, union kvl_wire_request *request);
+void kvl_door_out(struct kvl_server *server, const struct kvl_server_client *client, uint32_t verb,
+    union kvl_wire_reply *reply);
 
 /* requests.c */
 void kvl_requests_receive(struct kvl_server *server, struct kvl_source *source);

@@ -32,14 +32,14 @@ static kvl_err verb_ping(VERB_ARGS) {
 }
 
 static kvl_err verb_namespace_open(VERB_ARGS) {
-    (void)client;
+    uint32_t tenant = client->view == KVL_TENANT_ALL ? KVL_TENANT_DEFAULT : client->view;
     return kvl_store_namespace_open(
-        server->store, &request->namespace_open, &reply->namespace_info);
+        server->store, tenant, &request->namespace_open, &reply->namespace_info);
 }
 
 static kvl_err verb_namespace_at(VERB_ARGS) {
-    (void)client;
-    bool there = kvl_store_namespace_at(server->store, request->u32, &reply->namespace_info);
+    bool there =
+        kvl_store_namespace_at(server->store, client->view, request->u32, &reply->namespace_info);
     return there ? KVL_OK : KVL_ERR_NOTFOUND;
 }
 
@@ -116,8 +116,10 @@ static void seal_one(struct kvl_server *server, struct kvl_server_client *client
         .extra = {.data = seal->extra, .bytes = seal->extra_bytes},
         .opaque = seal->opaque};
     memcpy(ask.opaque_key, seal->opaque_key, sizeof ask.opaque_key);
+    kvl_tenant_turn_key(&client->salt, &ask.parent);
     *out = (struct kvl_wire_sealed_item){0};
     out->status = (uint32_t)kvl_store_seal(server->store, &ask, &out->key);
+    kvl_tenant_turn_key(&client->salt, &out->key);
 }
 
 static kvl_err verb_seal(VERB_ARGS) {

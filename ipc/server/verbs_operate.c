@@ -57,8 +57,7 @@ static kvl_err verb_session_drop(VERB_ARGS) {
 }
 
 static kvl_err verb_session_at(VERB_ARGS) {
-    (void)client;
-    bool there = kvl_store_session_at(server->store, request->u32, &reply->session);
+    bool there = kvl_store_session_at(server->store, client->view, request->u32, &reply->session);
     return there ? KVL_OK : KVL_ERR_NOTFOUND;
 }
 
@@ -66,13 +65,13 @@ static kvl_err verb_session_at(VERB_ARGS) {
 
 static kvl_err verb_clear(VERB_ARGS) {
     const struct kvl_wire_clear *clear = &request->clear;
-    if (clear->scope < KVL_CLEAR_ALL || clear->scope > KVL_CLEAR_SESSION)
+    if (clear->scope < KVL_CLEAR_ALL || clear->scope > KVL_CLEAR_TENANT)
         return KVL_ERR_INVALID;
     const struct kvl_clear_request ask = {.client = client->store_client,
         .scope = (enum kvl_clear_scope)clear->scope,
         .namespace_id = clear->namespace_id,
-        .session = clear->session[0] ? clear->session : NULL};
-    if (ask.scope == KVL_CLEAR_SESSION && !ask.session)
+        .name = clear->name[0] ? clear->name : NULL};
+    if (ask.scope == KVL_CLEAR_SESSION && !ask.name)
         return KVL_ERR_INVALID;
     return kvl_store_clear(server->store, &ask, &reply->ticket);
 }
@@ -90,10 +89,9 @@ static kvl_err verb_verify(VERB_ARGS) {
 /* For who cannot map the words. The daemon reads only what it wrote: engines map them read-only.
  */
 static kvl_err verb_ticket_ask(VERB_ARGS) {
-    (void)client;
     const struct kvl_completion *word =
         kvl_ticket_word(kvl_store_tickets(server->store), request->ticket);
-    if (!word)
+    if (!word || !kvl_store_ticket_is_of(server->store, client->view, request->ticket))
         return KVL_ERR_STALE;
     struct kvl_wire_progress *out = &reply->progress;
     out->status = atomic_load(&word->status);
@@ -107,10 +105,9 @@ static kvl_err verb_ticket_ask(VERB_ARGS) {
 /* ---- status ------------------------------------------------------------------------------- */
 
 static kvl_err verb_stats(VERB_ARGS) {
-    (void)client;
     (void)request;
     struct kvl_wire_stats *stats = &reply->stats;
-    kvl_store_report(server->store, &stats->report);
+    kvl_store_report(server->store, client->view, &stats->report);
     stats->pid = (uint32_t)getpid();
     stats->persist_ms = server->persist_ms;
     snprintf(stats->version, sizeof stats->version, "%s", KVL_VERSION);
@@ -121,8 +118,12 @@ static kvl_err verb_stats(VERB_ARGS) {
 }
 
 static kvl_err verb_stats_client(VERB_ARGS) {
-    (void)client;
-    bool there = kvl_store_client_at(server->store, request->u32, &reply->client);
+    bool there = kvl_store_client_at(server->store, client->view, request->u32, &reply->client);
+    return there ? KVL_OK : KVL_ERR_NOTFOUND;
+}
+
+static kvl_err verb_stats_tenant(VERB_ARGS) {
+    bool there = kvl_store_tenant_at(server->store, client->view, request->u32, &reply->tenant);
     return there ? KVL_OK : KVL_ERR_NOTFOUND;
 }
 
@@ -136,23 +137,21 @@ static kvl_err verb_stats_warning(VERB_ARGS) {
 }
 
 static kvl_err verb_list_blocks(VERB_ARGS) {
-    (void)client;
     struct kvl_wire_items *items = &reply->items;
     items->cursor = request->page.cursor;
     items->data = server->scratch;
     memset(server->scratch, 0, request->page.max * sizeof(struct kvl_block_report));
-    items->count =
-        kvl_store_list(server->store, &items->cursor, request->page.max, server->scratch);
+    items->count = kvl_store_list(
+        server->store, client->view, &items->cursor, request->page.max, server->scratch);
     return KVL_OK;
 }
 
 static kvl_err verb_events(VERB_ARGS) {
-    (void)client;
     struct kvl_wire_items *items = &reply->items;
     items->data = server->scratch;
     memset(server->scratch, 0, request->page.max * sizeof(struct kvl_event));
-    items->count = kvl_store_events(
-        server->store, request->page.cursor, request->page.max, server->scratch, &items->cursor);
+    items->count = kvl_store_events(server->store, client->view, request->page.cursor,
+        request->page.max, server->scratch, &items->cursor);
     return KVL_OK;
 }
 
@@ -171,6 +170,7 @@ kvl_verb_fn kvl_verb_operate_function(uint32_t verb) {
         [KVL_VERB_TICKET_ASK] = verb_ticket_ask,
         [KVL_VERB_STATS] = verb_stats,
         [KVL_VERB_STATS_CLIENT] = verb_stats_client,
+        [KVL_VERB_STATS_TENANT] = verb_stats_tenant,
         [KVL_VERB_STATS_WARNING] = verb_stats_warning,
         [KVL_VERB_LIST_BLOCKS] = verb_list_blocks,
         [KVL_VERB_EVENTS] = verb_events,

@@ -21,7 +21,7 @@
 
 #define KVL_WIRE_MAGIC 0x4d4c564bu   /* "KVLM" */
 #define KVL_ATTACH_MAGIC 0x414c564bu /* "KVLA" */
-#define KVL_WIRE_VERSION 1u
+#define KVL_WIRE_VERSION 2u
 #define KVL_WIRE_HEADER_BYTES 56u
 #define KVL_WIRE_MESSAGE_BYTES_MAX (4u << 20)
 #define KVL_WIRE_TOKEN_BYTES 16u
@@ -105,7 +105,8 @@ KVL_MUST_CHECK kvl_err kvl_wire_decode(
     X(STATS_WARNING, 25, kvl_wire_u32_message, kvl_wire_blob, KVL_WIRE_EARLY)                      \
     X(LIST_BLOCKS, 26, kvl_wire_page, kvl_wire_blocks, 0)                                          \
     X(EVENTS, 27, kvl_wire_page, kvl_wire_events, KVL_WIRE_EARLY)                                  \
-    X(DEMOTE, 28, kvl_wire_chain, kvl_wire_ticket, 0)
+    X(DEMOTE, 28, kvl_wire_chain, kvl_wire_ticket, 0)                                              \
+    X(STATS_TENANT, 29, kvl_wire_u32_message, kvl_wire_tenant_report, KVL_WIRE_EARLY)
 
 #define KVL_WIRE_EARLY 1u         /* answered while the store is still loading */
 #define KVL_WIRE_LEASING 2u       /* attached clients only */
@@ -131,8 +132,9 @@ const struct kvl_wire_verb *kvl_wire_verb(uint32_t number);
 struct kvl_wire_hello {
     uint32_t pid;
     char name[KVL_WIRE_NAME_BYTES];
-    uint8_t nonce[KVL_WIRE_PROOF_BYTES]; /* tcp only, as is the proof; otherwise zero */
-    uint8_t proof[KVL_WIRE_PROOF_BYTES];
+    char tenant[KVL_WIRE_NAME_BYTES]; /* tcp only, as all that follows; otherwise zero */
+    uint8_t nonce[KVL_WIRE_PROOF_BYTES];
+    uint8_t proof[KVL_WIRE_PROOF_BYTES]; /* under the tenant's secret, or the shared one */
 };
 struct kvl_wire_blob {
     uint32_t bytes;
@@ -181,7 +183,7 @@ struct kvl_wire_session {
 struct kvl_wire_clear {
     uint32_t scope; /* enum kvl_clear_scope */
     uint32_t namespace_id;
-    char session[KVL_SESSION_NAME_MAX + 1]; /* empty: none */
+    char name[KVL_SESSION_NAME_MAX + 1]; /* session's or tenant's; empty: none */
 };
 struct kvl_wire_page {
     uint64_t cursor;
@@ -252,6 +254,7 @@ union kvl_wire_reply {
     struct kvl_wire_progress progress;
     struct kvl_wire_stats stats;
     struct kvl_client_report client;
+    struct kvl_tenant_report tenant;
 };
 
 /* ---- the attach socket -------------------------------------------------------------------- */
@@ -265,6 +268,9 @@ struct kvl_attach_hello {
     uint16_t flags;
     uint32_t pid;
     char name[KVL_WIRE_NAME_BYTES];
+    char tenant[KVL_WIRE_NAME_BYTES]; /* empty: the default one, and nothing to prove */
+    uint8_t nonce[KVL_WIRE_PROOF_BYTES];
+    uint8_t proof[KVL_WIRE_PROOF_BYTES]; /* under the tenant's secret */
 };
 /* File descriptors ride along: one for each arena, in order, then the ticket words. */
 struct kvl_attach_reply {
@@ -336,6 +342,7 @@ void kvl_wire_clear(struct kvl_wire *wire, void *message);
 void kvl_wire_progress(struct kvl_wire *wire, void *message);
 void kvl_wire_stats(struct kvl_wire *wire, void *message);
 void kvl_wire_client_report(struct kvl_wire *wire, void *message);
+void kvl_wire_tenant_report(struct kvl_wire *wire, void *message);
 void kvl_wire_page(struct kvl_wire *wire, void *message);
 void kvl_wire_blocks(struct kvl_wire *wire, void *message);
 void kvl_wire_events(struct kvl_wire *wire, void *message);

@@ -1,7 +1,7 @@
 /* wire_attach.c - the two messages of the attach socket.
  *
- *   hello, 80 bytes:  0 u32 magic "KVLA" | 4 u16 version | 6 u16 flags | 8 u32 pid | 12 u32 zero
- *                    16 name 64
+ *   hello, 208 bytes: 0 u32 magic "KVLA" | 4 u16 version | 6 u16 flags | 8 u32 pid | 12 u32 zero
+ *                    16 name 64 | 80 tenant 64 | 144 nonce 32 | 176 proof 32
  *   reply, 96 bytes:  0 u32 magic | 4 u16 version | 6 u16 zero | 8 u32 status | 12 u32 client
  *                    16 token 16 | 32 u64 epoch | 40 u32 ticket words | 44 u32 arenas
  *                    48 three times: u32 kind, u32 zero, u64 bytes */
@@ -18,6 +18,9 @@ static void code_hello(struct kvl_wire *wire, struct kvl_attach_hello *hello) {
     kvl_wire_u32(wire, &hello->pid);
     kvl_wire_zero(wire, 4);
     kvl_wire_fixed_text(wire, hello->name, sizeof hello->name);
+    kvl_wire_fixed_text(wire, hello->tenant, sizeof hello->tenant);
+    kvl_wire_raw(wire, hello->nonce, sizeof hello->nonce);
+    kvl_wire_raw(wire, hello->proof, sizeof hello->proof);
 }
 
 static void code_reply(struct kvl_wire *wire, struct kvl_attach_reply *reply) {

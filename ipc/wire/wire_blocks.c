@@ -44,6 +44,7 @@ void kvl_wire_hello(struct kvl_wire *wire, void *message) {
     struct kvl_wire_hello *hello = message;
     kvl_wire_u32(wire, &hello->pid);
     kvl_wire_fixed_text(wire, hello->name, sizeof hello->name);
+    kvl_wire_fixed_text(wire, hello->tenant, sizeof hello->tenant);
     kvl_wire_raw(wire, hello->nonce, sizeof hello->nonce);
     kvl_wire_raw(wire, hello->proof, sizeof hello->proof);
 }

@@ -6,6 +6,7 @@
 
 _Static_assert(sizeof(struct kvl_block_report) == 96, "see docs/wire.md");
 _Static_assert(offsetof(struct kvl_block_report, hits) == 76, "see docs/wire.md");
+_Static_assert(sizeof((struct kvl_tenant_report){0}.tiers[0]) == 6 * sizeof(uint64_t), "six");
 _Static_assert(sizeof(struct kvl_event) == 48, "sequence, kind, tier, key");
 _Static_assert(sizeof(struct kvl_tier_report) == 11 * sizeof(uint64_t), "eleven numbers");
 _Static_assert(offsetof(struct kvl_store_report, loaded) ==
@@ -76,7 +77,7 @@ void kvl_wire_clear(struct kvl_wire *wire, void *message) {
     struct kvl_wire_clear *clear = message;
     kvl_wire_u32(wire, &clear->scope);
     kvl_wire_u32(wire, &clear->namespace_id);
-    kvl_wire_text(wire, clear->session, sizeof clear->session);
+    kvl_wire_text(wire, clear->name, sizeof clear->name);
 }
 
 void kvl_wire_stats(struct kvl_wire *wire, void *message) {
@@ -102,6 +103,16 @@ void kvl_wire_client_report(struct kvl_wire *wire, void *message) {
     kvl_wire_u64(wire, &report->read_leases);
     kvl_wire_u64(wire, &report->write_leases);
     kvl_wire_u64(wire, &report->leased_bytes);
+}
+
+void kvl_wire_tenant_report(struct kvl_wire *wire, void *message) {
+    struct kvl_tenant_report *report = message;
+    kvl_wire_fixed_text(wire, report->name, sizeof report->name);
+    for (uint32_t tier = 0; tier < KVL_TIER_COUNT; tier++)
+        kvl_wire_raw(wire, &report->tiers[tier], sizeof report->tiers[tier]);
+    kvl_wire_u64(wire, &report->clients);
+    kvl_wire_u64(wire, &report->sessions);
+    kvl_wire_flag(wire, &report->admitted);
 }
 
 void kvl_wire_page(struct kvl_wire *wire, void *message) {

@@ -42,7 +42,7 @@ static void open_store(struct fixture *f) {
 
 static struct kvl_store_report report_of(struct fixture *f) {
     struct kvl_store_report report;
-    kvl_store_report(f->store, &report);
+    kvl_store_report(f->store, KVL_TENANT_ALL, &report);
     return report;
 }
 

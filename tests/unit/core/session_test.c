@@ -32,6 +32,44 @@ static void names_are_checked(void **state) {
     assert_false(kvl_session_name_is_valid("\xff"));
 }
 
+static void tenants_have_names_of_their_own(void **state) {
+    (void)state;
+    /* In the order that they stand in: the default tenant's first, "a" before "a.b". */
+    const char *const names[] = {"a", "z", "\xf4\x8f\xbf\xbd", "a/a", "a/z", "a.b/a", "b/a"};
+    const uint32_t order[] = {6, 3, 1, 5, 0, 4, 2};
+    struct kvl_session_set *set = NULL;
+    struct kvl_session *session = NULL;
+    assert_int_equal(kvl_session_set_create(&set), KVL_OK);
+    for (unsigned i = 0; i < 7; i++)
+        assert_int_equal(kvl_session_add(set, names[order[i]], &session), KVL_OK);
+    for (unsigned i = 0; i < 7; i++) {
+        assert_string_equal(kvl_session_set_at(set, i)->info.name, names[i]);
+        assert_ptr_equal(kvl_session_find(set, names[i]), kvl_session_set_at(set, i));
+    }
+    const struct {
+        const char *tenant;
+        uint32_t first, count;
+    } ranges[] = {{"", 0, 3}, {"a", 3, 2}, {"a.b", 5, 1}, {"b", 6, 1}, {"aa", 6, 0}, {"c", 7, 0}};
+    for (unsigned i = 0; i < 6; i++) {
+        struct kvl_session_range range = kvl_session_range(set, ranges[i].tenant);
+        assert_int_equal(range.count, ranges[i].count);
+        if (range.count > 0)
+            assert_int_equal(range.first, ranges[i].first);
+    }
+    kvl_session_set_destroy(set);
+    assert_true(kvl_session_full_name_is_valid("work"));
+    assert_true(kvl_session_full_name_is_valid("acme/work"));
+    assert_false(kvl_session_full_name_is_valid("/work"));
+    assert_false(kvl_session_full_name_is_valid("acme/"));
+    assert_false(kvl_session_full_name_is_valid("acme/a/b"));
+    assert_false(kvl_session_full_name_is_valid("a me/work"));
+    char longest[258] = "acme/";
+    memset(longest + 5, 'x', 250);
+    assert_true(kvl_session_full_name_is_valid(longest));
+    longest[255] = 'x';
+    assert_false(kvl_session_full_name_is_valid(longest));
+}
+
 static void sessions_stand_in_order_of_name(void **state) {
     (void)state;
     struct kvl_session_set *set = NULL;
@@ -149,7 +187,7 @@ static void hostile_records_are_left_out(void **state) {
     uint8_t record[KVL_SESSION_RECORD_BYTES] = {1};
     assert_int_equal(kvl_session_set_create(&set), KVL_OK);
     assert_int_equal(kvl_session_load_record(set, "s", 1, record, 92), KVL_ERR_INVALID);
-    assert_int_equal(kvl_session_load_record(set, "a/b", 3, record, 93), KVL_ERR_INVALID);
+    assert_int_equal(kvl_session_load_record(set, "/b", 2, record, 93), KVL_ERR_INVALID);
     assert_int_equal(kvl_session_load_record(set, "a\0b", 3, record, 93), KVL_ERR_INVALID);
     assert_int_equal(kvl_session_load_chunk(set, "s", 1, record, 12), KVL_ERR_INVALID);
     assert_int_equal(kvl_session_load_chunk(set, "s\0\0\0\0\0", 6, record, 7), KVL_ERR_INVALID);
@@ -161,6 +199,7 @@ static void hostile_records_are_left_out(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(names_are_checked),
+        cmocka_unit_test(tenants_have_names_of_their_own),
         cmocka_unit_test(sessions_stand_in_order_of_name),
         cmocka_unit_test(a_write_cuts_and_appends),
         cmocka_unit_test(a_crash_between_records_leaves_a_true_beginning),

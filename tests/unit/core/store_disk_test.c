@@ -31,7 +31,7 @@ static int remove_folder(void **state) {
 
 static struct kvl_store_report report_of(struct fixture *f) {
     struct kvl_store_report report;
-    kvl_store_report(f->store, &report);
+    kvl_store_report(f->store, KVL_TENANT_ALL, &report);
     return report;
 }
 
@@ -152,7 +152,7 @@ static void pins_survive_and_end(void **state) {
     fixture_open(&f, &options);
     uint64_t cursor = 0;
     assert_int_equal(report_of(&f).pins, 3);
-    assert_int_equal(kvl_store_list(f.store, &cursor, 8, page), 3);
+    assert_int_equal(kvl_store_list(f.store, KVL_TENANT_ALL, &cursor, 8, page), 3);
     assert_true(page[0].pinned && page[1].pinned && page[2].pinned);
     assert_int_equal(kvl_store_pin(f.store, keys, 4, false), 3);
     flush(&f);

@@ -53,7 +53,8 @@ static void open_namespace(struct fixture *f) {
     struct kvl_namespace_request request = {
         .geometry = geometry, .dtype = KVL_DTYPE_F16, .label = "test model"};
     assert_int_equal(kvl_key_of_namespace(&desc, &request.key), KVL_OK);
-    assert_int_equal(kvl_store_namespace_open(f->store, &request, &f->ns), KVL_OK);
+    assert_int_equal(
+        kvl_store_namespace_open(f->store, KVL_TENANT_DEFAULT, &request, &f->ns), KVL_OK);
     assert_int_equal(f->ns.layout.payload_bytes, BLOCK_BYTES);
 }
 

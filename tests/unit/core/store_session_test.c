@@ -17,7 +17,7 @@ static void one_writer_at_a_time(void **state) {
     const uint32_t tokens[] = {1, 2, 3};
     fixture_open(&f, &(struct fixture_options){.device_blocks = 8});
     assert_int_equal(
-        kvl_store_session_open(f.store, f.a, "a/b", &f.ns.key, &info), KVL_ERR_INVALID);
+        kvl_store_session_open(f.store, f.a, "a/b/c", &f.ns.key, &info), KVL_ERR_INVALID);
     assert_int_equal(kvl_store_session_open(f.store, f.a, "s", &f.ns.key, &info), KVL_OK);
     assert_int_equal(info.holder_pid, 11);
     assert_int_equal(kvl_store_session_open(f.store, f.b, "s", &f.ns.key, &info), KVL_ERR_BUSY);
@@ -35,7 +35,7 @@ static void one_writer_at_a_time(void **state) {
     assert_int_equal(kvl_store_session_close(f.store, f.b, "s"), KVL_ERR_PERM);
     assert_int_equal(kvl_store_session_drop(f.store, f.b, "s", &info), KVL_OK);
     assert_int_equal(kvl_store_session_drop(f.store, f.b, "s", &info), KVL_ERR_NOTFOUND);
-    assert_false(kvl_store_session_at(f.store, 0, &info));
+    assert_false(kvl_store_session_at(f.store, KVL_TENANT_ALL, 0, &info));
     fixture_close(&f);
 }
 
@@ -60,18 +60,17 @@ static void clearing_a_session_spares_what_others_use(void **state) {
     fixture_store_chain(&f, f.a, 1, 8);
     make_session(&f, "eight", 1, 8, 0);
     make_session(&f, "forks after three", 1, 6, 3);
-    struct kvl_clear_request clear = {
-        .client = f.a, .scope = KVL_CLEAR_SESSION, .session = "eight"};
+    struct kvl_clear_request clear = {.client = f.a, .scope = KVL_CLEAR_SESSION, .name = "eight"};
     assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
     assert_int_equal(kvl_ticket_word(kvl_store_tickets(f.store), ticket)->values[0], 5);
     assert_int_equal(fixture_lookup(&f, 1, 8, found), 3);
     assert_int_equal(
         kvl_store_session_read(f.store, "eight", 0, 0, NULL, NULL, &info), KVL_ERR_NOTFOUND);
-    clear.session = "forks after three";
+    clear.name = "forks after three";
     assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
     assert_int_equal(fixture_lookup(&f, 1, 8, found), 0);
-    clear.session = "never was";
+    clear.name = "never was";
     assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_ERR_NOTFOUND);
     fixture_close(&f);
 }
@@ -122,7 +121,7 @@ static void thousands_of_calls_leave_nothing_behind(void **state) {
     }
     fixture_settle(&f);
     struct kvl_store_report report;
-    kvl_store_report(f.store, &report);
+    kvl_store_report(f.store, KVL_TENANT_ALL, &report);
     assert_int_equal(report.leases, 0);
     assert_int_equal(report.leased_bytes, 0);
     assert_int_equal(report.hash_mismatches, 0);
@@ -134,7 +133,7 @@ static void thousands_of_calls_leave_nothing_behind(void **state) {
     struct kvl_ticket ticket;
     assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
-    kvl_store_report(f.store, &report);
+    kvl_store_report(f.store, KVL_TENANT_ALL, &report);
     assert_int_equal(report.blocks + report.ghost_blocks, 0);
     assert_int_equal(report.tiers[0].used_bytes + report.tiers[1].used_bytes, 0);
     fixture_close(&f);

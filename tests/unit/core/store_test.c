@@ -24,7 +24,7 @@ static struct kvl_allocated alloc_one(struct fixture *f, uint32_t client, const 
 
 static struct kvl_store_report report_of(struct fixture *f) {
     struct kvl_store_report report;
-    kvl_store_report(f->store, &report);
+    kvl_store_report(f->store, KVL_TENANT_ALL, &report);
     return report;
 }
 
@@ -382,7 +382,8 @@ static void a_namespace_is_cleared_alone(void **state) {
     struct kvl_key none = {{0}}, key;
     assert_int_equal(
         kvl_key_of_opaque_namespace("mine", 5000, (struct kvl_bytes){0}, &request.key), KVL_OK);
-    assert_int_equal(kvl_store_namespace_open(f.store, &request, &opaque), KVL_OK);
+    assert_int_equal(
+        kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &opaque), KVL_OK);
     struct kvl_alloc_request alloc = {.client = f.a,
         .namespace_id = opaque.id,
         .target = KVL_TIER_DEVICE,
@@ -400,7 +401,8 @@ static void a_namespace_is_cleared_alone(void **state) {
     assert_int_equal(fixture_lookup(&f, 1, 2, found), 0);
     assert_int_equal(kvl_store_lookup(f.store, &key, 1, found), 1);
     request.block_bytes = 6000; /* same key, another shape */
-    assert_int_equal(kvl_store_namespace_open(f.store, &request, &opaque), KVL_ERR_INVALID);
+    assert_int_equal(
+        kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &opaque), KVL_ERR_INVALID);
     fixture_close(&f);
 }
 
@@ -440,18 +442,19 @@ static void events_tell_what_happened_and_what_was_missed(void **state) {
     struct kvl_event events[8];
     uint64_t oldest = 0;
     fixture_store_chain(&f, f.a, 1, 3);
-    assert_int_equal(kvl_store_events(f.store, 0, 8, events, &oldest), 3);
+    assert_int_equal(kvl_store_events(f.store, KVL_TENANT_ALL, 0, 8, events, &oldest), 3);
     assert_int_equal(oldest, 1);
     assert_int_equal(events[2].kind, KVL_EVENT_STORED);
     assert_int_equal(events[2].sequence, 3);
-    assert_int_equal(kvl_store_events(f.store, 2, 8, events, &oldest), 1);
-    assert_int_equal(kvl_store_events(f.store, 3, 8, events, &oldest), 0);
+    assert_int_equal(kvl_store_events(f.store, KVL_TENANT_ALL, 2, 8, events, &oldest), 1);
+    assert_int_equal(kvl_store_events(f.store, KVL_TENANT_ALL, 3, 8, events, &oldest), 0);
     /* Small blocks, one after the other, until the ring has forgotten the first events. */
     struct kvl_namespace_request request = {.block_bytes = 4096};
     struct kvl_namespace_info small;
     assert_int_equal(
         kvl_key_of_opaque_namespace("small", 4096, (struct kvl_bytes){0}, &request.key), KVL_OK);
-    assert_int_equal(kvl_store_namespace_open(f.store, &request, &small), KVL_OK);
+    assert_int_equal(
+        kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &small), KVL_OK);
     for (uint32_t i = 0; i < 9000; i++) {
         struct kvl_key none = {{0}}, key;
         struct kvl_ticket ticket;
@@ -470,7 +473,7 @@ static void events_tell_what_happened_and_what_was_missed(void **state) {
             fixture_settle(&f);
     }
     fixture_settle(&f);
-    uint32_t count = kvl_store_events(f.store, 3, 8, events, &oldest);
+    uint32_t count = kvl_store_events(f.store, KVL_TENANT_ALL, 3, 8, events, &oldest);
     assert_int_equal(count, 8);
     assert_true(oldest > 4); /* a gap */
     assert_int_equal(events[0].sequence, oldest);
@@ -527,7 +530,7 @@ static void list_pages_through_all_blocks_once(void **state) {
     uint32_t listed, total = 0;
     fixture_store_chain(&f, f.a, 1, 10);
     fixture_keys(&f, 1, 10, keys);
-    while ((listed = kvl_store_list(f.store, &cursor, 3, page)) > 0)
+    while ((listed = kvl_store_list(f.store, KVL_TENANT_ALL, &cursor, 3, page)) > 0)
         for (uint32_t i = 0; i < listed; i++, total++)
             for (uint32_t k = 0; k < 10; k++)
                 if (kvl_key_equal(&page[i].key, &keys[k])) {

@@ -20,7 +20,8 @@ static struct kvl_event events[2] = {{1, 2, 0, {{3}}}, {2, 4, 1, {{5}}}};
 static void fill_request(uint32_t verb, union kvl_wire_request *out) {
     switch (verb) {
     case KVL_VERB_HELLO:
-        out->hello = (struct kvl_wire_hello){.pid = 42, .name = "sample", .nonce = {1}};
+        out->hello =
+            (struct kvl_wire_hello){.pid = 42, .name = "sample", .tenant = "acme", .nonce = {1}};
         break;
     case KVL_VERB_PING:
         out->blob = (struct kvl_wire_blob){.bytes = 7, .data = (const uint8_t *)"abcdefg"};
@@ -54,7 +55,7 @@ static void fill_request(uint32_t verb, union kvl_wire_request *out) {
             .tickets = (const uint8_t *)tickets};
         break;
     case KVL_VERB_CLEAR:
-        out->clear = (struct kvl_wire_clear){.scope = 3, .session = "work"};
+        out->clear = (struct kvl_wire_clear){.scope = 3, .name = "work"};
         break;
     case KVL_VERB_TICKET_ASK:
         out->ticket = tickets[1];
@@ -66,6 +67,7 @@ static void fill_request(uint32_t verb, union kvl_wire_request *out) {
     case KVL_VERB_NAMESPACE_AT:
     case KVL_VERB_SESSION_AT:
     case KVL_VERB_STATS_CLIENT:
+    case KVL_VERB_STATS_TENANT:
     case KVL_VERB_STATS_WARNING:
         out->u32 = 3;
         break;
@@ -135,6 +137,10 @@ static void fill_reply(uint32_t verb, union kvl_wire_reply *out) {
         break;
     case KVL_VERB_STATS:
         out->stats = (struct kvl_wire_stats){.pid = 1, .version = "0.1.0", .device = "cpu"};
+        break;
+    case KVL_VERB_STATS_TENANT:
+        out->tenant = (struct kvl_tenant_report){
+            .name = "acme", .tiers = {[KVL_TIER_DISK] = {.quota_bytes = 7}}, .admitted = true};
         break;
     case KVL_VERB_STATS_CLIENT:
         out->client = (struct kvl_client_report){.client = 1, .pid = 2, .name = "engine"};

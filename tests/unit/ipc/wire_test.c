@@ -181,7 +181,7 @@ static void test_sizes_are_those_of_the_document(void **state) {
 static void test_texts_end_inside(void **state) {
     (void)state;
     struct kvl_wire_hello hello = {0};
-    uint8_t body[4 + 64 + 64] = {0};
+    uint8_t body[4 + 64 + 64 + 64] = {0};
     memset(body + 4, 'x', 64); /* no NUL in the name */
     assert_int_equal(kvl_wire_decode(kvl_wire_hello, body, sizeof body, &hello), KVL_ERR_INVALID);
     memset(body + 4 + 60, 0, 4);
@@ -199,10 +199,13 @@ static void test_attach_messages(void **state) {
         .version = KVL_WIRE_VERSION,
         .flags = KVL_ATTACH_LOOK_ONLY,
         .pid = 3,
-        .name = "engine"};
+        .name = "engine",
+        .tenant = "acme",
+        .nonce = {1, 2},
+        .proof = {3, 4}};
     struct kvl_attach_hello hello_out;
     uint32_t bytes = kvl_attach_encode_hello(&hello, data);
-    assert_int_equal(bytes, 80);
+    assert_int_equal(bytes, 208);
     assert_int_equal(kvl_attach_decode_hello(data, bytes, &hello_out), KVL_OK);
     assert_memory_equal(&hello, &hello_out, sizeof hello);
     for (uint32_t cut = 0; cut < bytes; cut++)
