@@ -69,7 +69,8 @@ void kvl_disk_prepared(struct kvl_disk *disk) {
     if (status == KVL_OK)
         return;
     if (disk->prepare_after_ns == 0)
-        KVL_WARN(disk->log, "disk cannot add a segment: %s; recycling those it has",
+        kvl_log_fallback(disk->log,
+            "the disk tier cannot grow to its capacity (%s): it recycles the segments it has",
             kvl_err_text(status));
     disk->prepare_after_ns = kvl_clock_ns() + PREPARE_RETRY_NS;
 }
@@ -150,17 +151,6 @@ static bool ask(struct kvl_disk *disk, struct kvl_segment *victim) {
     return true;
 }
 
-/* Planted: the segment is released now, its deletions go with the next commit. */
-static void delete_later(struct kvl_disk *disk) {
-    const struct kvl_disk_ops *ops = &disk->reclaim.commit.ops;
-    for (uint64_t i = 0; i < ops->count; i++) {
-        struct kvl_index_op *late = kvl_disk_ops_add(&disk->pending);
-        if (late != NULL)
-            *late = ops->items[i];
-    }
-    kvl_disk_reclaim_committed(disk);
-}
-
 static void start_deleting(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
@@ -193,7 +183,7 @@ static void start_deleting(struct kvl_disk *disk) {
     op->kind = KVL_INDEX_SEGMENT_PUT;
     op->segment = (struct kvl_index_segment){victim->id, victim->bytes, ++disk->generation};
     if (KVL_PLANTED("reuse-before-commit"))
-        delete_later(disk);
+        kvl_disk_reclaim_committed(disk);
     else
         kvl_mailbox_post(&disk->index_inbox, &reclaim->commit.node);
 }
@@ -298,7 +288,8 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
             kept_bytes += (uint64_t)entry->pages * KVL_PAGE_BYTES;
     }
     free(question);
-    bool may_carry = kept_bytes == 0 || may_carry_more(reclaim);
+    /* Copies are committed, too: they cannot wait for a commit that waits for them. */
+    bool may_carry = kept_bytes == 0 || (!disk->commit_parked && may_carry_more(reclaim));
     if (may_carry && kept_bytes <= victim->bytes / 2 && kept_bytes <= carry_room(disk)) {
         start_carrying(disk, victim);
         return;
