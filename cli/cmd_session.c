@@ -71,6 +71,9 @@ static int show_session(
         json_t *object = session_json(&session);
         json_object_set_new(object, "blocks", json_integer(count));
         json_object_set_new(object, "cached_blocks", json_integer(hits));
+        for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
+            json_object_set_new(
+                object, tier_names[tier], json_integer(count_blocks_in_tier(found, count, tier)));
         status = cli_print_json(object);
     } else {
         printf("session %s: %" PRIu64 " tokens, %" PRIu32 " blocks (%" PRIu32
