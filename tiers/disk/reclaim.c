@@ -223,7 +223,8 @@ static bool pick(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     bool wait = false;
     struct kvl_segment *victim = choose_victim(disk, &wait);
-    if (victim == NULL && wait) {
+    /* While a commit is parked no batch is committed: waiting for one would be for ever. */
+    if (victim == NULL && wait && !disk->commit_parked) {
         reclaim->state = KVL_RECLAIM_IDLE;
         return false;
     }
