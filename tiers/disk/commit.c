@@ -49,12 +49,17 @@ void kvl_disk_ops_clear(struct kvl_disk *disk, struct kvl_disk_ops *ops) {
     ops->first_sequence = UINT64_MAX;
 }
 
+void kvl_disk_change_lost(struct kvl_disk *disk, kvl_err status) {
+    disk->index_status = status;
+    disk->index_failed_at = disk->sequence;
+}
+
 void kvl_disk_delete_block(
     struct kvl_disk *disk, const struct kvl_key *key, uint64_t location, uint64_t sequence) {
     struct kvl_index_op *op = kvl_disk_ops_add(&disk->pending);
     if (op == NULL) {
         KVL_ERROR(disk->log, "disk out of memory: a deletion is lost");
-        disk->index_status = KVL_ERR_NOMEM;
+        kvl_disk_change_lost(disk, KVL_ERR_NOMEM);
         return;
     }
     op->kind = KVL_INDEX_DELETE;
@@ -198,7 +203,7 @@ static void publish(struct kvl_disk *disk) {
     if (commit->status != KVL_OK) {
         KVL_ERROR(disk->log, "disk index commit failed status=%s ops=%llu",
             kvl_err_name(commit->status), (unsigned long long)commit->ops.count);
-        disk->index_status = commit->status;
+        kvl_disk_change_lost(disk, commit->status);
     }
     commit->batches = NULL;
     commit->attempts = 0;

@@ -72,6 +72,7 @@ struct kvl_disk_request {
     struct kvl_node in, progress, complete;
     struct kvl_io *io;
     struct kvl_disk *disk;
+    struct kvl_segment *held; /* a LOAD that waits keeps its segment from being reused */
     uint64_t sequence;
     uint64_t arrival_ns;
     atomic_bool canceled;
@@ -364,8 +365,9 @@ struct kvl_disk {
     uint32_t writes_active;
     struct kvl_disk_ops pending; /* changes for the next commit */
     struct kvl_disk_commit commit;
-    bool commit_parked; /* the map was full: waits for a reclaim */
-    kvl_err index_status;
+    bool commit_parked;       /* the map was full: waits for a reclaim */
+    kvl_err index_status;     /* of the last change that was lost; flushes tell it */
+    uint64_t index_failed_at; /* sequence when it was */
     struct kvl_disk_prepare prepare;
     bool preparing;
     uint64_t prepare_after_ns; /* the file system was full: not before */
@@ -436,6 +438,7 @@ void kvl_disk_codec_sample(struct kvl_disk *disk, struct kvl_codec *codec,
 struct kvl_index_op *kvl_disk_ops_add(struct kvl_disk_ops *ops);
 void kvl_disk_ops_clear(struct kvl_disk *disk, struct kvl_disk_ops *ops);
 bool kvl_disk_commit_advance(struct kvl_disk *disk);
+void kvl_disk_change_lost(struct kvl_disk *disk, kvl_err status);
 void kvl_disk_commit_done(struct kvl_disk *disk);
 void kvl_disk_commit_strip(struct kvl_disk *disk);
 void kvl_disk_delete_block(

@@ -44,6 +44,9 @@ struct kvl_disk_request *kvl_disk_list_pop(struct kvl_disk_request_list *list) {
 }
 
 void kvl_disk_complete(struct kvl_disk_request *request, kvl_err status) {
+    if (request->held != NULL)
+        request->held->refs--;
+    request->held = NULL;
     request->status = status;
     kvl_mailbox_post(&request->disk->outbox, &request->complete);
 }
@@ -121,7 +124,7 @@ static void take_op(struct kvl_disk *disk, struct kvl_disk_op_node *node) {
     struct kvl_index_op *op = kvl_disk_ops_add(&disk->pending);
     if (op == NULL) {
         KVL_ERROR(disk->log, "disk out of memory: a catalog change is lost");
-        disk->index_status = KVL_ERR_NOMEM;
+        kvl_disk_change_lost(disk, KVL_ERR_NOMEM);
         atomic_fetch_sub(&disk->queued_bytes, (uint64_t)node->op.key_bytes + node->op.value_bytes);
         free(node);
         return;
@@ -133,10 +136,15 @@ static void take_op(struct kvl_disk *disk, struct kvl_disk_op_node *node) {
 
 static void take_request(struct kvl_disk *disk, struct kvl_disk_request *request) {
     request->sequence = ++disk->sequence;
-    if (request->io->op == KVL_IO_STORE)
+    if (request->io->op == KVL_IO_STORE) {
         kvl_disk_list_push(&disk->stores_waiting, request);
-    else
-        kvl_disk_list_push(&disk->loads_waiting[request->io->priority], request);
+        return;
+    }
+    /* The block may be moved while the request waits: the old place must last as long. */
+    request->held = kvl_segments_find(&disk->segments, kvl_location_segment(request->io->location));
+    if (request->held != NULL)
+        request->held->refs++;
+    kvl_disk_list_push(&disk->loads_waiting[request->io->priority], request);
 }
 
 static void take_flush(struct kvl_disk *disk, struct kvl_disk_flush *flush) {
@@ -181,7 +189,8 @@ static void settle_segments(struct kvl_disk *disk) {
         if (segment == NULL)
             continue;
         if (segment->entry_count == 0) {
-            kvl_disk_drop_odd(disk, segment);
+            if (segment->refs == 0)
+                kvl_disk_drop_odd(disk, segment);
             continue;
         }
         kvl_segment_sort(segment);
@@ -297,6 +306,14 @@ static uint64_t oldest_outstanding(const struct kvl_disk *disk) {
     return oldest;
 }
 
+/* A change that was lost is told to every flush up to the first that was asked for afterwards. */
+static kvl_err failure_for(struct kvl_disk *disk, const struct kvl_disk_flush *flush) {
+    kvl_err status = disk->index_status;
+    if (flush->sequence > disk->index_failed_at)
+        disk->index_status = KVL_OK;
+    return status;
+}
+
 static bool finish_flushes(struct kvl_disk *disk) {
     bool progress = false;
     if (!disk->loaded)
@@ -304,8 +321,7 @@ static bool finish_flushes(struct kvl_disk *disk) {
     while (disk->flushes != NULL && disk->flushes->sequence < oldest_outstanding(disk)) {
         struct kvl_disk_flush *flush = disk->flushes;
         disk->flushes = flush->next;
-        flush->status = disk->index_status;
-        disk->index_status = KVL_OK;
+        flush->status = failure_for(disk, flush);
         kvl_mailbox_post(&disk->outbox, &flush->node);
         progress = true;
     }

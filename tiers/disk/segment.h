@@ -42,7 +42,7 @@ struct kvl_segment {
     uint64_t append_bytes;   /* the next record's offset */
     uint64_t reserved_bytes; /* at most needed by batches not yet placed */
     uint64_t live_bytes;
-    uint32_t refs;      /* reads under way */
+    uint32_t refs;      /* loads that wait, and reads under way */
     uint32_t batches;   /* batches that go here and are not yet committed */
     bool touched;       /* last uses wait to be saved */
     uint64_t tried;     /* number of the reclaim that last found it unsuitable */
