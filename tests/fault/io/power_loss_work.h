@@ -1,0 +1,31 @@
+/* power_loss_work.h - the owner of a disk tier: opens it, works it, and writes every promise down.
+ *
+ * Everything runs on one thread. What no power loss excuses comes back as a line that says what is
+ * wrong; it is valid until the next open. A tier that hangs ends the process. */
+#ifndef KVL_POWER_LOSS_WORK_H
+#define KVL_POWER_LOSS_WORK_H
+
+#include "disk/disk_tier.h"
+#include "power_loss_model.h"
+
+struct power_work;
+
+struct power_work *power_work_create(const char *root);
+void power_work_destroy(struct power_work *work);
+
+/* Opens and waits until loaded. The model, if given, says what may be found.
+ * NULL: fine. Else what is wrong; the tier is closed then. */
+const char *power_work_open(struct power_work *work, uint64_t capacity_bytes,
+    enum kvl_disk_codec codec, const struct power_model *model);
+/* Loads every block and compares its bytes; NULL or what is wrong. */
+const char *power_work_verify(struct power_work *work);
+/* Some hundred random stores, loads, discards, flushes and catalog changes. */
+void power_work_some(struct power_work *work, uint32_t steps, uint64_t *random);
+/* Fills the catalog until the index has no room, and empties it again. */
+void power_work_pressure(struct power_work *work, uint64_t *random);
+/* clean: drained, as a stop does. Otherwise what is under way ends, and nothing more is written. */
+const char *power_work_close(struct power_work *work, bool clean);
+/* Blocks that are there, for sums. */
+uint32_t power_work_blocks(const struct power_work *work);
+
+#endif
