@@ -154,6 +154,8 @@ void kvl_store_destroy(struct kvl_store *store) {
             store->tiers[tier].tier->events = (struct kvl_tier_events){0};
     }
     kvl_workers_destroy(store->workers);
+    kvl_pool_deinit(&store->seal_pool);
+    kvl_pool_deinit(&store->transfer_pool);
     kvl_orphans_free(store);
     kvl_catalog_queue_free(store);
     kvl_namespaces_free(store);

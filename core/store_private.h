@@ -21,6 +21,7 @@
 #include <assert.h>
 
 #include "lease.h"
+#include "pool.h"
 #include "session.h"
 #include "store.h"
 #include "table.h"
@@ -211,6 +212,8 @@ struct kvl_store {
     uint32_t namespace_end;
     uint32_t namespace_room;
 
+    struct kvl_pool seal_pool;
+    struct kvl_pool transfer_pool;
     struct kvl_transfer *arriving[KVL_ARRIVING_BUCKETS];
     struct kvl_transfer *transfers;
     struct kvl_orphan *orphans[KVL_ORPHAN_BUCKETS];

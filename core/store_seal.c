@@ -357,7 +357,7 @@ static void seal_done(struct kvl_job *base) {
     else
         kvl_persist_done(store, job->tenant, job->order, KVL_OK); /* cleared meanwhile */
     kvl_busy_down(store, job->block, job->generation, job->tier);
-    free(job);
+    kvl_pool_give(&store->seal_pool, job);
 }
 
 static bool tokens_are_valid(
@@ -468,12 +468,12 @@ kvl_err kvl_store_seal(
         lease->kind = KVL_LEASE_PRIVATE;
         return KVL_ERR_EXISTS;
     }
-    struct seal_job *job = calloc(1, sizeof(*job));
+    struct seal_job *job = kvl_pool_take(&store->seal_pool, sizeof(*job));
     if (job == NULL)
         return KVL_ERR_NOMEM;
     err = seal_entry(store, info, request, key, &block);
     if (err != KVL_OK) {
-        free(job);
+        kvl_pool_give(&store->seal_pool, job);
         return err;
     }
     seal_begin(store, client, lease, block, job);

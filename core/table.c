@@ -1,11 +1,13 @@
 /* table.c - see table.h.
  *
- *   index slot: 0: empty, 1: deleted, else number + 2 in the low 26 bits and a tag, 6 bits of the
- *   key's byte 4, above: so 63 of 64 unlike keys are passed over without a look at their entries
+ *   index slot: 0: empty, 1: gone (in the old index only), else number + 2 in the low 26 bits and a
+ * tag, 6 bits of the key's byte 4, above: so 63 of 64 unlike keys are passed over without a look at
+ * their entries
  *
  * Growth: a new index is made, inserts go there, and every change moves KVL_MOVE_SLOTS slots of
  * the old one over; a find looks into both. Zeroed memory is an empty index, so making one costs
- * no more than its pages as they are touched. */
+ * no more than its pages as they are touched. A removal moves the rest of its run up instead of
+ * leaving a mark, so that blocks may come and go for ever in one index. */
 #include "table.h"
 
 #include <assert.h>
@@ -19,14 +21,14 @@
 #define KVL_NUMBER_MASK ((1u << KVL_NUMBER_BITS) - 1)
 #define KVL_TABLE_ENTRIES_MAX (KVL_NUMBER_MASK - 2)
 #define KVL_SLOT_EMPTY 0u
-#define KVL_SLOT_DELETED 1u
+#define KVL_SLOT_GONE 1u
 #define KVL_SLOT_FIRST 2u
 #define KVL_FIND_BATCH 16u
 
 struct index {
     uint32_t *slots;
     uint32_t mask;
-    uint32_t filled; /* deleted ones too */
+    uint32_t filled;
 };
 
 struct kvl_table {
@@ -88,7 +90,7 @@ static uint32_t key_tag(const struct kvl_key *key) {
 }
 
 static bool slot_has_tag(uint32_t slot, uint32_t tag) {
-    return (slot & ~KVL_NUMBER_MASK) == tag && slot != KVL_SLOT_DELETED;
+    return (slot & ~KVL_NUMBER_MASK) == tag && slot != KVL_SLOT_GONE;
 }
 
 static uint32_t slot_number(uint32_t slot) {
@@ -115,6 +117,22 @@ static void index_add(struct index *index, const struct kvl_key *key, uint32_t b
         at = (at + 1) & index->mask;
     index->slots[at] = key_tag(key) | (block + KVL_SLOT_FIRST);
     index->filled++;
+}
+
+/* Every slot behind, up to an empty one, moves up unless that would put it before its home. */
+static void index_take(const struct kvl_table *table, struct index *index, uint32_t *slot) {
+    uint32_t hole = (uint32_t)(slot - index->slots);
+    for (uint32_t at = (hole + 1) & index->mask; index->slots[at] != KVL_SLOT_EMPTY;
+         at = (at + 1) & index->mask) {
+        const struct kvl_entry *entry = kvl_table_at(table, slot_number(index->slots[at]));
+        uint32_t from_home = (at - key_home(&entry->key)) & index->mask;
+        if (from_home < ((at - hole) & index->mask))
+            continue;
+        index->slots[hole] = index->slots[at];
+        hole = at;
+    }
+    index->slots[hole] = KVL_SLOT_EMPTY;
+    index->filled--;
 }
 
 static uint32_t *find_slot(const struct kvl_table *table, const struct kvl_key *key) {
@@ -178,12 +196,11 @@ static void move_some(struct kvl_table *table) {
         return;
     for (uint32_t i = 0; i < KVL_MOVE_SLOTS && table->old_moved <= table->old.mask; i++) {
         uint32_t *slot = &table->old.slots[table->old_moved++];
-        if (*slot == KVL_SLOT_EMPTY || *slot == KVL_SLOT_DELETED)
+        if (*slot == KVL_SLOT_EMPTY || *slot == KVL_SLOT_GONE)
             continue;
         uint32_t block = slot_number(*slot);
         index_add(&table->now, &kvl_table_at(table, block)->key, block);
-        /* Deleted, not empty: runs that pass over it go on. */
-        *slot = KVL_SLOT_DELETED;
+        *slot = KVL_SLOT_GONE; /* not empty: runs that pass over it go on */
     }
     if (table->old_moved > table->old.mask) {
         free(table->old.slots);
@@ -196,16 +213,14 @@ static bool index_is_full(const struct index *index) {
 }
 
 /* A move is always over before the new index fills: it takes slots / KVL_MOVE_SLOTS inserts, and
- * the new index has room for at least three eighths of its slots more. */
+ * the new index has room for three quarters of the old one's slots more. */
 static kvl_err make_room(struct kvl_table *table) {
     if (!index_is_full(&table->now))
         return KVL_OK;
     while (table->old.slots != NULL)
         move_some(table);
-    uint32_t slots = table->now.mask + 1;
-    bool mostly_deleted = table->count < slots / 8 * 3;
     struct index bigger;
-    if (index_init(&bigger, mostly_deleted ? slots : slots * 2) != KVL_OK)
+    if (index_init(&bigger, (table->now.mask + 1) * 2) != KVL_OK)
         return KVL_ERR_NOMEM;
     table->old = table->now;
     table->old_moved = 0;
@@ -261,9 +276,14 @@ void kvl_table_remove(struct kvl_table *table, uint32_t block) {
     struct kvl_entry *entry = kvl_table_at(table, block);
     assert(entry->flags & KVL_ENTRY_USED);
     assert(entry->children == 0 && entry->parent == KVL_BLOCK_NONE);
-    uint32_t *slot = find_slot(table, &entry->key);
-    assert(slot != NULL);
-    *slot = KVL_SLOT_DELETED;
+    uint32_t *slot = index_find(table, &table->now, &entry->key);
+    if (slot != NULL) {
+        index_take(table, &table->now, slot);
+    } else {
+        slot = index_find(table, &table->old, &entry->key);
+        assert(slot != NULL);
+        *slot = KVL_SLOT_GONE;
+    }
     *entry = (struct kvl_entry){.parent = table->first_free};
     table->first_free = block;
     table->count--;

@@ -9,7 +9,6 @@
  * A transfer waits here while its carrier says AGAIN. Both copies count it as a user, so neither
  * goes while it runs; a block that is cleared meanwhile leaves an orphan behind (orphan.c). */
 #include <assert.h>
-#include <stdlib.h>
 
 #include "store_private.h"
 
@@ -131,7 +130,7 @@ static void transfer_free(struct kvl_store *store, struct kvl_transfer *transfer
     if (transfer->next != NULL)
         transfer->next->prev = transfer->prev;
     store->transfer_count--;
-    free(transfer);
+    kvl_pool_give(&store->transfer_pool, transfer);
 }
 
 /* A slot in the host for the first of two hops. */
@@ -154,14 +153,14 @@ static bool stage(struct kvl_store *store, struct kvl_transfer *transfer) {
 struct kvl_transfer *kvl_transfer_start(
     struct kvl_store *store, uint32_t block, unsigned to, enum kvl_io_priority priority) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
-    struct kvl_transfer *transfer = calloc(1, sizeof(*transfer));
+    struct kvl_transfer *transfer = kvl_pool_take(&store->transfer_pool, sizeof(*transfer));
     if (transfer == NULL)
         return NULL;
-    transfer->store = store;
-    transfer->tenant = kvl_entry_tenant(store, entry);
-    transfer->block = block;
-    transfer->to = (uint8_t)to;
-    transfer->from = (uint8_t)source_of(store, entry, to);
+    *transfer = (struct kvl_transfer){.store = store,
+        .tenant = kvl_entry_tenant(store, entry),
+        .block = block,
+        .to = (uint8_t)to,
+        .from = (uint8_t)source_of(store, entry, to)};
     transfer->io = (struct kvl_io){
         .priority = priority,
         .layout = kvl_entry_layout(store, entry),
@@ -176,7 +175,7 @@ struct kvl_transfer *kvl_transfer_start(
         !stage(store, transfer)) {
         kvl_busy_down(store, block, entry->generation, transfer->from);
         kvl_busy_down(store, block, entry->generation, to);
-        free(transfer);
+        kvl_pool_give(&store->transfer_pool, transfer);
         return NULL;
     }
     if (to < KVL_MEMORY_TIERS) {
