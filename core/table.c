@@ -1,25 +1,32 @@
 /* table.c - see table.h.
  *
- *   index slot: 0: empty, 1: gone (in the old index only), else number + 2 in the low 26 bits and a
- * tag, 6 bits of the key's byte 4, above: so 63 of 64 unlike keys are passed over without a look at
- * their entries
+ *   index slot: 0: empty | 1: gone (in the old index only)
+ *               low 26 bits: number + 2, high 6: tag, from the key's byte 4
+ *
+ * A tag lets 63 of 64 unlike keys be passed over without a look at their entries.
  *
  * Growth: a new index is made, inserts go there, and every change moves KVL_MOVE_SLOTS slots of
  * the old one over; a find looks into both. Zeroed memory is an empty index, so making one costs
- * no more than its pages as they are touched. A removal moves the rest of its run up instead of
- * leaving a mark, so that blocks may come and go for ever in one index. */
+ * no more than its pages as they are touched: huge ones where the system has them, for a look-up
+ * goes all over this memory. A removal moves the rest of its run up instead of leaving a mark, so
+ * that blocks may come and go for ever in one index. */
 #include "table.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#define KVL_CHUNK_ENTRIES 1024u
+#define KVL_CHUNK_ENTRIES (1u << 20)
+#define KVL_CHUNK_BYTES (KVL_CHUNK_ENTRIES * sizeof(struct kvl_entry))
+#define KVL_CHUNKS_MAX 64u
+#define KVL_HUGE_BYTES (UINT64_C(2) << 20)
 #define KVL_INDEX_SLOTS_MIN 1024u
 #define KVL_MOVE_SLOTS 32u
 #define KVL_NUMBER_BITS 26u
 #define KVL_NUMBER_MASK ((1u << KVL_NUMBER_BITS) - 1)
 #define KVL_TABLE_ENTRIES_MAX (KVL_NUMBER_MASK - 2)
+_Static_assert(KVL_TABLE_ENTRIES_MAX <= KVL_CHUNKS_MAX * KVL_CHUNK_ENTRIES, "chunks for all");
 #define KVL_SLOT_EMPTY 0u
 #define KVL_SLOT_GONE 1u
 #define KVL_SLOT_FIRST 2u
@@ -35,16 +42,43 @@ struct kvl_table {
     struct index now;
     struct index old; /* slots NULL: none */
     uint32_t old_moved;
-    struct kvl_entry **chunks;
+    struct kvl_entry *chunks[KVL_CHUNKS_MAX];
     uint32_t chunk_count;
-    uint32_t chunk_room;
     uint32_t end;
     uint32_t first_free;
     uint32_t count;
 };
 
+/* Zeroed memory that takes room as it is touched. NULL: none. */
+static void *map_memory(uint64_t bytes) {
+    uint64_t reserved = bytes < KVL_HUGE_BYTES ? bytes : bytes + KVL_HUGE_BYTES;
+    uint8_t *at = mmap(
+        NULL, reserved, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED)
+        return NULL;
+    if (bytes < KVL_HUGE_BYTES)
+        return at;
+    uint64_t before = -(uintptr_t)at % KVL_HUGE_BYTES;
+    if (before > 0)
+        (void)munmap(at, before);
+    if (before < KVL_HUGE_BYTES)
+        (void)munmap(at + before + bytes, KVL_HUGE_BYTES - before);
+    (void)madvise(at + before, bytes, MADV_HUGEPAGE);
+    return at + before;
+}
+
+static uint64_t index_bytes(const struct index *index) {
+    return index->slots == NULL ? 0 : ((uint64_t)index->mask + 1) * sizeof(index->slots[0]);
+}
+
+static void index_free(struct index *index) {
+    if (index->slots != NULL)
+        (void)munmap(index->slots, index_bytes(index));
+    *index = (struct index){0};
+}
+
 static kvl_err index_init(struct index *index, uint32_t slots) {
-    index->slots = calloc(slots, sizeof(index->slots[0]));
+    index->slots = map_memory((uint64_t)slots * sizeof(index->slots[0]));
     index->mask = slots - 1;
     index->filled = 0;
     return index->slots == NULL ? KVL_ERR_NOMEM : KVL_OK;
@@ -67,10 +101,9 @@ void kvl_table_destroy(struct kvl_table *table) {
     if (table == NULL)
         return;
     for (uint32_t i = 0; i < table->chunk_count; i++)
-        free(table->chunks[i]);
-    free(table->chunks);
-    free(table->now.slots);
-    free(table->old.slots);
+        (void)munmap(table->chunks[i], KVL_CHUNK_BYTES);
+    index_free(&table->now);
+    index_free(&table->old);
     free(table);
 }
 
@@ -202,10 +235,8 @@ static void move_some(struct kvl_table *table) {
         index_add(&table->now, &kvl_table_at(table, block)->key, block);
         *slot = KVL_SLOT_GONE; /* not empty: runs that pass over it go on */
     }
-    if (table->old_moved > table->old.mask) {
-        free(table->old.slots);
-        table->old = (struct index){0};
-    }
+    if (table->old_moved > table->old.mask)
+        index_free(&table->old);
 }
 
 static bool index_is_full(const struct index *index) {
@@ -229,15 +260,7 @@ static kvl_err make_room(struct kvl_table *table) {
 }
 
 static kvl_err add_chunk(struct kvl_table *table) {
-    if (table->chunk_count == table->chunk_room) {
-        uint32_t room = table->chunk_room == 0 ? 64 : table->chunk_room * 2;
-        struct kvl_entry **chunks = realloc(table->chunks, room * sizeof(chunks[0]));
-        if (chunks == NULL)
-            return KVL_ERR_NOMEM;
-        table->chunks = chunks;
-        table->chunk_room = room;
-    }
-    struct kvl_entry *chunk = malloc(KVL_CHUNK_ENTRIES * sizeof(*chunk));
+    struct kvl_entry *chunk = map_memory(KVL_CHUNK_BYTES);
     if (chunk == NULL)
         return KVL_ERR_NOMEM;
     table->chunks[table->chunk_count++] = chunk;
@@ -333,10 +356,6 @@ uint32_t kvl_table_count(const struct kvl_table *table) {
 }
 
 uint64_t kvl_table_bytes(const struct kvl_table *table) {
-    uint64_t bytes = sizeof(*table) + table->chunk_room * sizeof(table->chunks[0]);
-    bytes += (uint64_t)table->chunk_count * KVL_CHUNK_ENTRIES * sizeof(struct kvl_entry);
-    bytes += ((uint64_t)table->now.mask + 1) * sizeof(uint32_t);
-    if (table->old.slots != NULL)
-        bytes += ((uint64_t)table->old.mask + 1) * sizeof(uint32_t);
-    return bytes;
+    return sizeof(*table) + (uint64_t)table->end * sizeof(struct kvl_entry) +
+           index_bytes(&table->now) + index_bytes(&table->old);
 }

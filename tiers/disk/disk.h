@@ -36,8 +36,9 @@
 /* Catalog puts end here: what is left of the map is for deletes. */
 #define KVL_DISK_CATALOG_PERMILLE 900u
 #define KVL_DISK_FOUND_BLOCKS 512u
-#define KVL_DISK_FOUND_MAX 64u       /* chunks on their way to the owner at start */
-#define KVL_DISK_TOUCH_S 60u         /* coarseness of the last use */
+#define KVL_DISK_FOUND_MAX 8u /* chunks on their way to the owner at start: requests wait behind   \
+                               */
+#define KVL_DISK_TOUCH_S 60u  /* coarseness of the last use */
 #define KVL_DISK_OPS_PER_COMMIT 512u /* deletes of a reclaim, per transaction */
 
 enum kvl_disk_node {
