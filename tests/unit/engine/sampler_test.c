@@ -60,10 +60,10 @@ static void draws_follow_the_softmax(void **state) {
             seen[kvl_sampler_pick(&sampler, logits, VOCAB)]++;
         }
         for (int i = 0; i < VOCAB; i++) {
-            total += exp(logits[i] / temperatures[t]);
+            total += exp((double)(logits[i] / temperatures[t]));
         }
         for (int i = 0; i < VOCAB; i++) {
-            double expected = DRAWS * exp(logits[i] / temperatures[t]) / total;
+            double expected = DRAWS * exp((double)(logits[i] / temperatures[t])) / total;
             statistic += (seen[i] - expected) * (seen[i] - expected) / expected;
         }
         assert_true(statistic < 24.3);

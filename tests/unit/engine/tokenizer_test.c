@@ -200,7 +200,7 @@ static void what_is_not_supported_is_named(void **state) {
 
 static void open_spm(struct fixture *f) {
     static const char *const texts[] = {"<unk>", "<s>", "</s>", "<0x0A>", "<0xC3>", MARK, "a", "b",
-        "ab", MARK "a", "ba", MARK "ab", "<", "s", ">", "<s"};
+        "ab", (MARK "a"), "ba", (MARK "ab"), "<", "s", ">", "<s"};
     static const int32_t kinds[] = {2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
     static const float scores[] = {0, 0, 0, 0, 0, -9, -9, -9, -2, -3, -2, -5, -9, -9, -9, -1};
     memset(f, 0, sizeof *f);
