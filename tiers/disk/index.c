@@ -100,13 +100,18 @@ static kvl_err check_file(struct kvl_index *index, struct kvl_errmsg *msg) {
 }
 
 /* The file's blocks are reserved, so that a full file system never stops a delete; those that a
- * larger capacity had reserved behind its end are given back. Without either it works too. */
+ * larger capacity had reserved behind its end are given back. Without either it works too. It has
+ * its whole length at once: LMDB leaves out a last page that a transaction took and gave back, and
+ * a sound file would seem cut off. */
 static void reserve_blocks(struct kvl_index *index) {
     struct stat file;
     if (fstat(index->fd, &file) == 0 && (uint64_t)file.st_blocks * 512 > index->map_bytes &&
         ftruncate(index->fd, file.st_size) != 0)
         return;
-    (void)fallocate(index->fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)index->map_bytes);
+    if (fallocate(index->fd, 0, 0, (off_t)index->map_bytes) != 0 && fstat(index->fd, &file) == 0 &&
+        (uint64_t)file.st_size < index->map_bytes &&
+        ftruncate(index->fd, (off_t)index->map_bytes) != 0)
+        return;
 }
 
 /* LMDB ends the process when its pages contradict each other. It does not say where, or what a
