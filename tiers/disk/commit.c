@@ -65,6 +65,9 @@ void kvl_disk_delete_block(
     op->kind = KVL_INDEX_DELETE;
     op->block.record.key = *key;
     op->old_location = location;
+    struct kvl_segment *segment =
+        kvl_segments_find(&disk->segments, kvl_location_segment(location));
+    op->segment.generation = segment == NULL ? 0 : segment->generation;
     if (sequence < disk->pending.first_sequence)
         disk->pending.first_sequence = sequence;
 }
@@ -87,22 +90,40 @@ static void set_moved_to(const struct place *place, uint64_t location) {
         place->segment->moved_to[place->entry - place->segment->entries] = location;
 }
 
+/* The change that publishes the record, or, when nobody is to find it, deletes it: it is there,
+ * and a rebuild must not take it for a block. */
+static enum kvl_index_op_kind kind_of(struct kvl_disk *disk, const struct kvl_disk_staged *staged) {
+    if (staged->status != KVL_OK)
+        return KVL_INDEX_DELETE;
+    if (staged->request != NULL)
+        return KVL_INDEX_PUT;
+    const struct kvl_segment_entry *entry = place_at(disk, staged->from).entry;
+    return entry == NULL || !entry->live ? KVL_INDEX_DELETE : KVL_INDEX_MOVE;
+}
+
+static void turn_into_delete(struct kvl_index_op *op, uint64_t segment_generation) {
+    op->kind = KVL_INDEX_DELETE;
+    op->old_location = op->block.location;
+    op->segment.generation = segment_generation;
+}
+
 static void add_staged(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
     struct kvl_disk_ops *ops = &disk->commit.ops;
-    bool carried = staged->request == NULL;
-    if (staged->status != KVL_OK || (carried && staged->from == 0))
-        return;
-    if (carried) {
-        struct place from = place_at(disk, staged->from);
-        if (from.entry == NULL || !from.entry->live)
-            return; /* discarded meanwhile */
+    if (staged->request == NULL && staged->from == 0)
+        return; /* it has no place */
+    enum kvl_index_op_kind kind = kind_of(disk, staged);
+    struct place from = place_at(disk, staged->from);
+    if (kind == KVL_INDEX_MOVE)
         set_moved_to(&from, staged->block.location);
-    }
-    staged->op_index = ops->count;
+    if (kind != KVL_INDEX_DELETE)
+        staged->op_index = ops->count;
     struct kvl_index_op *op = kvl_disk_ops_add(ops);
-    op->kind = carried ? KVL_INDEX_MOVE : KVL_INDEX_PUT;
+    op->kind = kind;
     op->block = staged->block;
     op->old_location = staged->from;
+    op->segment.generation = staged->segment_generation;
+    if (kind == KVL_INDEX_DELETE)
+        turn_into_delete(op, staged->segment_generation);
 }
 
 static void add_batch(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
@@ -187,6 +208,20 @@ static void publish_batch(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
         kvl_disk_batch_release(batch);
 }
 
+/* What a failed transaction was to remove, and what it was to publish, is removed by the next. */
+static void remove_later(struct kvl_disk *disk) {
+    struct kvl_disk_commit *commit = &disk->commit;
+    for (uint64_t i = 0; i < commit->ops.count; i++) {
+        struct kvl_index_op *op = &commit->ops.items[i];
+        if (op->kind == KVL_INDEX_PUT || op->kind == KVL_INDEX_MOVE)
+            turn_into_delete(op, op->segment.generation);
+        if (op->kind == KVL_INDEX_DELETE)
+            kvl_disk_delete_block(disk, &op->block.record.key, op->old_location,
+                commit->ops.first_sequence != UINT64_MAX ? commit->ops.first_sequence
+                                                         : ++disk->sequence);
+    }
+}
+
 /* Ends the transaction, whatever its status: stores complete, batches are free again. */
 static void publish(struct kvl_disk *disk) {
     struct kvl_disk_commit *commit = &disk->commit;
@@ -203,7 +238,11 @@ static void publish(struct kvl_disk *disk) {
     if (commit->status != KVL_OK) {
         KVL_ERROR(disk->log, "disk index commit failed status=%s ops=%llu",
             kvl_err_name(commit->status), (unsigned long long)commit->ops.count);
+        if (commit->status == KVL_ERR_CORRUPT)
+            kvl_log_fallback(disk->log, "disk index is damaged: nothing more is stored on disk; a "
+                                        "restart rebuilds it from the segments");
         kvl_disk_change_lost(disk, commit->status);
+        remove_later(disk);
     }
     commit->batches = NULL;
     commit->attempts = 0;
@@ -229,9 +268,11 @@ void kvl_disk_commit_strip(struct kvl_disk *disk) {
         }
     }
     for (uint64_t i = 0; i < commit->ops.count; i++) {
-        enum kvl_index_op_kind kind = commit->ops.items[i].kind;
-        if (kind != KVL_INDEX_PUT && kind != KVL_INDEX_MOVE && kind != KVL_INDEX_TOUCH)
-            commit->ops.items[kept++] = commit->ops.items[i];
+        struct kvl_index_op *op = &commit->ops.items[i];
+        if (op->kind == KVL_INDEX_PUT || op->kind == KVL_INDEX_MOVE)
+            turn_into_delete(op, op->segment.generation);
+        if (op->kind != KVL_INDEX_TOUCH)
+            commit->ops.items[kept++] = *op;
     }
     commit->ops.count = kept;
     commit->attempts = UINT32_MAX - 1;

@@ -19,6 +19,7 @@
 #include "disk_tier.h"
 #include "index.h"
 #include "io_backend.h"
+#include "journal.h"
 #include "mailbox.h"
 #include "record.h"
 #include "segment.h"
@@ -35,6 +36,8 @@
 #define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */
 /* Catalog puts end here: what is left of the map is for deletes. */
 #define KVL_DISK_CATALOG_PERMILLE 900u
+/* ... and here, of what the journal's file may hold. */
+#define KVL_DISK_JOURNAL_PERCENT 95u
 #define KVL_DISK_FOUND_BLOCKS 512u
 #define KVL_DISK_FOUND_MAX 8u /* chunks on their way to the owner at start: requests wait behind   \
                                */
@@ -339,6 +342,7 @@ struct kvl_disk {
     atomic_ullong read_bytes, written_bytes, carried_bytes, loads, stores, errors, corrupt;
     atomic_ullong used_bytes;
     atomic_uint index_permille;     /* pages of the map in use */
+    atomic_ullong journal_bytes;    /* of its file */
     atomic_int codec_state;         /* enum kvl_disk_codec; AUTO: undecided */
     atomic_ullong read_bytes_per_s; /* the disk's, as probed; 0 unknown */
     struct kvl_codec_choice choices[3];
@@ -346,6 +350,9 @@ struct kvl_disk {
 
     /* The index thread's, once it runs. */
     struct kvl_index *index;
+    struct kvl_index_state *index_state;
+    struct kvl_journal journal; /* its run is read by all */
+    uint64_t index_since_ns;
 
     /* The disk thread's. */
     struct kvl_io_backend *backend;
@@ -388,6 +395,11 @@ struct kvl_disk {
 
 /* disk_start.c: opening what was left, evicting to a smaller capacity. */
 kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg);
+/* disk_index.c: the index that is there, or a rebuilt one; at start, then on the index thread. */
+kvl_err kvl_disk_index_open(struct kvl_disk *disk, struct kvl_errmsg *msg);
+kvl_err kvl_disk_index_check(struct kvl_disk *disk);
+/* Whether the last of the processes that ended here died inside the index is known from now on. */
+void kvl_disk_index_served(struct kvl_disk *disk);
 /* disk_memory.c */
 uint8_t *kvl_disk_map_memory(uint64_t bytes);
 kvl_err kvl_disk_memory_create(struct kvl_disk *disk);

@@ -18,6 +18,7 @@
 #define GIB (1ull << 30)
 #define SEGMENT_STEP_BYTES (2 * MIB)
 #define MAP_STEP_BYTES (64ull << 10)
+#define JOURNAL_BYTES_MIN (640ull << 10)
 
 static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high) {
     return value < low ? low : value > high ? high : value;
@@ -31,6 +32,8 @@ kvl_err kvl_disk_plan_make(
             (unsigned long long)capacity_bytes, KVL_DISK_CAPACITY_BYTES_MIN);
     plan->capacity_bytes = capacity_bytes;
     plan->map_bytes = clamp(capacity_bytes / 32 / MAP_STEP_BYTES * MAP_STEP_BYTES, MIB, 4 * GIB);
+    plan->journal_bytes =
+        clamp(capacity_bytes / 32 / MAP_STEP_BYTES * MAP_STEP_BYTES, JOURNAL_BYTES_MIN, 4 * GIB);
     plan->overhead_bytes = MIB / 4 + capacity_bytes / 2048;
     /* At most some 500 segments: each costs a descriptor. */
     uint64_t largest = clamp(capacity_bytes / 512, 256 * MIB, 4 * GIB);
@@ -40,7 +43,7 @@ kvl_err kvl_disk_plan_make(
 }
 
 uint64_t kvl_disk_plan_segments_bytes(const struct kvl_disk_plan *plan) {
-    return plan->capacity_bytes - plan->map_bytes - plan->overhead_bytes;
+    return plan->capacity_bytes - plan->map_bytes - plan->journal_bytes - plan->overhead_bytes;
 }
 
 static kvl_err make_directory(const char *path, struct kvl_errmsg *msg) {

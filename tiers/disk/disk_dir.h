@@ -20,6 +20,7 @@ struct kvl_disk_dir {
 struct kvl_disk_plan {
     uint64_t capacity_bytes;
     uint64_t map_bytes;      /* LMDB's file at most */
+    uint64_t journal_bytes;  /* its file, and the one that is to replace it */
     uint64_t overhead_bytes; /* directories, lock files, extents */
     uint64_t segment_bytes;  /* of new segments */
 };

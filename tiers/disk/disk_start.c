@@ -129,7 +129,7 @@ kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     disk->segments.direct = disk->dir.direct && disk->options.io != KVL_DISK_IO_BUFFERED;
     if (!disk->dir.direct && disk->options.io != KVL_DISK_IO_BUFFERED)
         kvl_log_fallback(disk->log, "disk io is buffered: %s refuses O_DIRECT", disk->dir.path);
-    kvl_err err = kvl_index_open(disk->dir.index_path, disk->plan.map_bytes, &disk->index, msg);
+    kvl_err err = kvl_disk_index_open(disk, msg);
     if (err == KVL_OK)
         err = attach_all(disk, msg);
     if (err == KVL_OK)

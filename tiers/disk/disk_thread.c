@@ -93,6 +93,15 @@ static struct kvl_segment_entry *live_entry(
     return entry;
 }
 
+/* A copy that is being written is deleted when its batch is committed: then, and no sooner, is the
+ * block gone for good. */
+static void wait_for_copies(struct kvl_disk *disk, uint64_t sequence) {
+    for (struct kvl_disk_batch *batch = disk->batch_head; batch != NULL; batch = batch->next) {
+        if (batch->first_sequence > sequence)
+            batch->first_sequence = sequence;
+    }
+}
+
 /* A block under way to another place is deleted at both. */
 static void take_discard(struct kvl_disk *disk, const struct kvl_index_op *op, uint64_t sequence) {
     struct kvl_segment *segment;
@@ -104,6 +113,8 @@ static void take_discard(struct kvl_disk *disk, const struct kvl_index_op *op, u
         return;
     uint64_t moved_to = kvl_segment_moved_to(segment, entry);
     kvl_segment_kill(segment, entry);
+    if (segment->state == KVL_SEGMENT_RECLAIMING)
+        wait_for_copies(disk, sequence);
     if (moved_to == 0)
         return;
     kvl_disk_delete_block(disk, key, moved_to, sequence);
@@ -318,7 +329,8 @@ static bool finish_flushes(struct kvl_disk *disk) {
     bool progress = false;
     if (!disk->loaded)
         return false;
-    while (disk->flushes != NULL && disk->flushes->sequence < oldest_outstanding(disk)) {
+    while (disk->flushes != NULL &&
+           (disk->index_status != KVL_OK || disk->flushes->sequence < oldest_outstanding(disk))) {
         struct kvl_disk_flush *flush = disk->flushes;
         disk->flushes = flush->next;
         flush->status = failure_for(disk, flush);

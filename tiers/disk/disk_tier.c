@@ -255,10 +255,15 @@ static kvl_err catalog_room(struct kvl_disk *disk, uint64_t bytes) {
     uint64_t map_bytes = disk->plan.map_bytes;
     uint64_t limit_bytes = map_bytes / 1000 * KVL_DISK_CATALOG_PERMILLE;
     uint64_t used_bytes = map_bytes / 1000 * atomic_load(&disk->index_permille);
-    if (used_bytes + bytes > limit_bytes)
+    uint64_t journal_limit_bytes = disk->plan.journal_bytes / 200 * KVL_DISK_JOURNAL_PERCENT;
+    uint64_t journal_bytes = atomic_load(&disk->journal_bytes);
+    if (used_bytes + bytes > limit_bytes || journal_bytes + bytes > journal_limit_bytes)
         return KVL_ERR_NOSPC;
     uint64_t queued_bytes = atomic_load(&disk->queued_bytes);
-    return used_bytes + queued_bytes + bytes > limit_bytes ? KVL_ERR_AGAIN : KVL_OK;
+    return used_bytes + queued_bytes + bytes > limit_bytes ||
+                   journal_bytes + queued_bytes + bytes > journal_limit_bytes
+               ? KVL_ERR_AGAIN
+               : KVL_OK;
 }
 
 static kvl_err queue_catalog(
@@ -364,6 +369,9 @@ static void destroy(struct kvl_disk *disk) {
     free(disk->reclaim.resolved);
     kvl_codec_pool_deinit(&disk->codecs);
     kvl_index_close(disk->index);
+    kvl_journal_deinit(&disk->journal);
+    kvl_index_state_served(disk->index_state);
+    kvl_index_state_close(disk->index_state);
     kvl_segments_deinit(&disk->segments);
     kvl_disk_memory_destroy(disk);
     kvl_disk_dir_close(&disk->dir);
@@ -408,6 +416,7 @@ static struct kvl_disk *new_disk(const struct kvl_disk_options *options) {
         disk->options.persist_ms = 200;
     disk->persist_ns = disk->options.persist_ms * 1000000ull;
     disk->dir.lock_fd = disk->dir.segments_fd = -1;
+    disk->journal.fd = disk->journal.new_fd = -1;
     disk->inbox.fd = disk->outbox.fd = disk->index_inbox.fd = -1;
     disk->batch_tail = &disk->batch_head;
     disk->pending.first_sequence = disk->commit.ops.first_sequence = UINT64_MAX;

@@ -1,8 +1,9 @@
 /* disk_tier.h - the disk tier: blocks in segment files, LMDB as the index, the catalog beside it.
  *
  *   DIR/lock                  "pid name" of the one process that holds DIR
- *   DIR/index/data.mdb        LMDB (tiers/disk/index.h)
+ *   DIR/index/data.mdb        LMDB (tiers/disk/index.h); state beside it (index_state.h)
  *   DIR/segments/NNNNNNNN.seg records, appended (tiers/disk/record.h)
+ *   DIR/segments/journal      what a rebuild of the index needs (tiers/disk/journal.h)
  *
  * Threads: create, and everything through the tier and the catalog, on the owner thread. Inside: a
  * disk thread (I/O, order of writes), an index thread (LMDB) and codec workers.
@@ -15,6 +16,7 @@
 #ifndef KVL_DISK_TIER_H
 #define KVL_DISK_TIER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "catalog.h"
@@ -33,6 +35,7 @@ struct kvl_disk_options {
     uint32_t codec_threads;  /* 0: 2 */
     enum kvl_disk_codec codec;
     enum kvl_disk_io io;
+    bool rebuild;            /* the index anew from the segments, whatever it is like */
     const char *holder_name; /* shown to the process that finds path held; NULL: "kvloft" */
     struct kvl_log *log;     /* borrowed; may be NULL */
 };

@@ -1,4 +1,4 @@
-/* index.c - LMDB behind plain structs: open, commit, compact. Walks are in index_walk.c. */
+/* index.c - LMDB behind plain structs: open, compact. Transactions: index_commit.c. */
 #include "index.h"
 
 #include <errno.h>
@@ -23,6 +23,10 @@ kvl_err kvl_index_err_from(int code) {
     case MDB_CORRUPTED:
     case MDB_PAGE_NOTFOUND:
     case MDB_INVALID:
+    case MDB_CURSOR_FULL:
+    case MDB_PAGE_FULL:
+    case MDB_BAD_VALSIZE:
+    case MDB_INCOMPATIBLE:
         return KVL_ERR_CORRUPT;
     case MDB_VERSION_MISMATCH:
         return KVL_ERR_VERSION;
@@ -34,52 +38,83 @@ kvl_err kvl_index_err_from(int code) {
 static const char *const catalog_names[KVL_CATALOG_KINDS] = {
     "catalog.0", "catalog.1", "catalog.2", "catalog.3", "catalog.4"};
 
-/* The first start writes the format version; later ones compare it. */
-static int open_databases(struct kvl_index *index, MDB_txn *txn, uint32_t *format) {
-    MDB_dbi meta;
-    int rc = mdb_dbi_open(txn, "meta", MDB_CREATE, &meta);
-    if (rc == 0)
-        rc = mdb_dbi_open(txn, "blocks", MDB_CREATE, &index->blocks);
-    if (rc == 0)
-        rc = mdb_dbi_open(txn, "segments", MDB_CREATE, &index->segments);
-    for (uint32_t kind = 0; rc == 0 && kind < KVL_CATALOG_KINDS; kind++)
-        rc = mdb_dbi_open(txn, catalog_names[kind], MDB_CREATE, &index->catalog[kind]);
-    if (rc != 0)
-        return rc;
-    uint8_t bytes[4];
-    MDB_val key = {6, "format"}, value;
-    rc = mdb_get(txn, meta, &key, &value);
-    if (rc == 0 && value.mv_size == 4) {
-        *format = (uint32_t)kvl_index_get(value.mv_data, 4);
-        return 0;
-    }
-    if (rc != MDB_NOTFOUND)
-        return rc == 0 ? MDB_CORRUPTED : rc;
-    kvl_index_put(bytes, KVL_DISK_FORMAT, 4);
-    value = (MDB_val){4, bytes};
-    *format = KVL_DISK_FORMAT;
-    return mdb_put(txn, meta, &key, &value, 0);
+kvl_err kvl_index_noted(struct kvl_index *index, kvl_err err) {
+    if (err == KVL_ERR_CORRUPT && index->state != NULL)
+        index->state->damaged = 1;
+    return err;
 }
 
-static kvl_err check_databases(struct kvl_index *index, struct kvl_errmsg *msg) {
+static int open_databases(struct kvl_index *index, MDB_txn *txn, unsigned flags) {
+    int rc = mdb_dbi_open(txn, "meta", flags, &index->meta);
+    if (rc == 0)
+        rc = mdb_dbi_open(txn, "blocks", flags, &index->blocks);
+    if (rc == 0)
+        rc = mdb_dbi_open(txn, "segments", flags, &index->segments);
+    for (uint32_t kind = 0; rc == 0 && kind < KVL_CATALOG_KINDS; kind++)
+        rc = mdb_dbi_open(txn, catalog_names[kind], flags, &index->catalog[kind]);
+    return rc;
+}
+
+int kvl_index_put_format(struct kvl_index *index, MDB_txn *txn) {
+    uint8_t bytes[4];
+    kvl_index_put(bytes, KVL_DISK_FORMAT, 4);
+    MDB_val key = {6, "format"}, value = {4, bytes};
+    index->format = KVL_DISK_FORMAT;
+    return mdb_put(txn, index->meta, &key, &value, 0);
+}
+
+static int get_format(struct kvl_index *index, MDB_txn *txn) {
+    MDB_val key = {6, "format"}, value;
+    int rc = mdb_get(txn, index->meta, &key, &value);
+    if (rc == 0 && value.mv_size != 4)
+        rc = MDB_CORRUPTED;
+    if (rc == 0)
+        index->format = (uint32_t)kvl_index_get(value.mv_data, 4);
+    return rc;
+}
+
+/* The first start creates the databases and writes the format's version; later ones compare it. An
+ * index that was there before and has lost its databases is not a new one. */
+static int find_databases(struct kvl_index *index, bool expected) {
+    MDB_stat all;
     MDB_txn *txn = NULL;
-    uint32_t format = 0;
-    int rc = mdb_txn_begin(index->env, NULL, 0, &txn);
-    if (rc == 0) {
-        rc = open_databases(index, txn, &format);
-        if (rc != 0 || format > KVL_DISK_FORMAT)
-            mdb_txn_abort(txn);
-        else
-            rc = mdb_txn_commit(txn);
-    }
+    int rc = mdb_env_stat(index->env, &all);
+    bool is_new = rc == 0 && all.ms_entries == 0 && !expected;
+    if (rc == 0)
+        rc = mdb_txn_begin(index->env, NULL, is_new ? 0 : MDB_RDONLY, &txn);
     if (rc != 0)
-        return kvl_fail(msg, kvl_index_err_from(rc), "index %s: %s; move it away to start empty",
-            index->path, mdb_strerror(rc));
-    if (format > KVL_DISK_FORMAT)
+        return rc;
+    rc = open_databases(index, txn, is_new ? MDB_CREATE : 0);
+    if (rc == 0)
+        rc = is_new ? kvl_index_put_format(index, txn) : get_format(index, txn);
+    if (rc != 0) {
+        mdb_txn_abort(txn);
+        return rc == MDB_NOTFOUND || rc == MDB_INCOMPATIBLE ? MDB_CORRUPTED : rc;
+    }
+    return mdb_txn_commit(txn);
+}
+
+static bool remember_segment(void *arg, const struct kvl_index_segment *row) {
+    struct kvl_index *index = arg;
+    return kvl_live_map_put(&index->map, row);
+}
+
+static kvl_err check_databases(struct kvl_index *index, bool expected, struct kvl_errmsg *msg) {
+    uint64_t bad = 0;
+    int rc = find_databases(index, expected);
+    kvl_err err = kvl_index_err_from(rc);
+    if (err == KVL_OK && index->format > KVL_DISK_FORMAT)
         return kvl_fail(msg, KVL_ERR_VERSION,
             "%s has disk format %u, this program reads up to %u; use a newer kvloft or another "
             "--disk-path",
-            index->path, format, KVL_DISK_FORMAT);
+            index->path, index->format, KVL_DISK_FORMAT);
+    if (err == KVL_OK)
+        err = kvl_index_walk_segments(index, remember_segment, index, &bad);
+    if (err == KVL_OK && bad > 0)
+        err = KVL_ERR_CORRUPT;
+    if (err != KVL_OK)
+        return kvl_fail(
+            msg, err, "index %s: %s", index->path, rc != 0 ? mdb_strerror(rc) : kvl_err_text(err));
     return KVL_OK;
 }
 
@@ -92,8 +127,7 @@ static kvl_err check_file(struct kvl_index *index, struct kvl_errmsg *msg) {
     uint64_t needed = ((uint64_t)info.me_last_pgno + 1) * stat.ms_psize;
     struct stat file;
     if (fstat(index->fd, &file) != 0 || (uint64_t)file.st_size < needed)
-        return kvl_fail(msg, KVL_ERR_CORRUPT,
-            "index %s is cut off (%llu bytes, %llu needed); move it away to start empty",
+        return kvl_fail(msg, KVL_ERR_CORRUPT, "index %s is cut off (%llu bytes, %llu needed)",
             index->path, (unsigned long long)file.st_size, (unsigned long long)needed);
     index->page_bytes = stat.ms_psize;
     return KVL_OK;
@@ -114,22 +148,27 @@ static void reserve_blocks(struct kvl_index *index) {
         return;
 }
 
-/* LMDB ends the process when its pages contradict each other. It does not say where, or what a
- * person can do: this does, and then there is nothing left to save. */
+/* LMDB ends the process when its pages contradict each other: the next start rebuilds them. */
 static void on_damage(MDB_env *env, const char *text) {
+    struct kvl_index_state *state = mdb_env_get_userctx(env);
     const char *path = NULL;
     (void)mdb_env_get_path(env, &path);
-    fprintf(stderr, "kvloft: index %s is damaged (%s); move it away to start empty\n",
+    if (state != NULL)
+        state->damaged = 1;
+    fprintf(stderr, "kvloft: index %s is damaged (%s); start again: it is then rebuilt\n",
         path != NULL ? path : "?", text);
     _exit(1);
 }
 
-static kvl_err open_env(struct kvl_index *index, struct kvl_errmsg *msg) {
+static int create_env(struct kvl_index *index, bool fast) {
     struct stat file;
     uint64_t map_bytes = index->map_bytes;
+    unsigned flags = MDB_NOSUBDIR | MDB_NOTLS | MDB_NORDAHEAD | (fast ? MDB_NOSYNC : 0);
     if (stat(index->path, &file) == 0 && (uint64_t)file.st_size > map_bytes)
         map_bytes = (uint64_t)file.st_size + index->map_bytes;
     int rc = mdb_env_create(&index->env);
+    if (rc == 0)
+        rc = mdb_env_set_userctx(index->env, index->state);
     if (rc == 0)
         rc = mdb_env_set_assert(index->env, on_damage);
     if (rc == 0)
@@ -137,31 +176,55 @@ static kvl_err open_env(struct kvl_index *index, struct kvl_errmsg *msg) {
     if (rc == 0)
         rc = mdb_env_set_mapsize(index->env, map_bytes);
     if (rc == 0)
-        rc = mdb_env_open(index->env, index->path, MDB_NOSUBDIR | MDB_NOTLS | MDB_NORDAHEAD, 0600);
+        rc = mdb_env_open(index->env, index->path, flags, 0600);
     if (rc == 0)
         rc = mdb_env_get_fd(index->env, &index->fd);
-    if (rc == MDB_INVALID || rc == MDB_CORRUPTED || rc == MDB_VERSION_MISMATCH)
-        return kvl_fail(msg, kvl_index_err_from(rc), "index %s: %s; move it away to start empty",
-            index->path, mdb_strerror(rc));
+    return rc;
+}
+
+/* What LMDB says of numbers in its head that make no sense; a file of ours never has such. */
+static bool is_nonsense(int rc) {
+    return rc == MDB_VERSION_MISMATCH || rc == EINVAL || rc == ENOMEM || rc == EFBIG;
+}
+
+kvl_err kvl_index_open_env(
+    struct kvl_index *index, bool expected, bool fast, struct kvl_errmsg *msg) {
+    kvl_index_enter(index->state, KVL_INDEX_OPENING);
+    kvl_live_map_deinit(&index->map);
+    int rc = create_env(index, fast);
+    kvl_err err = KVL_OK;
     if (rc != 0)
-        return kvl_fail(msg, kvl_index_err_from(rc), "index %s: %s", index->path, mdb_strerror(rc));
-    kvl_err err = check_file(index, msg);
+        err = kvl_fail(msg, expected && is_nonsense(rc) ? KVL_ERR_CORRUPT : kvl_index_err_from(rc),
+            "index %s: %s", index->path, mdb_strerror(rc));
     if (err == KVL_OK)
-        err = check_databases(index, msg);
+        err = check_file(index, msg);
     if (err == KVL_OK)
+        err = check_databases(index, expected, msg);
+    kvl_index_leave(index->state);
+    if (err == KVL_OK && !fast)
         reserve_blocks(index);
     return err;
 }
 
-kvl_err kvl_index_open(
-    const char *directory, uint64_t map_bytes, struct kvl_index **out, struct kvl_errmsg *msg) {
+kvl_err kvl_index_allocate(
+    const struct kvl_index_options *options, struct kvl_index **out, struct kvl_errmsg *msg) {
     struct kvl_index *index = calloc(1, sizeof(*index));
-    if (index == NULL || asprintf(&index->path, "%s/data.mdb", directory) < 0) {
+    if (index == NULL || asprintf(&index->path, "%s/data.mdb", options->directory) < 0) {
         free(index);
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     }
-    index->map_bytes = map_bytes;
-    kvl_err err = open_env(index, msg);
+    index->map_bytes = options->map_bytes;
+    index->state = options->state;
+    *out = index;
+    return KVL_OK;
+}
+
+kvl_err kvl_index_open(
+    const struct kvl_index_options *options, struct kvl_index **out, struct kvl_errmsg *msg) {
+    struct kvl_index *index = NULL;
+    kvl_err err = kvl_index_allocate(options, &index, msg);
+    if (err == KVL_OK)
+        err = kvl_index_open_env(index, options->expected, false, msg);
     if (err != KVL_OK) {
         kvl_index_close(index);
         return err;
@@ -175,158 +238,9 @@ void kvl_index_close(struct kvl_index *index) {
         return;
     if (index->env != NULL)
         mdb_env_close(index->env);
+    kvl_live_map_deinit(&index->map);
     free(index->path);
     free(index);
-}
-
-static int put_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_index_block *block) {
-    uint8_t packed[KVL_INDEX_BLOCK_BYTES];
-    kvl_index_pack_block(block, packed);
-    MDB_val key = {KVL_KEY_BYTES, (void *)block->record.key.bytes};
-    MDB_val value = {sizeof(packed), packed};
-    return mdb_put(txn, index->blocks, &key, &value, 0);
-}
-
-/* The row of a block at this location whose key begins with the head, by a walk over those few
- * that do. */
-static int find_by_head(
-    MDB_cursor *cursor, uint32_t key_head, uint64_t location, struct kvl_index_block *block) {
-    MDB_val key = {sizeof(key_head), &key_head}, value;
-    int rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
-    while (rc == 0 && memcmp(key.mv_data, &key_head, sizeof(key_head)) == 0) {
-        if (kvl_index_unpack_block(&key, &value, block) && block->location == location)
-            return 0;
-        rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
-    }
-    return rc == 0 ? MDB_NOTFOUND : rc;
-}
-
-kvl_err kvl_index_resolve(struct kvl_index *index, struct kvl_index_name *names, uint64_t count) {
-    MDB_txn *txn = NULL;
-    MDB_cursor *cursor = NULL;
-    struct kvl_index_block block;
-    int rc = mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn);
-    if (rc != 0)
-        return kvl_index_err_from(rc);
-    rc = mdb_cursor_open(txn, index->blocks, &cursor);
-    for (uint64_t i = 0; rc == 0 && i < count; i++) {
-        rc = find_by_head(cursor, names[i].key_head, names[i].location, &block);
-        names[i].found = rc == 0;
-        if (rc == 0) {
-            names[i].key = block.record.key;
-            names[i].generation = block.record.generation;
-        }
-        rc = rc == MDB_NOTFOUND ? 0 : rc;
-    }
-    if (cursor != NULL)
-        mdb_cursor_close(cursor);
-    mdb_txn_abort(txn);
-    return kvl_index_err_from(rc);
-}
-
-static int touch_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
-    MDB_cursor *cursor = NULL;
-    struct kvl_index_block now;
-    int rc = mdb_cursor_open(txn, index->blocks, &cursor);
-    if (rc != 0)
-        return rc;
-    rc = find_by_head(cursor, op->key_head, op->old_location, &now);
-    mdb_cursor_close(cursor);
-    if (rc != 0)
-        return rc == MDB_NOTFOUND ? 0 : rc;
-    op->applied = true;
-    now.last_use_wall_ns = op->block.last_use_wall_ns;
-    return put_block(index, txn, &now);
-}
-
-/* MOVE, DELETE: only while the block is where the caller thinks it is. A block whose value
- * is damaged is deleted whatever its location. */
-static int change_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
-    struct kvl_index_block now;
-    MDB_val key = {KVL_KEY_BYTES, op->block.record.key.bytes}, value;
-    int rc = mdb_get(txn, index->blocks, &key, &value);
-    if (rc == MDB_NOTFOUND)
-        return 0;
-    if (rc != 0)
-        return rc;
-    bool sound = kvl_index_unpack_block(&key, &value, &now);
-    if (sound && now.location != op->old_location)
-        return 0;
-    op->applied = sound;
-    if (!sound || op->kind == KVL_INDEX_DELETE)
-        return mdb_del(txn, index->blocks, &key, NULL);
-    now.location = op->block.location;
-    return put_block(index, txn, &now);
-}
-
-static int change_catalog(struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *op) {
-    MDB_dbi database = index->catalog[op->catalog_kind];
-    MDB_val key = {op->key_bytes, op->data};
-    if (op->kind == KVL_INDEX_CATALOG_REMOVE) {
-        int rc = mdb_del(txn, database, &key, NULL);
-        return rc == MDB_NOTFOUND ? 0 : rc;
-    }
-    MDB_val value = {op->value_bytes + 8u, NULL};
-    int rc = mdb_put(txn, database, &key, &value, MDB_RESERVE);
-    if (rc != 0)
-        return rc;
-    if (op->value_bytes > 0)
-        memcpy(value.mv_data, op->data + op->key_bytes, op->value_bytes);
-    kvl_index_put((uint8_t *)value.mv_data + op->value_bytes,
-        kvl_index_checksum(&key, value.mv_data, op->value_bytes), 8);
-    return 0;
-}
-
-static int change_segment(struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *op) {
-    uint8_t id[4], packed[KVL_INDEX_SEGMENT_BYTES];
-    for (uint32_t i = 0; i < 4; i++)
-        id[i] = (uint8_t)(op->segment.id >> (24 - 8 * i));
-    MDB_val key = {sizeof(id), id};
-    if (op->kind == KVL_INDEX_SEGMENT_REMOVE) {
-        int rc = mdb_del(txn, index->segments, &key, NULL);
-        return rc == MDB_NOTFOUND ? 0 : rc;
-    }
-    kvl_index_put(packed, op->segment.bytes, 8);
-    kvl_index_put(packed + 8, op->segment.generation, 8);
-    kvl_index_put(packed + 16, kvl_index_checksum(&key, packed, 16), 8);
-    MDB_val value = {sizeof(packed), packed};
-    return mdb_put(txn, index->segments, &key, &value, 0);
-}
-
-static int apply(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
-    switch (op->kind) {
-    case KVL_INDEX_PUT:
-        op->applied = true;
-        return put_block(index, txn, &op->block);
-    case KVL_INDEX_MOVE:
-    case KVL_INDEX_DELETE:
-        return change_block(index, txn, op);
-    case KVL_INDEX_TOUCH:
-        return touch_block(index, txn, op);
-    case KVL_INDEX_CATALOG_PUT:
-    case KVL_INDEX_CATALOG_REMOVE:
-        op->applied = true;
-        return change_catalog(index, txn, op);
-    default:
-        op->applied = true;
-        return change_segment(index, txn, op);
-    }
-}
-
-kvl_err kvl_index_commit(struct kvl_index *index, struct kvl_index_op *ops, uint64_t count) {
-    MDB_txn *txn = NULL;
-    int rc = mdb_txn_begin(index->env, NULL, 0, &txn);
-    if (rc != 0)
-        return kvl_index_err_from(rc);
-    for (uint64_t i = 0; rc == 0 && i < count; i++) {
-        ops[i].applied = false;
-        rc = apply(index, txn, &ops[i]);
-    }
-    if (rc == 0)
-        rc = mdb_txn_commit(txn);
-    else
-        mdb_txn_abort(txn);
-    return kvl_index_err_from(rc);
 }
 
 void kvl_index_read_ahead(struct kvl_index *index) {
@@ -367,12 +281,29 @@ static int copy_compacted(struct kvl_index *index, const char *copy_path) {
     return rc;
 }
 
+kvl_err kvl_index_settle_at(struct kvl_index *index, const char *path) {
+    char *lock_path = NULL;
+    int rc = mdb_env_sync(index->env, 1);
+    mdb_env_close(index->env);
+    index->env = NULL;
+    if (rc == 0 && asprintf(&lock_path, "%s-lock", index->path) < 0)
+        rc = ENOMEM;
+    if (rc == 0 && unlink(lock_path) != 0 && errno != ENOENT)
+        rc = errno;
+    if (rc == 0)
+        rc = rename(index->path, path) == 0 ? sync_directory_of(path) : errno;
+    free(lock_path);
+    return kvl_index_err_from(rc);
+}
+
 kvl_err kvl_index_compact(struct kvl_index **index, struct kvl_errmsg *msg) {
     struct kvl_index *old = *index;
+    kvl_index_enter(old->state, KVL_INDEX_WALKING);
     char *copy_path = NULL;
     if (asprintf(&copy_path, "%s.new", old->path) < 0)
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     int rc = copy_compacted(old, copy_path);
+    kvl_index_leave(old->state);
     mdb_env_close(old->env);
     old->env = NULL;
     if (rc == 0)
@@ -380,7 +311,7 @@ kvl_err kvl_index_compact(struct kvl_index **index, struct kvl_errmsg *msg) {
     else
         unlink(copy_path);
     free(copy_path);
-    kvl_err err = rc == 0 ? open_env(old, msg)
+    kvl_err err = rc == 0 ? kvl_index_open_env(old, true, false, msg)
                           : kvl_fail(msg, kvl_index_err_from(rc), "index %s: compacting failed: %s",
                                 old->path, mdb_strerror(rc));
     if (err != KVL_OK) {

@@ -9,6 +9,9 @@
  * catalog kind) A checksum is XXH3-64 over the key and everything before it. What does not pass is
  * skipped and counted, never used.
  *
+ * What a removal or a change of the catalog does is in the journal before it is in here
+ * (journal.h), so that the index can be rebuilt (rebuild.h) when LMDB's file is damaged.
+ *
  * Threads: one at a time; the index thread after start. Every call may block on the disk. */
 #ifndef KVL_DISK_INDEX_H
 #define KVL_DISK_INDEX_H
@@ -20,11 +23,14 @@
 #include "block.h"
 #include "catalog.h"
 
-#define KVL_DISK_FORMAT 1u
+/* Format 1 had no journal beside the segments; it is read and written on as 2. */
+#define KVL_DISK_FORMAT 2u
 /* Above this share of the map, blocks are evicted; the rest is for deletes, which need pages. */
 #define KVL_INDEX_PRESSURE_PERMILLE 850u
 
 struct kvl_index;
+struct kvl_index_state;
+struct kvl_journal;
 
 struct kvl_index_block {
     struct kvl_block_record record;
@@ -43,12 +49,14 @@ struct kvl_index_segment {
 enum kvl_index_op_kind {
     KVL_INDEX_PUT,    /* block, replacing any other of its key */
     KVL_INDEX_MOVE,   /* to block.location, if it still is at old_location */
-    KVL_INDEX_DELETE, /* if it still is at old_location */
+    KVL_INDEX_DELETE, /* if it still is at old_location; the record there, written when the segment
+                         had segment.generation, is dead in any case */
     KVL_INDEX_TOUCH,  /* block.last_use_wall_ns of key_head's block at old_location */
     KVL_INDEX_CATALOG_PUT,
     KVL_INDEX_CATALOG_REMOVE,
     KVL_INDEX_SEGMENT_PUT,
-    KVL_INDEX_SEGMENT_REMOVE
+    KVL_INDEX_SEGMENT_REMOVE,
+    KVL_INDEX_RECOVER /* block, unless a younger one of its key is known */
 };
 
 struct kvl_index_op {
@@ -70,12 +78,27 @@ static inline uint32_t kvl_index_key_head(const struct kvl_key *key) {
     return head;
 }
 
-/* Errors: VERSION (a newer format), CORRUPT (damaged: says what to do), PERM, NOSPC, IO. */
+struct kvl_index_options {
+    const char *directory;
+    uint64_t map_bytes;
+    struct kvl_index_state *state; /* borrowed; may be NULL */
+    bool expected;                 /* there was one: without its databases it is damaged, not new */
+};
+
+/* Errors: VERSION (a newer format), CORRUPT (damaged), PERM, NOSPC, IO. */
 KVL_MUST_CHECK kvl_err kvl_index_open(
-    const char *directory, uint64_t map_bytes, struct kvl_index **out, struct kvl_errmsg *msg);
+    const struct kvl_index_options *options, struct kvl_index **out, struct kvl_errmsg *msg);
 void kvl_index_close(struct kvl_index *index); /* NULL is fine */
 
-/* One synced transaction: all or nothing. NOSPC: the map or the file system is full. */
+/* Reads everything there is and compares it with its checksums, order and counts. CORRUPT: some of
+ * it is not as it was written. Afterwards the index knows which records are live. */
+KVL_MUST_CHECK kvl_err kvl_index_check(struct kvl_index *index);
+/* Writes the journal anew; from then on every commit goes there first. The journal outlives the
+ * index. A failure is made up for by the next commit that needs the journal. */
+KVL_MUST_CHECK kvl_err kvl_index_keep_journal(struct kvl_index *index, struct kvl_journal *journal);
+
+/* One synced transaction: all or nothing. NOSPC: the map or the file system is full. CORRUPT: the
+ * index is damaged, and the next start rebuilds it. */
 KVL_MUST_CHECK kvl_err kvl_index_commit(
     struct kvl_index *index, struct kvl_index_op *ops, uint64_t count);
 

@@ -65,7 +65,9 @@ static bool send_catalog(void *arg, enum kvl_catalog_kind kind, const void *key,
 static void load(struct kvl_disk *disk, struct kvl_disk_loading *loading) {
     struct walk_state state = {.disk = disk, .status = KVL_OK};
     kvl_index_read_ahead(disk->index);
-    kvl_err err = kvl_index_walk_catalog(disk->index, send_catalog, &state, &loading->bad);
+    kvl_err err = kvl_disk_index_check(disk);
+    if (err == KVL_OK)
+        err = kvl_index_walk_catalog(disk->index, send_catalog, &state, &loading->bad);
     if (err == KVL_OK && state.status == KVL_OK)
         err = kvl_index_walk_blocks(disk->index, send_block, &state, &loading->bad);
     send_chunk(&state);
@@ -81,6 +83,8 @@ static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
             kvl_index_commit(disk->index, commit->ops.items + at, left < step ? left : step);
     }
     commit->usage_permille = kvl_index_usage_permille(disk->index);
+    atomic_store(&disk->journal_bytes, disk->journal.bytes);
+    kvl_disk_index_served(disk);
 }
 
 /* The file first, then the row: a file without a row is removed at the next start. */

@@ -67,21 +67,53 @@ bool kvl_index_unpack_block(
 /* visit: false ends the walk. */
 typedef bool (*visit_pair)(void *arg, const MDB_val *key, const MDB_val *value);
 
-static kvl_err walk(struct kvl_index *index, MDB_dbi database, visit_pair visit, void *arg) {
-    MDB_txn *txn = NULL;
+static bool in_order(const MDB_val *before, const MDB_val *after) {
+    size_t common = before->mv_size < after->mv_size ? before->mv_size : after->mv_size;
+    int order = memcmp(before->mv_data, after->mv_data, common);
+    return order < 0 || (order == 0 && before->mv_size < after->mv_size);
+}
+
+/* Keys rise and there are as many as the database says: else the walk goes through pages that are
+ * not its own, and would perhaps never end. */
+static int visit_all(MDB_cursor *cursor, uint64_t entries, visit_pair visit, void *arg) {
+    MDB_val key, value, before = {0, NULL};
+    uint64_t visited = 0;
+    int rc;
+    while ((rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0) {
+        if (visited++ == entries || (visited > 1 && !in_order(&before, &key)))
+            return MDB_CORRUPTED;
+        before = key;
+        if (!visit(arg, &key, &value))
+            return 0;
+    }
+    if (rc == MDB_NOTFOUND)
+        return visited == entries ? 0 : MDB_CORRUPTED;
+    return rc;
+}
+
+static kvl_err walk_in(MDB_txn *txn, MDB_dbi database, visit_pair visit, void *arg) {
     MDB_cursor *cursor = NULL;
-    int rc = mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn);
-    if (rc != 0)
-        return kvl_index_err_from(rc);
-    rc = mdb_cursor_open(txn, database, &cursor);
-    MDB_val key, value;
-    bool more = rc == 0;
-    while (more && (rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT)) == 0)
-        more = visit(arg, &key, &value);
+    MDB_stat stat;
+    int rc = mdb_stat(txn, database, &stat);
+    if (rc == 0)
+        rc = mdb_cursor_open(txn, database, &cursor);
+    if (rc == 0)
+        rc = visit_all(cursor, stat.ms_entries, visit, arg);
     if (cursor != NULL)
         mdb_cursor_close(cursor);
-    mdb_txn_abort(txn);
-    return rc == MDB_NOTFOUND ? KVL_OK : kvl_index_err_from(rc);
+    return kvl_index_err_from(rc);
+}
+
+static kvl_err walk(struct kvl_index *index, MDB_dbi database, visit_pair visit, void *arg) {
+    MDB_txn *txn = NULL;
+    kvl_index_enter(index->state, KVL_INDEX_WALKING);
+    kvl_err err = kvl_index_err_from(mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn));
+    if (err == KVL_OK) {
+        err = walk_in(txn, database, visit, arg);
+        mdb_txn_abort(txn);
+    }
+    kvl_index_leave(index->state);
+    return kvl_index_noted(index, err);
 }
 
 struct walk_arg {
@@ -91,7 +123,15 @@ struct walk_arg {
     enum kvl_catalog_kind kind;
     void *arg;
     uint64_t *bad;
+    struct kvl_index_state *state;
 };
+
+/* The caller's visitor may wait: a process that is ended then did not die inside. Reading what
+ * LMDB points at is inside, until it has passed its checks. */
+static bool back_inside(const struct walk_arg *walk_arg, bool more) {
+    kvl_index_enter(walk_arg->state, KVL_INDEX_WALKING);
+    return more;
+}
 
 static bool visit_segment(void *arg, const MDB_val *key, const MDB_val *value) {
     struct walk_arg *walk_arg = arg;
@@ -107,7 +147,8 @@ static bool visit_segment(void *arg, const MDB_val *key, const MDB_val *value) {
         .bytes = kvl_index_get(value->mv_data, 8),
         .generation = kvl_index_get((uint8_t *)value->mv_data + 8, 8),
     };
-    return walk_arg->segment(walk_arg->arg, &segment);
+    kvl_index_leave(walk_arg->state);
+    return back_inside(walk_arg, walk_arg->segment(walk_arg->arg, &segment));
 }
 
 static bool visit_block(void *arg, const MDB_val *key, const MDB_val *value) {
@@ -117,36 +158,50 @@ static bool visit_block(void *arg, const MDB_val *key, const MDB_val *value) {
         ++*walk_arg->bad;
         return true;
     }
-    return walk_arg->block(walk_arg->arg, &block);
+    kvl_index_leave(walk_arg->state);
+    return back_inside(walk_arg, walk_arg->block(walk_arg->arg, &block));
 }
 
 static bool visit_catalog(void *arg, const MDB_val *key, const MDB_val *value) {
     struct walk_arg *walk_arg = arg;
     uint64_t bytes = value->mv_size < 8 ? 0 : value->mv_size - 8;
-    if (value->mv_size < 8 || kvl_index_get((uint8_t *)value->mv_data + bytes, 8) !=
-                                  kvl_index_checksum(key, value->mv_data, bytes)) {
+    if (value->mv_size < 8 || bytes > KVL_CATALOG_VALUE_BYTES_MAX ||
+        kvl_index_get((uint8_t *)value->mv_data + bytes, 8) !=
+            kvl_index_checksum(key, value->mv_data, bytes)) {
         ++*walk_arg->bad;
         return true;
     }
-    return walk_arg->catalog(walk_arg->arg, walk_arg->kind, key->mv_data, (uint32_t)key->mv_size,
-        value->mv_data, (uint32_t)bytes);
+    kvl_index_leave(walk_arg->state);
+    return back_inside(walk_arg, walk_arg->catalog(walk_arg->arg, walk_arg->kind, key->mv_data,
+                                     (uint32_t)key->mv_size, value->mv_data, (uint32_t)bytes));
 }
 
 kvl_err kvl_index_walk_segments(
     struct kvl_index *index, kvl_index_visit_segment visit, void *arg, uint64_t *bad) {
-    struct walk_arg walk_arg = {.segment = visit, .arg = arg, .bad = bad};
+    struct walk_arg walk_arg = {.segment = visit, .arg = arg, .bad = bad, .state = index->state};
     return walk(index, index->segments, visit_segment, &walk_arg);
 }
 
 kvl_err kvl_index_walk_blocks(
     struct kvl_index *index, kvl_index_visit_block visit, void *arg, uint64_t *bad) {
-    struct walk_arg walk_arg = {.block = visit, .arg = arg, .bad = bad};
+    struct walk_arg walk_arg = {.block = visit, .arg = arg, .bad = bad, .state = index->state};
     return walk(index, index->blocks, visit_block, &walk_arg);
+}
+
+kvl_err kvl_index_walk_catalog_in(struct kvl_index *index, MDB_txn *txn,
+    kvl_index_visit_catalog visit, void *arg, uint64_t *bad) {
+    struct walk_arg walk_arg = {.catalog = visit, .arg = arg, .bad = bad, .state = index->state};
+    kvl_err err = KVL_OK;
+    for (uint32_t kind = 0; err == KVL_OK && kind < KVL_CATALOG_KINDS; kind++) {
+        walk_arg.kind = (enum kvl_catalog_kind)kind;
+        err = walk_in(txn, index->catalog[kind], visit_catalog, &walk_arg);
+    }
+    return err;
 }
 
 kvl_err kvl_index_walk_catalog(
     struct kvl_index *index, kvl_index_visit_catalog visit, void *arg, uint64_t *bad) {
-    struct walk_arg walk_arg = {.catalog = visit, .arg = arg, .bad = bad};
+    struct walk_arg walk_arg = {.catalog = visit, .arg = arg, .bad = bad, .state = index->state};
     kvl_err err = KVL_OK;
     for (uint32_t kind = 0; err == KVL_OK && kind < KVL_CATALOG_KINDS; kind++) {
         walk_arg.kind = (enum kvl_catalog_kind)kind;
@@ -191,6 +246,7 @@ static int drop_some(struct kvl_index *index, MDB_txn *txn, struct drop_arg *sta
 kvl_err kvl_index_drop_blocks(struct kvl_index *index, kvl_index_visit_block drop, void *arg) {
     struct drop_arg state = {.drop = drop, .arg = arg};
     int rc = 0;
+    kvl_index_enter(index->state, KVL_INDEX_COMMITTING);
     while (rc == 0 && !state.done) {
         MDB_txn *txn = NULL;
         rc = mdb_txn_begin(index->env, NULL, 0, &txn);
@@ -202,7 +258,8 @@ kvl_err kvl_index_drop_blocks(struct kvl_index *index, kvl_index_visit_block dro
         else
             mdb_txn_abort(txn);
     }
-    return kvl_index_err_from(rc);
+    kvl_index_leave(index->state);
+    return kvl_index_noted(index, kvl_index_err_from(rc));
 }
 
 /* LMDB keeps its free pages in database 0: each value begins with how many it lists. */
@@ -234,6 +291,8 @@ uint32_t kvl_index_usage_permille(struct kvl_index *index) {
     uint64_t high = (uint64_t)info.me_last_pgno + 1;
     if (high * 1000 / map_pages < KVL_INDEX_PRESSURE_PERMILLE)
         return (uint32_t)(high * 1000 / map_pages);
+    kvl_index_enter(index->state, KVL_INDEX_WALKING);
     uint64_t listed = free_pages(index);
+    kvl_index_leave(index->state);
     return (uint32_t)((high - (listed < high ? listed : high)) * 1000 / map_pages);
 }

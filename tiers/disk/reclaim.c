@@ -25,7 +25,8 @@
 #define CARRY_RETRY_NS 60000000000ull
 
 static uint64_t used_bytes(const struct kvl_disk *disk) {
-    return disk->segments.total_bytes + disk->plan.map_bytes + disk->plan.overhead_bytes;
+    return disk->segments.total_bytes + disk->plan.capacity_bytes -
+           kvl_disk_plan_segments_bytes(&disk->plan);
 }
 
 void kvl_disk_account(struct kvl_disk *disk) {
@@ -173,6 +174,7 @@ static void start_deleting(struct kvl_disk *disk) {
         op->kind = KVL_INDEX_DELETE;
         op->block.record.key = resolved->names[i].key;
         op->old_location = resolved->names[i].location;
+        op->segment.generation = victim->generation;
     }
     op = all ? kvl_disk_ops_add(&reclaim->commit.ops) : NULL;
     if (op == NULL) {

@@ -7,12 +7,14 @@
 
 #define OFFSET_KEY 8u
 #define OFFSET_PARENT 40u
-#define OFFSET_FRAMES 144u
 #define FRAME_ENTRY_BYTES 24u
+#define OFFSET_RUN 136u
+#define OFFSET_FRAMES 144u
+#define OFFSET_STORED (OFFSET_FRAMES + KVL_FRAMES_MAX * FRAME_ENTRY_BYTES)
 #define OFFSET_CHECKSUM (KVL_PAGE_BYTES - 8u)
 
 _Static_assert(
-    OFFSET_FRAMES + KVL_FRAMES_MAX * FRAME_ENTRY_BYTES <= OFFSET_CHECKSUM, "a header is one page");
+    OFFSET_STORED == 912u && OFFSET_STORED + 8u <= OFFSET_CHECKSUM, "a header is a page");
 
 static void put(uint8_t *page, uint32_t offset, uint64_t value, uint32_t bytes) {
     for (uint32_t i = 0; i < bytes; i++)
@@ -64,6 +66,8 @@ void kvl_record_header_write(const struct kvl_record_header *header, uint8_t *pa
     put(page, 124, header->block.token_count, 4);
     put(page, 128, header->element_bytes, 4);
     put(page, 132, header->layers, 4);
+    put(page, OFFSET_RUN, header->run, 8);
+    put(page, OFFSET_STORED, header->stored_wall_ns, 8);
     for (uint32_t f = 0; f < header->frame_count; f++) {
         uint32_t at = OFFSET_FRAMES + f * FRAME_ENTRY_BYTES;
         put(page, at, header->frames[f].checksum, 8);
@@ -130,6 +134,8 @@ kvl_err kvl_record_header_read(const uint8_t *page, struct kvl_record_header *he
     header->block.token_count = (uint32_t)get(page, 124, 4);
     header->element_bytes = (uint32_t)get(page, 128, 4);
     header->layers = (uint32_t)get(page, 132, 4);
+    header->run = get(page, OFFSET_RUN, 8);
+    header->stored_wall_ns = get(page, OFFSET_STORED, 8);
     if (!sane_sizes(header))
         return KVL_ERR_CORRUPT;
     for (uint32_t f = 0; f < header->frame_count; f++) {
@@ -165,6 +171,8 @@ kvl_err kvl_record_encode(struct kvl_codec *codec, const struct kvl_record_sourc
         .payload_bytes = layout->payload_bytes,
         .frame_bytes = layout->frame_bytes,
         .segment_generation = source->segment_generation,
+        .run = source->run,
+        .stored_wall_ns = source->stored_wall_ns,
         .frame_count = layout->frame_count,
         .element_bytes = layout->element_bytes,
         .layers = layout->layers,

@@ -8,9 +8,10 @@
  *     80  u64 content hash     88  u64 payload bytes 96  u64 frame bytes
  *    104  u64 record bytes    112  u64 segment generation
  *    120  u32 namespace id    124  u32 token count  128  u32 element bytes  132  u32 layers
- *    136  zero 8
+ *    136  u64 run: of the start of the program that wrote it (journal.h)
  *    144  32 entries of 24: u64 checksum, u32 offset in pages, u32 stored bytes, u32 codec, zero 4
- *    912  zero to 4088       4088  u64 XXH3-64 of bytes 0..4087
+ *    912  u64 wall clock, ns, when it was stored    920  zero to 4088
+ *        4088  u64 XXH3-64 of bytes 0..4087
  *
  * A frame's checksum is XXH3-64 over: u64 hash of its raw bytes | key | u64 generation | u32 frame
  * number, so a frame of another block, of an older copy or at another place never passes.
@@ -43,6 +44,8 @@ struct kvl_record_header {
     uint64_t frame_bytes;
     uint64_t record_bytes;
     uint64_t segment_generation;
+    uint64_t run;
+    uint64_t stored_wall_ns;
     uint32_t frame_count;
     uint32_t element_bytes;
     uint32_t layers;
@@ -69,6 +72,8 @@ struct kvl_record_source {
     const struct kvl_layout *layout;
     const uint8_t *payload;
     uint64_t segment_generation;
+    uint64_t run;
+    uint64_t stored_wall_ns;
     bool compress;
 };
 /* Hashes the payload again and encodes it to out (kvl_record_bytes_max). CORRUPT: the payload is

@@ -10,10 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define NAME_BYTES 24
-
-static void file_name(uint32_t id, char name[NAME_BYTES]) {
-    snprintf(name, NAME_BYTES, "%08u.seg", id);
+void kvl_segment_file_name(uint32_t id, char name[KVL_SEGMENT_NAME_BYTES]) {
+    snprintf(name, KVL_SEGMENT_NAME_BYTES, "%08u.seg", id);
 }
 
 static void destroy_segment(struct kvl_segment *segment) {
@@ -76,13 +74,13 @@ static bool reserve_slot(struct kvl_segments *segments, uint32_t id) {
 }
 
 kvl_err kvl_segments_attach(struct kvl_segments *segments, const struct kvl_index_segment *known) {
-    char name[NAME_BYTES];
+    char name[KVL_SEGMENT_NAME_BYTES];
     struct stat file;
     if (known->id == 0 || known->id > 1u << 20 || kvl_segments_find(segments, known->id) != NULL)
         return KVL_ERR_NOTFOUND;
     if (!reserve_slot(segments, known->id))
         return KVL_ERR_NOMEM;
-    file_name(known->id, name);
+    kvl_segment_file_name(known->id, name);
     int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (segments->direct ? O_DIRECT : 0);
     int fd = openat(segments->directory_fd, name, flags);
     if (fd < 0)
@@ -179,8 +177,8 @@ void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation) {
 }
 
 kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {
-    char name[NAME_BYTES];
-    file_name(id, name);
+    char name[KVL_SEGMENT_NAME_BYTES];
+    kvl_segment_file_name(id, name);
     int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return kvl_err_from_errno(errno);
@@ -196,8 +194,8 @@ kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {
 }
 
 kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id) {
-    char name[NAME_BYTES];
-    file_name(id, name);
+    char name[KVL_SEGMENT_NAME_BYTES];
+    kvl_segment_file_name(id, name);
     if (unlinkat(directory_fd, name, 0) != 0 && errno != ENOENT)
         return kvl_err_from_errno(errno);
     return fsync(directory_fd) == 0 ? KVL_OK : kvl_err_from_errno(errno);

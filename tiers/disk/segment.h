@@ -108,6 +108,8 @@ void kvl_segment_kill(struct kvl_segment *segment, struct kvl_segment_entry *ent
 /* Empty and FREE again, under a new generation. */
 void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation);
 
+#define KVL_SEGMENT_NAME_BYTES 24
+void kvl_segment_file_name(uint32_t id, char name[KVL_SEGMENT_NAME_BYTES]);
 /* Creates, reserves and syncs the file of a segment, replacing any other of its name. */
 KVL_MUST_CHECK kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes);
 KVL_MUST_CHECK kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id);

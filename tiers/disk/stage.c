@@ -138,6 +138,8 @@ static void encode_job(struct kvl_job *job) {
         .layout = io->layout,
         .payload = io->buffer,
         .segment_generation = staged->segment_generation,
+        .run = staged->disk->journal.run,
+        .stored_wall_ns = staged->block.last_use_wall_ns,
         .compress = staged->compress,
     };
     if (staged->sample)
@@ -192,6 +194,8 @@ static void carry_read(struct kvl_disk_op *op) {
         return;
     }
     header.segment_generation = staged->segment_generation;
+    header.run = staged->disk->journal.run;
+    header.stored_wall_ns = staged->block.last_use_wall_ns;
     kvl_record_header_write(&header, op->buffer);
     staged->block.record = header.block;
     staged->record_bytes = op->bytes;

@@ -1,0 +1,139 @@
+/* disk_index.c - which index a start goes on with: the one that is there, or one rebuilt.
+ *
+ * LMDB's file is trusted until it opens badly, reads back otherwise than it was written, or two
+ * processes in a row died inside it. Then it is made anew from the segments and their journal;
+ * where the journal is damaged, too, the folder starts without blocks. */
+#include <sys/random.h>
+
+#include "clock.h"
+#include "disk.h"
+#include "rebuild.h"
+
+#define SERVED_NS 10000000000ull /* deaths further apart than this are no loop */
+
+static struct kvl_index_options options_of(const struct kvl_disk *disk, bool expected) {
+    return (struct kvl_index_options){
+        .directory = disk->dir.index_path,
+        .map_bytes = disk->plan.map_bytes,
+        .state = disk->index_state,
+        .expected = expected,
+    };
+}
+
+static void tell_rebuilt(
+    struct kvl_disk *disk, const struct kvl_rebuilt *rebuilt, const char *reason) {
+    if (rebuilt->journal_whole)
+        kvl_log_fallback(disk->log,
+            "disk index rebuilt from the segments: %s; blocks=%llu unreadable=%llu", reason,
+            (unsigned long long)rebuilt->blocks, (unsigned long long)rebuilt->unreadable);
+    else
+        kvl_log_fallback(disk->log,
+            "disk index made anew without blocks: %s; and the journal is %s, so that nobody knows "
+            "which blocks were cleared",
+            reason, rebuilt->journal_exists ? "damaged" : "missing");
+}
+
+/* Why the index is not even to be opened; NULL: it is. */
+static const char *reason_to_rebuild(
+    const struct kvl_disk *disk, const struct kvl_journal_found *journal) {
+    const struct kvl_index_state *state = disk->index_state;
+    if (disk->options.rebuild && journal->whole)
+        return "asked for";
+    if (state == NULL)
+        return NULL;
+    if (state->damaged != 0)
+        return "it was found damaged";
+    uint32_t limit = journal->whole ? KVL_INDEX_DEATHS : 2 * KVL_INDEX_DEATHS;
+    return state->deaths >= limit ? "processes died inside it" : NULL;
+}
+
+static kvl_err rebuild_at_start(struct kvl_disk *disk, const char *reason, struct kvl_errmsg *msg) {
+    struct kvl_index_options options = options_of(disk, true);
+    struct kvl_rebuilt rebuilt;
+    kvl_err err =
+        kvl_index_rebuild_unopened(&options, disk->dir.segments_fd, &disk->index, &rebuilt, msg);
+    if (err == KVL_OK)
+        tell_rebuilt(disk, &rebuilt, reason);
+    return err;
+}
+
+static kvl_err open_or_rebuild(
+    struct kvl_disk *disk, const struct kvl_journal_found *journal, struct kvl_errmsg *msg) {
+    struct kvl_errmsg damage = {""};
+    const char *reason = reason_to_rebuild(disk, journal);
+    if (reason != NULL)
+        return rebuild_at_start(disk, reason, msg);
+    struct kvl_index_options options = options_of(disk, journal->exists);
+    kvl_err err = kvl_index_open(&options, &disk->index, &damage);
+    if (err == KVL_ERR_CORRUPT)
+        return rebuild_at_start(disk, damage.text, msg);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "%s", damage.text);
+    if (disk->options.rebuild)
+        return kvl_fail(msg, KVL_ERR_CORRUPT,
+            "%s: the journal is %s and the index can be opened: nothing to rebuild it from; start "
+            "the daemon, which writes the journal anew",
+            disk->dir.path, journal->exists ? "damaged" : "missing");
+    return KVL_OK;
+}
+
+static kvl_err begin_run(struct kvl_disk *disk, uint64_t sequence, struct kvl_errmsg *msg) {
+    struct kvl_journal *journal = &disk->journal;
+    kvl_journal_init(
+        journal, disk->dir.segments_fd, disk->plan.journal_bytes / 2, disk->index_state);
+    journal->capacity_bytes = disk->plan.capacity_bytes;
+    journal->sequence = sequence;
+    if (getrandom(&journal->run, sizeof(journal->run), 0) != (ssize_t)sizeof(journal->run))
+        return kvl_fail(msg, KVL_ERR_IO, "the kernel gives no random number");
+    return KVL_OK;
+}
+
+kvl_err kvl_disk_index_open(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+    struct kvl_journal_found found = {0};
+    disk->index_state = kvl_index_state_open(disk->dir.index_path);
+    disk->index_since_ns = kvl_clock_ns();
+    kvl_journal_trim(disk->dir.segments_fd);
+    kvl_err err = kvl_journal_look(disk->dir.segments_fd, &found);
+    if (err == KVL_ERR_VERSION)
+        return kvl_fail(msg, err,
+            "%s has disk format %u, this program reads up to %u; use a newer kvloft or another "
+            "--disk-path",
+            disk->dir.path, found.format, KVL_DISK_FORMAT);
+    if (err != KVL_OK)
+        return kvl_fail(
+            msg, err, "%s: the journal cannot be read: %s", disk->dir.path, kvl_err_text(err));
+    uint64_t sequence = found.sequence;
+    if (disk->index_state != NULL && disk->index_state->journal_sequence > sequence)
+        sequence = disk->index_state->journal_sequence;
+    err = begin_run(disk, sequence, msg);
+    return err == KVL_OK ? open_or_rebuild(disk, &found, msg) : err;
+}
+
+/* Nothing of it was handed out yet, so it may still be replaced. */
+kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
+    struct kvl_errmsg msg = {""};
+    kvl_err err = kvl_index_check(disk->index);
+    if (err == KVL_ERR_CORRUPT) {
+        struct kvl_rebuilt rebuilt;
+        err = kvl_index_rebuild(disk->index, disk->dir.segments_fd, &rebuilt, &msg);
+        if (err == KVL_OK) {
+            tell_rebuilt(disk, &rebuilt, "it does not read back as it was written");
+            err = kvl_index_check(disk->index);
+        }
+    }
+    if (err != KVL_OK) {
+        KVL_ERROR(disk->log, "disk index cannot be read: %s",
+            msg.text[0] != '\0' ? msg.text : kvl_err_text(err));
+        return err;
+    }
+    err = kvl_index_keep_journal(disk->index, &disk->journal);
+    if (err != KVL_OK)
+        KVL_WARN(disk->log, "disk journal cannot be written yet: %s", kvl_err_text(err));
+    atomic_store(&disk->journal_bytes, disk->journal.bytes);
+    return KVL_OK;
+}
+
+void kvl_disk_index_served(struct kvl_disk *disk) {
+    if (kvl_clock_ns() - disk->index_since_ns >= SERVED_NS)
+        kvl_index_state_served(disk->index_state);
+}

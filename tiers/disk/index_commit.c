@@ -1,0 +1,313 @@
+/* index_commit.c - one transaction: first what a rebuild must know goes to the journal, then LMDB
+ * commits. */
+#include <errno.h>
+#include <string.h>
+
+#include "index_private.h"
+#include "segment.h"
+
+static void note_dead(struct kvl_index *index, uint64_t location) {
+    if (index->journal != NULL)
+        kvl_journal_add_dead(index->journal, location);
+}
+
+static int put_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_index_block *block) {
+    uint8_t packed[KVL_INDEX_BLOCK_BYTES];
+    kvl_index_pack_block(block, packed);
+    MDB_val key = {KVL_KEY_BYTES, (void *)block->record.key.bytes};
+    MDB_val value = {sizeof(packed), packed};
+    return mdb_put(txn, index->blocks, &key, &value, 0);
+}
+
+/* The block of the key, if its value is sound. */
+static int get_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_key *wanted,
+    struct kvl_index_block *now, bool *sound) {
+    MDB_val key = {KVL_KEY_BYTES, (void *)wanted->bytes}, value;
+    int rc = mdb_get(txn, index->blocks, &key, &value);
+    *sound = rc == 0 && kvl_index_unpack_block(&key, &value, now);
+    return rc;
+}
+
+/* PUT, RECOVER: the record that the key named before is dead; op->old_location says so. */
+static int add_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
+    struct kvl_index_block now;
+    bool sound;
+    int rc = get_block(index, txn, &op->block.record.key, &now, &sound);
+    if (rc != 0 && rc != MDB_NOTFOUND)
+        return rc;
+    if (op->kind == KVL_INDEX_RECOVER && sound &&
+        now.record.generation >= op->block.record.generation)
+        return 0;
+    op->applied = true;
+    op->old_location = sound ? now.location : op->block.location;
+    if (op->old_location != op->block.location)
+        note_dead(index, op->old_location);
+    return put_block(index, txn, &op->block);
+}
+
+static bool is_of_its_segment(const struct kvl_index *index, const struct kvl_index_op *op) {
+    const struct kvl_live_segment *segment =
+        kvl_live_map_find(&index->map, kvl_location_segment(op->old_location));
+    return segment != NULL && segment->row.generation == op->segment.generation;
+}
+
+/* The row of a block at this location whose key begins with the head, by a walk over those few
+ * that do. */
+static int find_by_head(
+    MDB_cursor *cursor, uint32_t key_head, uint64_t location, struct kvl_index_block *block) {
+    MDB_val key = {sizeof(key_head), &key_head}, value;
+    int rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
+    while (rc == 0 && memcmp(key.mv_data, &key_head, sizeof(key_head)) == 0) {
+        if (kvl_index_unpack_block(&key, &value, block) && block->location == location)
+            return 0;
+        rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
+    }
+    return rc == 0 ? MDB_NOTFOUND : rc;
+}
+
+kvl_err kvl_index_resolve(struct kvl_index *index, struct kvl_index_name *names, uint64_t count) {
+    MDB_txn *txn = NULL;
+    MDB_cursor *cursor = NULL;
+    struct kvl_index_block block;
+    kvl_index_enter(index->state, KVL_INDEX_WALKING);
+    int rc = mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn);
+    if (rc == 0)
+        rc = mdb_cursor_open(txn, index->blocks, &cursor);
+    for (uint64_t i = 0; rc == 0 && i < count; i++) {
+        rc = find_by_head(cursor, names[i].key_head, names[i].location, &block);
+        names[i].found = rc == 0;
+        if (rc == 0) {
+            names[i].key = block.record.key;
+            names[i].generation = block.record.generation;
+        }
+        rc = rc == MDB_NOTFOUND ? 0 : rc;
+    }
+    if (cursor != NULL)
+        mdb_cursor_close(cursor);
+    if (txn != NULL)
+        mdb_txn_abort(txn);
+    kvl_index_leave(index->state);
+    return kvl_index_noted(index, kvl_index_err_from(rc));
+}
+
+static int touch_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
+    MDB_cursor *cursor = NULL;
+    struct kvl_index_block now;
+    int rc = mdb_cursor_open(txn, index->blocks, &cursor);
+    if (rc != 0)
+        return rc;
+    rc = find_by_head(cursor, op->key_head, op->old_location, &now);
+    mdb_cursor_close(cursor);
+    if (rc != 0)
+        return rc == MDB_NOTFOUND ? 0 : rc;
+    op->applied = true;
+    now.last_use_wall_ns = op->block.last_use_wall_ns;
+    return put_block(index, txn, &now);
+}
+
+/* MOVE, DELETE: only while the block is where the caller thinks it is. A block whose value is
+ * damaged is deleted whatever its location. */
+static int change_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
+    struct kvl_index_block now;
+    bool sound;
+    int rc = get_block(index, txn, &op->block.record.key, &now, &sound);
+    if (rc != 0 && rc != MDB_NOTFOUND)
+        return rc;
+    bool there = rc == 0 && (!sound || now.location == op->old_location);
+    op->applied = there && sound;
+    /* Also a record that is named by nobody; but not what came into its place since. */
+    if (op->kind == KVL_INDEX_DELETE && is_of_its_segment(index, op))
+        note_dead(index, op->old_location);
+    if (op->kind == KVL_INDEX_MOVE)
+        note_dead(index, op->applied ? op->old_location : op->block.location);
+    if (!there)
+        return 0;
+    if (!sound || op->kind == KVL_INDEX_DELETE) {
+        MDB_val key = {KVL_KEY_BYTES, op->block.record.key.bytes};
+        return mdb_del(txn, index->blocks, &key, NULL);
+    }
+    now.location = op->block.location;
+    return put_block(index, txn, &now);
+}
+
+static void note_catalog(struct kvl_index *index, const struct kvl_index_op *op) {
+    bool put = op->kind == KVL_INDEX_CATALOG_PUT;
+    if (index->journal == NULL)
+        return;
+    kvl_journal_add(index->journal, &(struct kvl_journal_entry){
+                                        .kind = put ? KVL_JOURNAL_PUT : KVL_JOURNAL_REMOVE,
+                                        .catalog_kind = op->catalog_kind,
+                                        .key = op->data,
+                                        .key_bytes = op->key_bytes,
+                                        .value = op->data + op->key_bytes,
+                                        .value_bytes = put ? op->value_bytes : 0,
+                                    });
+}
+
+static int change_catalog(struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *op) {
+    MDB_dbi database = index->catalog[op->catalog_kind];
+    note_catalog(index, op);
+    MDB_val key = {op->key_bytes, op->data};
+    if (op->kind == KVL_INDEX_CATALOG_REMOVE) {
+        int rc = mdb_del(txn, database, &key, NULL);
+        return rc == MDB_NOTFOUND ? 0 : rc;
+    }
+    MDB_val value = {op->value_bytes + 8u, NULL};
+    int rc = mdb_put(txn, database, &key, &value, MDB_RESERVE);
+    if (rc != 0)
+        return rc;
+    if (op->value_bytes > 0)
+        memcpy(value.mv_data, op->data + op->key_bytes, op->value_bytes);
+    kvl_index_put((uint8_t *)value.mv_data + op->value_bytes,
+        kvl_index_checksum(&key, value.mv_data, op->value_bytes), 8);
+    return 0;
+}
+
+static int change_segment(struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *op) {
+    uint8_t id[4], packed[KVL_INDEX_SEGMENT_BYTES];
+    for (uint32_t i = 0; i < 4; i++)
+        id[i] = (uint8_t)(op->segment.id >> (24 - 8 * i));
+    MDB_val key = {sizeof(id), id};
+    if (op->kind == KVL_INDEX_SEGMENT_REMOVE) {
+        if (index->journal != NULL)
+            kvl_journal_add_removed(index->journal, op->segment.id);
+        int rc = mdb_del(txn, index->segments, &key, NULL);
+        return rc == MDB_NOTFOUND ? 0 : rc;
+    }
+    const struct kvl_live_segment empty = {.row = op->segment};
+    if (index->journal != NULL)
+        kvl_journal_add_segment(index->journal, &empty);
+    kvl_index_put(packed, op->segment.bytes, 8);
+    kvl_index_put(packed + 8, op->segment.generation, 8);
+    kvl_index_put(packed + 16, kvl_index_checksum(&key, packed, 16), 8);
+    MDB_val value = {sizeof(packed), packed};
+    return mdb_put(txn, index->segments, &key, &value, 0);
+}
+
+static int apply(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
+    switch (op->kind) {
+    case KVL_INDEX_PUT:
+    case KVL_INDEX_RECOVER:
+        return add_block(index, txn, op);
+    case KVL_INDEX_MOVE:
+    case KVL_INDEX_DELETE:
+        return change_block(index, txn, op);
+    case KVL_INDEX_TOUCH:
+        return touch_block(index, txn, op);
+    case KVL_INDEX_CATALOG_PUT:
+    case KVL_INDEX_CATALOG_REMOVE:
+        op->applied = true;
+        return change_catalog(index, txn, op);
+    default:
+        op->applied = true;
+        return change_segment(index, txn, op);
+    }
+}
+
+/* What the change means for the records in the segments. */
+static bool settle_op(struct kvl_live_map *map, const struct kvl_index_op *op) {
+    switch (op->kind) {
+    case KVL_INDEX_PUT:
+        if (op->old_location != op->block.location)
+            kvl_live_map_drop(map, op->old_location);
+        kvl_live_map_add(map, op->block.location, op->block.stored_bytes);
+        return true;
+    case KVL_INDEX_MOVE:
+        if (op->applied) {
+            kvl_live_map_drop(map, op->old_location);
+            kvl_live_map_add(map, op->block.location, op->block.stored_bytes);
+        }
+        return true;
+    case KVL_INDEX_DELETE:
+        if (op->applied)
+            kvl_live_map_drop(map, op->old_location);
+        return true;
+    case KVL_INDEX_SEGMENT_PUT:
+        return kvl_live_map_put(map, &op->segment);
+    case KVL_INDEX_SEGMENT_REMOVE:
+        kvl_live_map_remove(map, op->segment.id);
+        return true;
+    default:
+        return true;
+    }
+}
+
+static bool settle_ops(struct kvl_index *index, const struct kvl_index_op *ops, uint64_t count) {
+    bool settled = true;
+    for (uint64_t i = 0; i < count; i++)
+        settled = settle_op(&index->map, &ops[i]) && settled;
+    return settled;
+}
+
+/* First into the journal. What a commit that fails then leaves there is what was asked for. */
+static kvl_err commit_after_journal(
+    struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *ops, uint64_t count) {
+    bool rewrite = index->journal != NULL && kvl_journal_is_full(index->journal);
+    kvl_err err = KVL_OK;
+    if (rewrite && !settle_ops(index, ops, count))
+        err = KVL_ERR_NOMEM;
+    else if (rewrite)
+        err = kvl_index_write_journal(index, txn);
+    else if (index->journal != NULL)
+        err = kvl_journal_append(index->journal);
+    if (err != KVL_OK) {
+        mdb_txn_abort(txn);
+        return err;
+    }
+    err = kvl_index_err_from(mdb_txn_commit(txn));
+    if (err == KVL_OK && !rewrite && !settle_ops(index, ops, count))
+        err = KVL_ERR_NOMEM;
+    return err;
+}
+
+static kvl_err commit_ops(struct kvl_index *index, struct kvl_index_op *ops, uint64_t count) {
+    MDB_txn *txn = NULL;
+    int rc = mdb_txn_begin(index->env, NULL, 0, &txn);
+    if (rc != 0)
+        return kvl_index_err_from(rc);
+    for (uint64_t i = 0; rc == 0 && i < count; i++) {
+        ops[i].applied = false;
+        rc = apply(index, txn, &ops[i]);
+    }
+    if (rc == 0)
+        return commit_after_journal(index, txn, ops, count);
+    if (index->journal != NULL)
+        kvl_journal_forget_frame(index->journal);
+    mdb_txn_abort(txn);
+    return kvl_index_err_from(rc);
+}
+
+kvl_err kvl_index_commit(struct kvl_index *index, struct kvl_index_op *ops, uint64_t count) {
+    kvl_index_enter(index->state, KVL_INDEX_COMMITTING);
+    kvl_err err = commit_ops(index, ops, count);
+    kvl_index_leave(index->state);
+    return kvl_index_noted(index, err);
+}
+
+static kvl_err save_format(struct kvl_index *index) {
+    MDB_txn *txn = NULL;
+    int rc = mdb_txn_begin(index->env, NULL, 0, &txn);
+    if (rc != 0)
+        return kvl_index_err_from(rc);
+    rc = kvl_index_put_format(index, txn);
+    if (rc != 0) {
+        mdb_txn_abort(txn);
+        return kvl_index_err_from(rc);
+    }
+    return kvl_index_err_from(mdb_txn_commit(txn));
+}
+
+kvl_err kvl_index_keep_journal(struct kvl_index *index, struct kvl_journal *journal) {
+    MDB_txn *txn = NULL;
+    index->journal = journal;
+    kvl_index_enter(index->state, KVL_INDEX_WALKING);
+    kvl_err err = kvl_index_err_from(mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn));
+    if (err == KVL_OK) {
+        err = kvl_index_write_journal(index, txn);
+        mdb_txn_abort(txn);
+    }
+    if (err == KVL_OK && index->format < KVL_DISK_FORMAT)
+        err = save_format(index);
+    kvl_index_leave(index->state);
+    return kvl_index_noted(index, err);
+}

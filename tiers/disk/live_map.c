@@ -1,0 +1,107 @@
+/* live_map.c - see live_map.h. */
+#include "live_map.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "segment.h"
+
+#define SEGMENT_IDS_MAX (1u << 20)
+#define SEGMENT_BYTES_MAX (1ull << 40)
+
+static void destroy(struct kvl_live_segment *segment) {
+    if (segment != NULL)
+        free(segment->bits);
+    free(segment);
+}
+
+void kvl_live_map_deinit(struct kvl_live_map *map) {
+    for (uint32_t id = 0; id < map->slots; id++)
+        destroy(map->items[id]);
+    free(map->items);
+    *map = (struct kvl_live_map){0};
+}
+
+struct kvl_live_segment *kvl_live_map_find(const struct kvl_live_map *map, uint32_t id) {
+    return id < map->slots ? map->items[id] : NULL;
+}
+
+uint32_t kvl_live_segment_pages(const struct kvl_live_segment *segment) {
+    return (uint32_t)(segment->row.bytes / KVL_PAGE_BYTES);
+}
+
+uint64_t kvl_live_segment_bits_bytes(uint32_t end_page) {
+    return ((uint64_t)end_page + 7) / 8;
+}
+
+bool kvl_live_segment_bit(const struct kvl_live_segment *segment, uint32_t page) {
+    return (segment->bits[page / 8] >> (page % 8) & 1) != 0;
+}
+
+static void set_bit(struct kvl_live_segment *segment, uint32_t page, bool value) {
+    uint8_t mask = (uint8_t)(1u << (page % 8));
+    if (value)
+        segment->bits[page / 8] |= mask;
+    else
+        segment->bits[page / 8] &= (uint8_t)~mask;
+}
+
+static bool reserve_slot(struct kvl_live_map *map, uint32_t id) {
+    if (id < map->slots)
+        return true;
+    uint32_t slots = id + 64;
+    struct kvl_live_segment **items = realloc(map->items, slots * sizeof(items[0]));
+    if (items == NULL)
+        return false;
+    memset(items + map->slots, 0, (slots - map->slots) * sizeof(items[0]));
+    map->items = items;
+    map->slots = slots;
+    return true;
+}
+
+bool kvl_live_map_put(struct kvl_live_map *map, const struct kvl_index_segment *row) {
+    if (row->id == 0 || row->id > SEGMENT_IDS_MAX || row->bytes > SEGMENT_BYTES_MAX ||
+        row->bytes % KVL_PAGE_BYTES != 0 || !reserve_slot(map, row->id))
+        return false;
+    struct kvl_live_segment *segment = calloc(1, sizeof(*segment));
+    if (segment == NULL)
+        return false;
+    segment->row = *row;
+    segment->bits = calloc(kvl_live_segment_bits_bytes(kvl_live_segment_pages(segment)) + 1, 1);
+    if (segment->bits == NULL) {
+        free(segment);
+        return false;
+    }
+    destroy(map->items[row->id]);
+    map->items[row->id] = segment;
+    return true;
+}
+
+void kvl_live_map_remove(struct kvl_live_map *map, uint32_t id) {
+    if (id >= map->slots)
+        return;
+    destroy(map->items[id]);
+    map->items[id] = NULL;
+}
+
+void kvl_live_map_add(struct kvl_live_map *map, uint64_t location, uint64_t record_bytes) {
+    struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));
+    uint32_t page = kvl_location_page(location);
+    uint64_t pages = record_bytes / KVL_PAGE_BYTES;
+    if (segment == NULL || (uint64_t)page + pages > kvl_live_segment_pages(segment))
+        return;
+    uint32_t end_page = page + (uint32_t)pages;
+    /* What was marked dead behind the old end stays dead: no record begins there. */
+    for (uint32_t i = segment->end_page; i < end_page; i++)
+        set_bit(segment, i, false);
+    if (end_page > segment->end_page)
+        segment->end_page = end_page;
+    set_bit(segment, page, true);
+}
+
+void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location) {
+    struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));
+    uint32_t page = kvl_location_page(location);
+    if (segment != NULL && page < kvl_live_segment_pages(segment))
+        set_bit(segment, page, page >= segment->end_page);
+}

@@ -1,0 +1,349 @@
+/* rebuild.c - see rebuild.h. */
+#include "rebuild.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "index_private.h"
+#include "record.h"
+#include "segment.h"
+
+#define OPS 512u
+#define WINDOW_BYTES (1u << 20)
+
+struct rebuild {
+    struct kvl_index *target; /* the new one, under another name */
+    int segments_fd;
+    uint64_t run;            /* of the journal */
+    struct kvl_live_map map; /* as the journal says */
+    struct kvl_rebuilt *out;
+    uint64_t now_ns;
+    int fd; /* of the segment being read */
+    uint8_t window[WINDOW_BYTES];
+    uint64_t window_at, window_bytes;
+    uint32_t op_count;
+    struct kvl_index_op ops[OPS];
+};
+
+static kvl_err flush_ops(struct rebuild *rebuild) {
+    uint32_t count = rebuild->op_count;
+    rebuild->op_count = 0;
+    return count == 0 ? KVL_OK : kvl_index_commit(rebuild->target, rebuild->ops, count);
+}
+
+static kvl_err add_op(struct rebuild *rebuild, const struct kvl_index_op *op) {
+    rebuild->ops[rebuild->op_count++] = *op;
+    return rebuild->op_count == OPS ? flush_ops(rebuild) : KVL_OK;
+}
+
+/* ---- the journal -------------------------------------------------------------------------- */
+
+static kvl_err take_segment(struct rebuild *rebuild, const struct kvl_journal_entry *entry) {
+    struct kvl_index_segment row;
+    uint32_t end_page;
+    if (!kvl_journal_read_segment(entry, &row, &end_page) || !kvl_live_map_put(&rebuild->map, &row))
+        return KVL_OK; /* without it, its blocks are not taken */
+    struct kvl_live_segment *segment = kvl_live_map_find(&rebuild->map, row.id);
+    segment->end_page = end_page;
+    memcpy(segment->bits, entry->value + KVL_JOURNAL_SEGMENT_BYTES,
+        kvl_live_segment_bits_bytes(end_page));
+    if (end_page % 8 != 0)
+        segment->bits[end_page / 8] &= (uint8_t)((1u << (end_page % 8)) - 1);
+    return KVL_OK;
+}
+
+static kvl_err take_catalog(struct rebuild *rebuild, const struct kvl_journal_entry *entry) {
+    bool put = entry->kind == KVL_JOURNAL_PUT;
+    const struct kvl_index_op op = {
+        .kind = put ? KVL_INDEX_CATALOG_PUT : KVL_INDEX_CATALOG_REMOVE,
+        .catalog_kind = entry->catalog_kind,
+        .key_bytes = entry->key_bytes,
+        .value_bytes = entry->value_bytes,
+        .data = (uint8_t *)entry->key, /* the value follows; only read */
+    };
+    return add_op(rebuild, &op);
+}
+
+static uint64_t number_at(const struct kvl_journal_entry *entry, uint32_t at, uint32_t bytes) {
+    return kvl_index_get(entry->value + at, bytes);
+}
+
+static kvl_err take_entry(void *arg, const struct kvl_journal_entry *entry) {
+    struct rebuild *rebuild = arg;
+    switch (entry->kind) {
+    case KVL_JOURNAL_SEGMENT:
+        return take_segment(rebuild, entry);
+    case KVL_JOURNAL_REMOVED:
+        if (entry->value_bytes == 4)
+            kvl_live_map_remove(&rebuild->map, (uint32_t)number_at(entry, 0, 4));
+        return KVL_OK;
+    case KVL_JOURNAL_DEAD:
+        for (uint32_t at = 0; at + 8 <= entry->value_bytes; at += 8)
+            kvl_live_map_drop(&rebuild->map, number_at(entry, at, 8));
+        return KVL_OK;
+    case KVL_JOURNAL_PUT:
+    case KVL_JOURNAL_REMOVE:
+        return take_catalog(rebuild, entry);
+    default:
+        return KVL_OK;
+    }
+}
+
+static kvl_err take_journal(struct rebuild *rebuild, const uint8_t *bytes, uint64_t count) {
+    struct kvl_journal_found found = {0};
+    const struct kvl_index_state *state = rebuild->target->state;
+    if (bytes == NULL)
+        return KVL_OK;
+    kvl_err err = kvl_journal_parse(bytes, count, take_entry, rebuild, &found);
+    if (err == KVL_OK)
+        err = flush_ops(rebuild);
+    rebuild->run = found.run;
+    rebuild->out->journal_exists = true;
+    /* One that was cut off between two frames ends too early. */
+    rebuild->out->journal_whole =
+        found.whole && (state == NULL || found.sequence >= state->journal_sequence);
+    return err;
+}
+
+/* ---- the segments ------------------------------------------------------------------------- */
+
+/* The page's bytes, with so many behind it at hand if it had to be read; NULL: unreadable. */
+static const uint8_t *page_at(struct rebuild *rebuild, uint32_t page, uint64_t ahead_bytes) {
+    uint64_t at = (uint64_t)page * KVL_PAGE_BYTES;
+    if (at < rebuild->window_at ||
+        at + KVL_PAGE_BYTES > rebuild->window_at + rebuild->window_bytes) {
+        ssize_t got = pread(rebuild->fd, rebuild->window, ahead_bytes, (off_t)at);
+        rebuild->window_at = at;
+        rebuild->window_bytes = got > 0 ? (uint64_t)got : 0;
+        if (rebuild->window_bytes < KVL_PAGE_BYTES)
+            return NULL;
+    }
+    return rebuild->window + (at - rebuild->window_at);
+}
+
+static bool header_is_of(
+    const struct kvl_record_header *header, const struct kvl_live_segment *segment, uint32_t page) {
+    uint64_t at = (uint64_t)page * KVL_PAGE_BYTES;
+    return header->segment_generation == segment->row.generation &&
+           header->record_bytes <= segment->row.bytes - at;
+}
+
+static kvl_err take_record(struct rebuild *rebuild, const struct kvl_live_segment *segment,
+    uint32_t page, const struct kvl_record_header *header) {
+    bool raw = true;
+    for (uint32_t f = 0; f < header->frame_count; f++)
+        raw = raw && header->frames[f].codec == KVL_FRAME_RAW;
+    uint64_t stored_ns = header->stored_wall_ns;
+    const struct kvl_index_op op = {
+        .kind = KVL_INDEX_RECOVER,
+        .block =
+            {
+                .record = header->block,
+                .location = kvl_location_make(segment->row.id, (uint64_t)page * KVL_PAGE_BYTES),
+                .stored_bytes = header->record_bytes,
+                .last_use_wall_ns =
+                    stored_ns > 0 && stored_ns < rebuild->now_ns ? stored_ns : rebuild->now_ns,
+                .raw = raw,
+            },
+    };
+    rebuild->out->blocks++;
+    return add_op(rebuild, &op);
+}
+
+/* Before the end page the bits say where records begin. */
+static kvl_err take_listed(struct rebuild *rebuild, const struct kvl_live_segment *segment) {
+    kvl_err err = KVL_OK;
+    for (uint32_t page = 0; page < segment->end_page && err == KVL_OK; page++) {
+        struct kvl_record_header header;
+        if (!kvl_live_segment_bit(segment, page))
+            continue;
+        const uint8_t *bytes = page_at(rebuild, page, KVL_PAGE_BYTES);
+        if (bytes != NULL && kvl_record_header_read(bytes, &header) == KVL_OK &&
+            header_is_of(&header, segment, page))
+            err = take_record(rebuild, segment, page, &header);
+        else
+            rebuild->out->unreadable++;
+    }
+    return err;
+}
+
+/* Behind it, from record to record; where none of this run begins, page by page. */
+static kvl_err take_appended(struct rebuild *rebuild, const struct kvl_live_segment *segment) {
+    uint32_t pages = kvl_live_segment_pages(segment), page = segment->end_page;
+    uint64_t ahead_bytes = KVL_PAGE_BYTES;
+    kvl_err err = KVL_OK;
+    while (page < pages && err == KVL_OK) {
+        struct kvl_record_header header;
+        const uint8_t *bytes = page_at(rebuild, page, ahead_bytes);
+        if (bytes == NULL || kvl_record_header_read(bytes, &header) != KVL_OK ||
+            !header_is_of(&header, segment, page) || header.run != rebuild->run) {
+            ahead_bytes = WINDOW_BYTES;
+            page++;
+            continue;
+        }
+        if (!kvl_live_segment_bit(segment, page))
+            err = take_record(rebuild, segment, page, &header);
+        ahead_bytes = KVL_PAGE_BYTES;
+        page += (uint32_t)(header.record_bytes / KVL_PAGE_BYTES);
+    }
+    return err;
+}
+
+static kvl_err take_blocks(struct rebuild *rebuild, const struct kvl_live_segment *segment) {
+    char name[KVL_SEGMENT_NAME_BYTES];
+    kvl_segment_file_name(segment->row.id, name);
+    rebuild->fd = openat(rebuild->segments_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (rebuild->fd < 0)
+        return KVL_OK;
+    rebuild->window_bytes = 0;
+    kvl_err err = take_listed(rebuild, segment);
+    if (err == KVL_OK)
+        err = take_appended(rebuild, segment);
+    close(rebuild->fd);
+    return err;
+}
+
+static bool same_row(const struct kvl_index_segment *a, const struct kvl_index_segment *b) {
+    return a->id == b->id && a->bytes == b->bytes && a->generation == b->generation;
+}
+
+/* known: the segments that the process has open already, or an empty map. */
+static kvl_err take_segments(struct rebuild *rebuild, const struct kvl_live_map *known) {
+    const struct kvl_live_map *rows = known->slots > 0 ? known : &rebuild->map;
+    kvl_err err = KVL_OK;
+    for (uint32_t id = 0; id < rows->slots && err == KVL_OK; id++) {
+        const struct kvl_live_segment *row = kvl_live_map_find(rows, id);
+        const struct kvl_live_segment *segment = kvl_live_map_find(&rebuild->map, id);
+        if (row == NULL)
+            continue;
+        const struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT, .segment = row->row};
+        rebuild->out->segments++;
+        err = add_op(rebuild, &op);
+        if (err == KVL_OK && rebuild->out->journal_whole && segment != NULL &&
+            same_row(&row->row, &segment->row))
+            err = take_blocks(rebuild, segment);
+    }
+    return err == KVL_OK ? flush_ops(rebuild) : err;
+}
+
+/* ---- the index ---------------------------------------------------------------------------- */
+
+static kvl_err remove_file(const char *path, const char *suffix) {
+    char *name = NULL;
+    if (asprintf(&name, "%s%s", path, suffix) < 0)
+        return KVL_ERR_NOMEM;
+    kvl_err err = unlink(name) == 0 || errno == ENOENT ? KVL_OK : kvl_err_from_errno(errno);
+    free(name);
+    return err;
+}
+
+/* What all pages full of small records would need, and the catalog twice: only addresses. */
+static uint64_t map_bytes_for(const struct kvl_index *index, int segments_fd, uint64_t journal) {
+    uint64_t bytes = 0;
+    struct stat file;
+    for (uint32_t id = 0; id < index->map.slots; id++) {
+        const struct kvl_live_segment *segment = kvl_live_map_find(&index->map, id);
+        bytes += segment != NULL ? segment->row.bytes : 0;
+    }
+    char name[KVL_SEGMENT_NAME_BYTES];
+    for (uint32_t id = 1, missing = 0; bytes == 0 && missing < 64; id++) {
+        kvl_segment_file_name(id, name);
+        bool there = fstatat(segments_fd, name, &file, AT_SYMLINK_NOFOLLOW) == 0;
+        bytes += there ? (uint64_t)file.st_size : 0;
+        missing = there ? 0 : missing + 1;
+    }
+    return index->map_bytes + bytes / 32 + 4 * journal + (16u << 20);
+}
+
+static kvl_err open_target(struct rebuild *rebuild, const struct kvl_index *index,
+    uint64_t map_bytes, struct kvl_errmsg *msg) {
+    struct kvl_index *target = calloc(1, sizeof(*target));
+    rebuild->target = target;
+    if (target == NULL || asprintf(&target->path, "%s.new", index->path) < 0)
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    target->map_bytes = map_bytes;
+    target->state = index->state;
+    kvl_err err = remove_file(target->path, "");
+    if (err == KVL_OK)
+        err = remove_file(target->path, "-lock");
+    if (err == KVL_OK)
+        err = remove_file(index->path, "");
+    if (err == KVL_OK)
+        err = remove_file(index->path, "-lock");
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "index %s: %s", index->path, kvl_err_text(err));
+    return kvl_index_open_env(target, false, true, msg);
+}
+
+static kvl_err fill_target(struct rebuild *rebuild, struct kvl_index *index, const uint8_t *journal,
+    uint64_t journal_bytes, struct kvl_errmsg *msg) {
+    kvl_err err = take_journal(rebuild, journal, journal_bytes);
+    if (err == KVL_OK)
+        err = take_segments(rebuild, &index->map);
+    if (err == KVL_OK)
+        err = kvl_index_settle_at(rebuild->target, index->path);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "index %s cannot be rebuilt: %s", index->path, kvl_err_text(err));
+    return KVL_OK;
+}
+
+static kvl_err run(struct rebuild *rebuild, struct kvl_index *index, struct kvl_errmsg *msg) {
+    uint8_t *journal = NULL;
+    uint64_t journal_bytes = 0;
+    struct kvl_journal_found found = {0};
+    kvl_err err = kvl_journal_look(rebuild->segments_fd, &found);
+    if (err == KVL_ERR_VERSION)
+        return kvl_fail(msg, err, "the folder has disk format %u, this program reads up to %u",
+            found.format, KVL_DISK_FORMAT);
+    if (err == KVL_OK)
+        err = kvl_journal_load(rebuild->segments_fd, &journal, &journal_bytes);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "the journal cannot be read: %s", kvl_err_text(err));
+    if (index->env != NULL)
+        mdb_env_close(index->env);
+    index->env = NULL;
+    err =
+        open_target(rebuild, index, map_bytes_for(index, rebuild->segments_fd, journal_bytes), msg);
+    if (err == KVL_OK)
+        err = fill_target(rebuild, index, journal, journal_bytes, msg);
+    free(journal);
+    return err == KVL_OK ? kvl_index_open_env(index, true, false, msg) : err;
+}
+
+kvl_err kvl_index_rebuild(
+    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg) {
+    struct rebuild *rebuild = calloc(1, sizeof(*rebuild));
+    *out = (struct kvl_rebuilt){0};
+    if (rebuild == NULL)
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    rebuild->segments_fd = segments_fd;
+    rebuild->out = out;
+    rebuild->now_ns = kvl_clock_wall_ns();
+    kvl_err err = run(rebuild, index, msg);
+    if (err == KVL_OK && index->state != NULL)
+        index->state->deaths = index->state->damaged = 0;
+    kvl_index_close(rebuild->target);
+    kvl_live_map_deinit(&rebuild->map);
+    free(rebuild);
+    return err;
+}
+
+kvl_err kvl_index_rebuild_unopened(const struct kvl_index_options *options, int segments_fd,
+    struct kvl_index **out, struct kvl_rebuilt *rebuilt, struct kvl_errmsg *msg) {
+    struct kvl_index *index = NULL;
+    kvl_err err = kvl_index_allocate(options, &index, msg);
+    if (err == KVL_OK)
+        err = kvl_index_rebuild(index, segments_fd, rebuilt, msg);
+    if (err != KVL_OK) {
+        kvl_index_close(index);
+        return err;
+    }
+    *out = index;
+    return KVL_OK;
+}
