@@ -152,6 +152,18 @@ static bool ask(struct kvl_disk *disk, struct kvl_segment *victim) {
     return true;
 }
 
+/* Planted: the segment is released now, its deletions go when the next one is reclaimed. */
+static void delete_late(struct kvl_disk *disk) {
+    static struct kvl_disk_ops late;
+    const struct kvl_disk_ops *ops = &disk->reclaim.commit.ops;
+    for (uint64_t i = 0; i < late.count; i++)
+        *kvl_disk_ops_add(&disk->pending) = late.items[i];
+    late.count = 0;
+    for (uint64_t i = 0; i < ops->count; i++)
+        *kvl_disk_ops_add(&late) = ops->items[i];
+    kvl_disk_reclaim_committed(disk);
+}
+
 static void start_deleting(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
@@ -185,7 +197,7 @@ static void start_deleting(struct kvl_disk *disk) {
     op->kind = KVL_INDEX_SEGMENT_PUT;
     op->segment = (struct kvl_index_segment){victim->id, victim->bytes, ++disk->generation};
     if (KVL_PLANTED("reuse-before-commit"))
-        kvl_disk_reclaim_committed(disk);
+        delete_late(disk);
     else
         kvl_mailbox_post(&disk->index_inbox, &reclaim->commit.node);
 }
