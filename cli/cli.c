@@ -36,8 +36,10 @@ static double now_seconds(void) {
 }
 
 struct kvl_client *cli_connect(const struct cli_options *options) {
-    struct kvl_client_options client_options = {
-        .address = options->address, .name = "kvloft", .secret_file = options->secret_file};
+    struct kvl_client_options client_options = {.address = options->address,
+        .name = "kvloft",
+        .tenant = options->tenant,
+        .secret_file = options->secret_file};
     struct kvl_client *client = NULL;
     struct kvl_errmsg msg = {.text = ""};
     double deadline = now_seconds() + options->wait_seconds;
@@ -186,6 +188,10 @@ int cli_chain_of_session(
     struct kvl_namespace_info ns;
     uint32_t *tokens = NULL;
     *keys = NULL;
+    if (strchr(name, '/'))
+        return cli_error("session '%s' is a tenant's; ask as that tenant for its blocks: --tenant, "
+                         "--secret-file",
+            name);
     kvl_err err = read_session_tokens(client, name, &tokens, &session);
     if (err == KVL_OK)
         err = find_namespace(client, &session.namespace_key, &ns);

@@ -15,7 +15,8 @@ enum { CLI_DONE = 0, CLI_FAILED = 1, CLI_USAGE = 2 };
 
 struct cli_options {
     const char *address;     /* NULL: the default */
-    const char *secret_file; /* of a tcp:// address */
+    const char *tenant;      /* who asks; for clear alone, whose blocks; NULL: $KVLOFT_TENANT */
+    const char *secret_file; /* the tenant's, or of a tcp:// address; NULL: from the environment */
     bool json;
     bool help;
     double wait_seconds;

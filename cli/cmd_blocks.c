@@ -130,6 +130,34 @@ static int namespace_by_name(struct kvl_client *client, const char *name, uint32
         name);
 }
 
+/* `clear --tenant NAME` clears that tenant. Who asks is the tenant itself where it brings its
+ * secret, else whoever the environment names: an operator. */
+static struct kvl_client *connect_to_clear(
+    const struct cli_options *options, enum kvl_clear_scope scope) {
+    struct cli_options as = *options;
+    bool secret = getenv("KVLOFT_SECRET_FILE") || getenv("KVLOFT_SECRET");
+    bool brings_secret = options->secret_file || (secret && !getenv("KVLOFT_TENANT"));
+    if (scope == KVL_CLEAR_TENANT && !brings_secret)
+        as.tenant = NULL;
+    return cli_connect(&as);
+}
+
+static int explain_clear(
+    kvl_err err, enum kvl_clear_scope scope, const struct cli_options *options) {
+    if (scope == KVL_CLEAR_TENANT && err == KVL_ERR_NOTFOUND)
+        return cli_error("there is no tenant '%s' that you may clear; `kvloft status` lists them",
+            options->tenant);
+    if (scope == KVL_CLEAR_TENANT)
+        return cli_error("a session of tenant '%s' is open; end the program that `kvloft session "
+                         "ls` names first",
+            options->tenant);
+    if (err == KVL_ERR_NOTFOUND)
+        return cli_error(
+            "there is no session '%s'; `kvloft session ls` lists them", options->session);
+    return cli_error("session '%s' is open; end the program that `kvloft session ls` names first",
+        options->session);
+}
+
 static int run_clear(const struct cli_options *options, int argc, char **argv) {
     struct kvl_ticket ticket = {0, 0};
     struct kvl_progress progress = {.status = KVL_OK};
@@ -137,25 +165,23 @@ static int run_clear(const struct cli_options *options, int argc, char **argv) {
     (void)argv;
     int scopes =
         (options->all ? 1 : 0) + (options->session ? 1 : 0) + (options->namespace_name ? 1 : 0);
-    if (argc > 0 || scopes != 1)
-        return cli_wrong("clear takes one of --all, --session NAME, --namespace NAME");
-    struct kvl_client *client = cli_connect(options);
+    if (argc > 0 || scopes > 1 || (scopes == 0 && !options->tenant))
+        return cli_wrong(
+            "clear takes one of --all, --session NAME, --namespace NAME, --tenant NAME");
+    enum kvl_clear_scope scope = options->all              ? KVL_CLEAR_ALL
+                                 : options->session        ? KVL_CLEAR_SESSION
+                                 : options->namespace_name ? KVL_CLEAR_NAMESPACE
+                                                           : KVL_CLEAR_TENANT;
+    struct kvl_client *client = connect_to_clear(options, scope);
     if (!client)
         return CLI_FAILED;
-    enum kvl_clear_scope scope = options->all       ? KVL_CLEAR_ALL
-                                 : options->session ? KVL_CLEAR_SESSION
-                                                    : KVL_CLEAR_NAMESPACE;
     int status = options->namespace_name ? namespace_by_name(client, options->namespace_name, &id)
                                          : CLI_DONE;
     if (status == CLI_DONE) {
-        kvl_err err = kvl_clear(client, scope, id, options->session, &ticket);
-        if (err == KVL_ERR_NOTFOUND)
-            status = cli_error(
-                "there is no session '%s'; `kvloft session ls` lists them", options->session);
-        else if (err == KVL_ERR_BUSY)
-            status = cli_error("session '%s' is open; end the program that `kvloft session ls` "
-                               "names first",
-                options->session);
+        const char *name = scope == KVL_CLEAR_TENANT ? options->tenant : options->session;
+        kvl_err err = kvl_clear(client, scope, id, name, &ticket);
+        if (err == KVL_ERR_NOTFOUND || err == KVL_ERR_BUSY)
+            status = explain_clear(err, scope, options);
         else
             status = finish_ticket(client, err, ticket, "clear", 0, &progress);
     }
@@ -165,7 +191,9 @@ static int run_clear(const struct cli_options *options, int argc, char **argv) {
     else if (status == CLI_DONE)
         printf("%" PRIu64 " block%s cleared%s\n", progress.values[0],
             progress.values[0] == 1 ? "" : "s",
-            options->session ? "; the session is forgotten" : "");
+            options->session            ? "; the session is forgotten"
+            : scope == KVL_CLEAR_TENANT ? "; the tenant's sessions are forgotten"
+                                        : "");
     kvl_client_close(client);
     return status;
 }
@@ -236,8 +264,8 @@ const struct cli_command cli_demote = {
 };
 const struct cli_command cli_clear = {
     .name = "clear",
-    .summary = "forget blocks, for good; --session: the conversation too",
-    .usage = "--all | --session NAME | --namespace NAME [--connect ADDR] [--json]",
+    .summary = "forget blocks, for good; --session, --tenant: conversations too",
+    .usage = "--all | --session NAME | --namespace NAME | --tenant NAME [--connect ADDR] [--json]",
     .run = run_clear,
 };
 const struct cli_command cli_flush = {

@@ -36,6 +36,26 @@ static json_t *clients_json(struct kvl_client *client) {
     return list;
 }
 
+static json_t *tenants_json(struct kvl_client *client) {
+    json_t *list = json_array();
+    struct kvl_tenant_report t;
+    for (uint32_t i = 0; kvl_stats_tenant(client, i, &t) == KVL_OK; i++) {
+        json_t *tiers = json_object();
+        for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
+            json_object_set_new(tiers, tier_names[tier],
+                json_pack("{s:I,s:I,s:I,s:I,s:I,s:I}", "quota_bytes",
+                    (json_int_t)t.tiers[tier].quota_bytes, "used_bytes",
+                    (json_int_t)t.tiers[tier].used_bytes, "blocks",
+                    (json_int_t)t.tiers[tier].blocks, "hits", (json_int_t)t.tiers[tier].hits,
+                    "misses", (json_int_t)t.tiers[tier].misses, "evicted_blocks",
+                    (json_int_t)t.tiers[tier].evicted_blocks));
+        json_array_append_new(list,
+            json_pack("{s:s,s:b,s:I,s:I,s:o}", "name", t.name, "admitted", t.admitted, "clients",
+                (json_int_t)t.clients, "sessions", (json_int_t)t.sessions, "tiers", tiers));
+    }
+    return list;
+}
+
 static json_t *warnings_json(struct kvl_client *client) {
     json_t *list = json_array();
     char text[256];
@@ -49,7 +69,7 @@ static int print_json(struct kvl_client *client, const struct status *s) {
     char epoch[20];
     snprintf(epoch, sizeof epoch, "%016" PRIx64, r->epoch);
     return cli_print_json(json_pack("{s:s,s:I,s:s,s:s,s:s,s:I,s:s,s:I,s:b,s:o,s:I,s:I,s:I,s:I,s:I,"
-                                    "s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o}",
+                                    "s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o}",
         "version", s->daemon.version, "pid", (json_int_t)s->daemon.pid, "address",
         s->daemon.address, "device", s->daemon.device, "disk_path", s->daemon.disk_path,
         "persist_ms", (json_int_t)s->daemon.persist_ms, "epoch", epoch, "uptime_ms",
@@ -60,7 +80,7 @@ static int print_json(struct kvl_client *client, const struct status *s) {
         (json_int_t)r->unpersisted_blocks, "sealed_blocks", (json_int_t)r->sealed_blocks,
         "refused_seals", (json_int_t)r->refused_seals, "hash_mismatches",
         (json_int_t)r->hash_mismatches, "shed_blocks", (json_int_t)r->shed_blocks, "clients",
-        clients_json(client), "warnings", warnings_json(client)));
+        clients_json(client), "tenants", tenants_json(client), "warnings", warnings_json(client)));
 }
 
 static void print_tiers(const struct kvl_store_report *report) {
@@ -90,6 +110,22 @@ static void print_clients(struct kvl_client *client) {
     for (uint32_t i = 0; kvl_stats_client(client, i, &c) == KVL_OK; i++)
         printf("  %-24s pid %-8" PRIu32 " leases %" PRIu64 " read, %" PRIu64 " write, %s\n", c.name,
             c.pid, c.read_leases, c.write_leases, cli_bytes(c.leased_bytes, leased));
+}
+
+/* The default tenant alone is not worth a line. */
+static void print_tenants(struct kvl_client *client) {
+    struct kvl_tenant_report t;
+    char used[32], quota[32];
+    bool several = kvl_stats_tenant(client, 1, &t) == KVL_OK;
+    for (uint32_t i = 0; kvl_stats_tenant(client, i, &t) == KVL_OK; i++) {
+        if (!several && t.name[0] == '\0')
+            return;
+        printf("%s  %-24s", i == 0 ? "\ntenants\n" : "", t.name[0] ? t.name : "(none named)");
+        for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
+            printf("  %s %s of %s", tier_names[tier], cli_bytes(t.tiers[tier].used_bytes, used),
+                t.tiers[tier].quota_bytes ? cli_bytes(t.tiers[tier].quota_bytes, quota) : "all");
+        puts(t.admitted ? "" : "  not admitted any more");
+    }
 }
 
 static void print_sessions(struct kvl_client *client) {
@@ -129,6 +165,7 @@ static int print_text(struct kvl_client *client, const struct status *s) {
         printf(
             "shed %" PRIu64 ": they left memory before the disk had taken them\n", r->shed_blocks);
     print_clients(client);
+    print_tenants(client);
     print_sessions(client);
     print_warnings(client);
     return CLI_DONE;

@@ -27,6 +27,9 @@ static const char usage_text[] =
     "  --disk-bytes N     cap of everything in DIR (default 8G)\n"
     "  --persist-ms N     what was sealed is durable within this (default 200)\n"
     "  --secret-file FILE the shared secret of tcp:// clients\n"
+    "  --tenants FILE     who may come in, with which secret and quotas: a JSON list of objects\n"
+    "                     with name, secret or secret_file, and optionally device_bytes,\n"
+    "                     host_bytes, disk_bytes, operator (default: anybody of this user)\n"
     "  --log-level LEVEL  error, warn, info (default), debug, trace\n"
     "  --config FILE      JSON object with these names as keys, without the dashes\n"
     "  --help, --version\n"
@@ -44,6 +47,7 @@ static const struct option long_options[] = {
     {"disk-bytes", required_argument, NULL, 'P'},
     {"persist-ms", required_argument, NULL, 'm'},
     {"secret-file", required_argument, NULL, 's'},
+    {"tenants", required_argument, NULL, 't'},
     {"log-level", required_argument, NULL, 'L'},
     {"config", required_argument, NULL, CONFIG_OPTION},
     {"help", no_argument, NULL, 'h'},
@@ -105,6 +109,9 @@ static bool take(struct daemon_options *options, int id, const char *name, const
         return true;
     case 's':
         service->secret_file = value;
+        return true;
+    case 't':
+        options->tenants_path = value;
         return true;
     case 'L':
         return take_log_level(value, &options->log_level);
@@ -172,6 +179,15 @@ static bool parse_words(
     return optind == argc || wrong("'%s' is no option; see --help", argv[optind]);
 }
 
+static bool read_tenants(struct daemon_options *options) {
+    struct kvl_errmsg msg = {{0}};
+    if (options->tenants_path == NULL)
+        return true;
+    options->service.tenants = &options->tenants;
+    return kvl_tenants_read(options->tenants_path, &options->tenants, &msg) == KVL_OK ||
+           wrong("--tenants %s", msg.text);
+}
+
 bool daemon_options_parse(int argc, char **argv, struct daemon_options *options, int *status) {
     *options = (struct daemon_options){
         .service =
@@ -188,7 +204,7 @@ bool daemon_options_parse(int argc, char **argv, struct daemon_options *options,
     *status = DAEMON_USAGE;
     if (!parse_words(argc, argv, options, &config, status) ||
         (config != NULL && !read_config(options, config)) ||
-        !parse_words(argc, argv, options, NULL, status))
+        !parse_words(argc, argv, options, NULL, status) || !read_tenants(options))
         return false;
     if (options->service.address != NULL)
         return true;
@@ -202,4 +218,5 @@ void daemon_options_deinit(struct daemon_options *options) {
     for (unsigned i = 0; i < options->text_count; ++i)
         free(options->texts[i]);
     options->text_count = 0;
+    kvl_tenants_free(&options->tenants);
 }

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 
 #include "service.h"
+#include "tenants_file.h"
 
 enum { DAEMON_DONE = 0, DAEMON_FAILED = 1, DAEMON_USAGE = 2 };
 
@@ -16,6 +17,8 @@ struct daemon_options {
     struct kvl_service_options service; /* strings live in `texts` and argv */
     char address[128];
     enum kvl_log_level log_level;
+    const char *tenants_path; /* NULL: none */
+    struct kvl_tenants tenants;
     char *texts[16]; /* owned copies out of the file */
     unsigned text_count;
 };

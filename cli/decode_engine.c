@@ -99,6 +99,8 @@ static kvl_err open_connection(
     model_label(engine->model, label, sizeof label);
     struct kvl_connection_options options = {
         .address = address,
+        .tenant = engine->options->tenant,
+        .secret_file = engine->options->secret_file,
         .attach_fd = attach_fd,
         .client_name = "kvloft-decode",
         .label = label,

@@ -43,6 +43,8 @@ static const char usage_text[] =
     "where the cache lives (default: the daemon at the default address if one answers, else as\n"
     "with --no-offload; with --session a daemon has to answer)\n"
     "  --connect ADDR       in the daemon at ADDR, e.g. ipc:///run/user/1000/kvloft/kvloft.sock\n"
+    "    --tenant NAME, --secret-file FILE  as whom, where that daemon has tenants (default:\n"
+    "                                       $KVLOFT_TENANT, $KVLOFT_SECRET_FILE)\n"
     "  --embedded DIR       in this process and in DIR, without a daemon; takes\n"
     "    --device-bytes N, --host-bytes N   memory (default 512M each)\n"
     "    --disk-bytes N                     cap of DIR (default 8G)\n"
@@ -68,6 +70,8 @@ enum option_id {
     OPTION_DEVICE,
     OPTION_THREADS,
     OPTION_CONNECT,
+    OPTION_TENANT,
+    OPTION_SECRET_FILE,
     OPTION_EMBEDDED,
     OPTION_NO_OFFLOAD,
     OPTION_NO_CACHE,
@@ -100,6 +104,8 @@ static const struct option long_options[] = {
     {"device", required_argument, NULL, OPTION_DEVICE},
     {"threads", required_argument, NULL, OPTION_THREADS},
     {"connect", required_argument, NULL, OPTION_CONNECT},
+    {"tenant", required_argument, NULL, OPTION_TENANT},
+    {"secret-file", required_argument, NULL, OPTION_SECRET_FILE},
     {"embedded", required_argument, NULL, OPTION_EMBEDDED},
     {"no-offload", no_argument, NULL, OPTION_NO_OFFLOAD},
     {"no-cache", no_argument, NULL, OPTION_NO_CACHE},
@@ -250,6 +256,12 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
         return true;
     case OPTION_DEVICE:
         options->device = value;
+        return true;
+    case OPTION_TENANT:
+        options->tenant = value;
+        return true;
+    case OPTION_SECRET_FILE:
+        options->secret_file = value;
         return true;
     case OPTION_CONNECT:
         options->address = value;

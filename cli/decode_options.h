@@ -33,6 +33,7 @@ struct decode_options {
     uint32_t threads; /* 0: all */
     enum decode_mode mode;
     const char *address;                 /* DECODE_CONNECT; NULL: the default */
+    const char *tenant, *secret_file;    /* NULL: what the environment says */
     struct kvl_service_options embedded; /* DECODE_EMBEDDED */
     const char *session;
     bool chat;

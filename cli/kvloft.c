@@ -12,6 +12,7 @@ static const struct cli_command *const commands[] = {&cli_status, &cli_ls, &cli_
 enum {
     OPT_WAIT = 256,
     OPT_SECRET_FILE,
+    OPT_TENANT,
     OPT_SESSION,
     OPT_NAMESPACE,
     OPT_TIER,
@@ -26,8 +27,8 @@ enum {
 static const struct option long_options[] = {{"connect", required_argument, NULL, 'c'},
     {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'},
     {"secret-file", required_argument, NULL, OPT_SECRET_FILE},
-    {"version", no_argument, NULL, OPT_VERSION}, {"wait", required_argument, NULL, OPT_WAIT},
-    {"session", required_argument, NULL, OPT_SESSION},
+    {"tenant", required_argument, NULL, OPT_TENANT}, {"version", no_argument, NULL, OPT_VERSION},
+    {"wait", required_argument, NULL, OPT_WAIT}, {"session", required_argument, NULL, OPT_SESSION},
     {"namespace", required_argument, NULL, OPT_NAMESPACE},
     {"tier", required_argument, NULL, OPT_TIER}, {"policy", required_argument, NULL, OPT_POLICY},
     {"capacity-blocks", required_argument, NULL, OPT_CAPACITY},
@@ -39,7 +40,9 @@ static void print_help(FILE *out) {
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         fprintf(out, "  %-9s %s\n", commands[i]->name, commands[i]->summary);
     fputs("\n`kvloft COMMAND --help` says what a command takes. ADDR is ipc://PATH or\n"
-          "tcp://HOST:PORT with --secret-file FILE; by default the daemon of this user.\n",
+          "tcp://HOST:PORT with --secret-file FILE; by default the daemon of this user. Where the\n"
+          "daemon has tenants: --tenant NAME --secret-file FILE, or $KVLOFT_TENANT and\n"
+          "$KVLOFT_SECRET_FILE.\n",
         out);
 }
 
@@ -66,6 +69,9 @@ static bool apply_option(struct cli_options *options, int option, const char *va
         return true;
     case 'h':
         options->help = true;
+        return true;
+    case OPT_TENANT:
+        options->tenant = value;
         return true;
     case OPT_SECRET_FILE:
         options->secret_file = value;

@@ -13,6 +13,7 @@
 #include "memory/memory_tier.h"
 #include "server.h"
 #include "store.h"
+#include "tenants_file.h"
 
 #define LEASE_SHARE_NONE 0u /* one uid is one trust domain: a client may lease the whole tier */
 
@@ -95,12 +96,17 @@ static kvl_err create_tiers(struct kvl_service *service, struct kvl_errmsg *msg)
 }
 
 static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg) {
+    static const struct kvl_tenants none;
+    const struct kvl_tenants *tenants =
+        service->options.tenants != NULL ? service->options.tenants : &none;
     struct kvl_store_options store = {
         .device = service->device,
         .host = service->host,
         .disk = service->disk,
         .catalog = service->catalog,
         .client_lease_bytes_max = LEASE_SHARE_NONE,
+        .tenants = tenants->store,
+        .tenant_count = tenants->store_count,
         .log = service->log,
     };
     kvl_err err = kvl_store_create(&store, &service->store, msg);
@@ -114,6 +120,8 @@ static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg
         .device_name = service->device->ops->name,
         .disk_path = service->options.disk_path,
         .persist_ms = service->options.persist_ms,
+        .tenants = tenants->server,
+        .tenant_count = tenants->server_count,
     };
     return kvl_server_create(&server, &service->server, msg);
 }

@@ -14,6 +14,8 @@
 #include "kvl_err.h"
 #include "log.h"
 
+struct kvl_tenants;
+
 struct kvl_service_options {
     const char *address;     /* NULL: embedded, an inproc name is made up */
     const char *secret_file; /* tcp:// addresses only */
@@ -22,8 +24,9 @@ struct kvl_service_options {
     uint64_t host_bytes;   /* 0: no host tier */
     const char *disk_path; /* NULL: nothing outlives the service */
     uint64_t disk_bytes;
-    uint32_t persist_ms;     /* 0: the default, 200 */
-    const char *holder_name; /* shown to another process that wants disk_path */
+    uint32_t persist_ms;               /* 0: the default, 200 */
+    const struct kvl_tenants *tenants; /* NULL: everybody is the default tenant's */
+    const char *holder_name;           /* shown to another process that wants disk_path */
 };
 
 #define KVL_SERVICE_DEVICE_BYTES_DEFAULT (UINT64_C(512) << 20)

@@ -82,6 +82,8 @@ kvl_err kvl_connection_open(struct kvl_connection *connection,
     snprintf(connection->request.label, sizeof connection->request.label, "%s", options->label);
     struct kvl_client_options client = {
         .address = options->address,
+        .tenant = options->tenant,
+        .secret_file = options->secret_file,
         .name = options->client_name,
         .attach_fd = options->attach_fd,
     };

@@ -32,7 +32,9 @@ struct kvl_connection {
 
 struct kvl_connection_options {
     const char *address; /* NULL: the default */
-    int attach_fd;       /* inproc only, else -1 */
+    const char *tenant;  /* NULL: what the environment says, as for the secret */
+    const char *secret_file;
+    int attach_fd; /* inproc only, else -1 */
     const char *client_name;
     const char *label; /* the model's name, for people */
     const struct kvl_model *model;

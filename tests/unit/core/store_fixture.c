@@ -39,22 +39,23 @@ static struct kvl_tier *memory_tier(enum kvl_tier_kind kind, uint32_t blocks, bo
     return wrap(tier, fault);
 }
 
-static void open_client(struct fixture *f, const char *name, uint32_t pid, uint32_t *client) {
-    struct kvl_client_info info = {.pid = pid, .attached = true};
+static void open_client(
+    struct fixture *f, uint32_t tenant, const char *name, uint32_t pid, uint32_t *client) {
+    struct kvl_client_info info = {.pid = pid, .attached = true, .tenant = tenant};
     strcpy(info.name, name);
     assert_int_equal(kvl_store_client_open(f->store, &info, client), KVL_OK);
 }
 
-static void open_namespace(struct fixture *f) {
+static void open_namespace(struct fixture *f, uint32_t tenant) {
     struct kvl_namespace_desc desc = {.geometry = geometry,
         .dtype = KVL_DTYPE_F16,
         .arithmetic_id = "test",
-        .fidelity = "lossless"};
+        .fidelity = "lossless",
+        .adapter = {&tenant, tenant == 0 ? 0 : sizeof(tenant)}};
     struct kvl_namespace_request request = {
         .geometry = geometry, .dtype = KVL_DTYPE_F16, .label = "test model"};
     assert_int_equal(kvl_key_of_namespace(&desc, &request.key), KVL_OK);
-    assert_int_equal(
-        kvl_store_namespace_open(f->store, KVL_TENANT_DEFAULT, &request, &f->ns), KVL_OK);
+    assert_int_equal(kvl_store_namespace_open(f->store, tenant, &request, &f->ns), KVL_OK);
     assert_int_equal(f->ns.layout.payload_bytes, BLOCK_BYTES);
 }
 
@@ -80,7 +81,9 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
         .host = f->host,
         .disk = f->disk,
         .catalog = catalog,
-        .client_lease_bytes_max = options->client_lease_bytes_max};
+        .client_lease_bytes_max = options->client_lease_bytes_max,
+        .tenants = options->tenants,
+        .tenant_count = options->tenant_count};
     if (kvl_store_create(&store, &f->store, &msg) != KVL_OK)
         fail_msg("store: %s", msg.text);
     uint64_t start = kvl_clock_ns();
@@ -88,9 +91,16 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
         assert_true(kvl_clock_ns() - start < WAIT_NS_MAX);
         fixture_poll_for(f, 1);
     }
-    open_namespace(f);
-    open_client(f, "a", 11, &f->a);
-    open_client(f, "b", 12, &f->b);
+    open_namespace(f, KVL_TENANT_DEFAULT);
+    open_client(f, KVL_TENANT_DEFAULT, "a", 11, &f->a);
+    open_client(f, KVL_TENANT_DEFAULT, "b", 12, &f->b);
+}
+
+uint32_t fixture_enter(struct fixture *f, uint32_t tenant) {
+    uint32_t client = 0;
+    open_namespace(f, tenant);
+    open_client(f, tenant, "tenant", 13, &client);
+    return client;
 }
 
 static void end_tier(struct kvl_tier *tier) {

@@ -21,6 +21,8 @@ struct fixture_options {
     bool fault_device, fault_host, fault_disk;
     bool delay_disk; /* f->disk is a delay tier, without delay at first */
     uint64_t client_lease_bytes_max;
+    const struct kvl_tenant_options *tenants; /* beside the default one */
+    uint32_t tenant_count;
 };
 
 struct fixture {
@@ -31,6 +33,9 @@ struct fixture {
 };
 
 void fixture_open(struct fixture *f, const struct fixture_options *options);
+/* A client of that tenant, and a namespace of its own: what the fixture stores from now on. The
+ * keys below are inside keys as long as the tenant has no salt. */
+uint32_t fixture_enter(struct fixture *f, uint32_t tenant);
 void fixture_close(struct fixture *f); /* as a crash would: nothing is drained first */
 
 /* Polls until the word's ticket ends; returns its status. Fails the test when that takes over
