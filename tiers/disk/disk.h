@@ -39,9 +39,10 @@
 /* ... and here, of what the journal's file may hold. */
 #define KVL_DISK_JOURNAL_PERCENT 95u
 #define KVL_DISK_FOUND_BLOCKS 512u
-#define KVL_DISK_FOUND_MAX 8u /* chunks on their way to the owner at start: requests wait behind   \
-                               */
-#define KVL_DISK_TOUCH_S 60u  /* coarseness of the last use */
+#define KVL_DISK_FOUND_MAX                                                                         \
+    8u                       /* chunks on their way to the owner at start: requests wait behind    \
+                              */
+#define KVL_DISK_TOUCH_S 60u /* coarseness of the last use */
 #define KVL_DISK_OPS_PER_COMMIT 512u /* deletes of a reclaim, per transaction */
 
 enum kvl_disk_node {
@@ -302,6 +303,7 @@ struct kvl_disk_reclaim {
     bool futile;              /* nothing to be had until something changes */
     struct kvl_segment *best; /* fewest kept bytes so far */
     uint64_t best_kept_bytes;
+    uint32_t asked;            /* victims so far in this attempt */
     uint32_t carried_rounds;   /* with copies, since a store last found room */
     uint64_t carried_since_ns; /* the first of them */
     struct kvl_disk_commit commit;

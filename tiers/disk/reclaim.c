@@ -22,6 +22,10 @@
  * none of them fits. After so many rounds without room for one store there is nothing to gain, and
  * carrying on would rewrite the disk for ever. */
 #define CARRIED_ROUNDS_MAX 16u
+/* Carrying a quarter of a segment over is cheap enough to look no further; of so many others the
+ * one with the fewest kept bytes is taken. */
+#define CHEAP_SHARE 4u
+#define ASKED_MAX 8u
 #define CARRY_RETRY_NS 60000000000ull
 
 static uint64_t used_bytes(const struct kvl_disk *disk) {
@@ -236,7 +240,8 @@ static void start_carrying(struct kvl_disk *disk, struct kvl_segment *victim) {
 static bool pick(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     bool wait = false;
-    struct kvl_segment *victim = choose_victim(disk, &wait);
+    bool enough = reclaim->asked >= ASKED_MAX && reclaim->best != NULL;
+    struct kvl_segment *victim = enough ? NULL : choose_victim(disk, &wait);
     /* While a commit is parked no batch is committed: waiting for one would be for ever. */
     if (victim == NULL && wait && !disk->commit_parked) {
         reclaim->state = KVL_RECLAIM_IDLE;
@@ -305,11 +310,12 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
     free(question);
     /* Copies are committed, too: they cannot wait for a commit that waits for them. */
     bool may_carry = kept_bytes == 0 || (!disk->commit_parked && may_carry_more(reclaim));
-    if (may_carry && kept_bytes <= victim->bytes / 2 && kept_bytes <= carry_room(disk)) {
+    reclaim->asked++;
+    if (may_carry && kept_bytes <= victim->bytes / CHEAP_SHARE && kept_bytes <= carry_room(disk)) {
         start_carrying(disk, victim);
         return;
     }
-    /* Copying most of a segment gains little: another one first. */
+    /* Copying much of a segment gains little: another one first. */
     victim->state = KVL_SEGMENT_FULL;
     if (may_carry && kept_bytes <= victim->bytes / 8 * 7 && kept_bytes <= carry_room(disk) &&
         (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
@@ -466,6 +472,7 @@ bool kvl_disk_space_advance(struct kvl_disk *disk) {
             return progress;
         reclaim->number++;
         reclaim->best = NULL;
+        reclaim->asked = 0;
         return pick(disk) || progress;
     case KVL_RECLAIM_CARRYING:
         carry_over(disk);
