@@ -5,6 +5,7 @@
  *
  * Limit: memcpy of blocks of that size between two huge-page buffers of the caller's. Rounds
  * alternate, medians count. The seal, and the hashing behind it, are reported apart. */
+#include <assert.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -164,6 +165,7 @@ static void add(struct host *host, struct bench_report *report, const char *what
 
 /* The first rounds map the arena's pages; they do not count. */
 static void measure(struct host *host, uint64_t block_bytes, struct bench_report *report) {
+    assert(host->mine != NULL); /* main has seen to that */
     host->block_bytes = block_bytes;
     host->blocks = (uint32_t)(ROUND_BYTES / block_bytes);
     open_namespace(host);

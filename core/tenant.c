@@ -156,6 +156,8 @@ void kvl_event_ring_add(struct kvl_event_ring *ring, const struct kvl_event *eve
 uint32_t kvl_event_ring_read(const struct kvl_event_ring *ring, uint64_t after, uint32_t max,
     struct kvl_event *out, uint64_t *oldest) {
     *oldest = ring->last >= KVL_EVENTS_KEPT ? ring->last - KVL_EVENTS_KEPT + 1 : 1;
+    if (after >= ring->last)
+        return 0;
     uint64_t next = after >= *oldest ? after + 1 : *oldest;
     uint32_t count = 0;
     for (; next <= ring->last && count < max; next++)
