@@ -146,7 +146,8 @@ void kvl_journal_add_segment(struct kvl_journal *journal, const struct kvl_live_
     at = kvl_le_put(at, segment->row.generation, 8);
     at = kvl_le_put(at, segment->row.id, 4);
     at = kvl_le_put(at, segment->end_page, 4);
-    memcpy(at, segment->bits, bits_bytes);
+    if (bits_bytes > 0)
+        memcpy(at, segment->bits, bits_bytes);
     flush_if_large(journal);
 }
 
