@@ -169,8 +169,10 @@ static void make_blocks(struct scale *scale) {
     make_namespace(scale);
     snprintf(folder, sizeof folder, "%s/index", scale->daemon.disk_path);
     kvl_err err = kvl_disk_plan_make(DISK_BYTES, &scale->plan, &msg);
+    struct kvl_index_options options = {
+        .directory = folder, .map_bytes = scale->plan.map_bytes, .expected = true};
     if (err == KVL_OK)
-        err = kvl_index_open(folder, scale->plan.map_bytes, &index, &msg);
+        err = kvl_index_open(&options, &index, &msg);
     if (err == KVL_OK)
         err = add_segments(scale, index);
     if (err == KVL_OK)
