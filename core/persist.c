@@ -5,13 +5,14 @@
  * A few transfers are under way at a time: enough bytes for the disk's group commits, few enough
  * that a restore does not stand behind them. What the disk refuses stays in memory, marked; a
  * flush tries it once more; likewise what a tenant's quota of the disk has no room for (quota.c).
- * While the disk is slower than the engines, memory fills with blocks that wait for it; then the
- * oldest of these are given up, counted as shed: nobody waits. Without a disk a seal is done once
- * hashed; a copy in the host, while that has room to spare, lets the block leave the device at once
- * when its slot is needed. */
+ * Memory that is full of blocks on their way to the disk says NOSPC; once the disk has stored
+ * nothing for KVL_STUCK_NS, the oldest of them are given up instead, counted as shed. Without a
+ * disk a seal is done once hashed; a copy in the host, while that has room to spare, lets the block
+ * leave the device at once when its slot is needed. */
 #include <assert.h>
 #include <stdlib.h>
 
+#include "clock.h"
 #include "planted.h"
 #include "store_private.h"
 
@@ -158,6 +159,7 @@ void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, 
     const struct kvl_io *io = &transfer->io;
     bool known = kvl_entry_is(store, block, io->record.generation);
     store->storing--;
+    store->stored_ns = kvl_clock_ns();
     store->storing_bytes -= io->layout->slot_bytes;
     transfer->tenant->storing_bytes -= disk_bytes_most(io->layout);
     if (known && status == KVL_OK) {
@@ -241,14 +243,18 @@ static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
     }
     transfer->order = item.order;
     item.tenant->storing_bytes += bytes;
-    store->storing++;
+    if (store->storing++ == 0)
+        store->stored_ns = kvl_clock_ns();
     store->storing_bytes += transfer->io.layout->slot_bytes;
     return true;
 }
 
 static bool may_store(const struct kvl_store *store) {
-    return store->storing < KVL_STORING_FEW ||
-           (store->storing < KVL_STORING_MAX && store->storing_bytes < KVL_STORING_BYTES);
+    if (store->storing == 0)
+        return true;
+    return store->storing_bytes < store->storing_bytes_max &&
+           (store->storing < KVL_STORING_FEW ||
+               (store->storing < KVL_STORING_MAX && store->storing_bytes < KVL_STORING_BYTES));
 }
 
 void kvl_persist_pump(struct kvl_store *store) {

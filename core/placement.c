@@ -5,6 +5,7 @@
  * sought. */
 #include <assert.h>
 
+#include "clock.h"
 #include "planted.h"
 #include "store_private.h"
 
@@ -359,6 +360,7 @@ static bool has_no_hope(void *arg, uint32_t block) {
     return entry != NULL && (entry->flags & (KVL_ENTRY_PINNED | KVL_ENTRY_UNPERSISTED)) == 0;
 }
 
+/* It waits for the disk, and that for longer than anybody should wait. */
 static bool is_not_pinned(void *arg, uint32_t block) {
     const struct kvl_entry *entry = may_leave(arg, block);
     return entry != NULL && (entry->flags & KVL_ENTRY_PINNED) == 0;
@@ -400,7 +402,7 @@ static uint32_t find_victim(
         block = kvl_victim(store, tier, tenant, has_other_copy_children_or_not, &wish);
     if (block == KVL_BLOCK_NONE)
         block = kvl_victim(store, tier, tenant, has_no_hope, &wish);
-    if (block == KVL_BLOCK_NONE && !behind)
+    if (block == KVL_BLOCK_NONE && !behind && kvl_clock_ns() - store->stored_ns > KVL_STUCK_NS)
         block = kvl_victim(store, tier, tenant, is_not_pinned, &wish);
     return block;
 }

@@ -107,6 +107,7 @@ kvl_err kvl_store_create(
     store->timer_fd = -1;
     store->generation_next = 1;
     store->start_ns = kvl_clock_ns();
+    store->storing_bytes_max = options->device->ops->stats(options->device).capacity_bytes / 4 * 3;
     store->now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
     store->scratch_blocks = calloc(KVL_CHAIN_BLOCKS_MAX, sizeof(store->scratch_blocks[0]));
     store->scratch_held = calloc(KVL_CHAIN_BLOCKS_MAX, sizeof(store->scratch_held[0]));

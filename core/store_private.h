@@ -37,6 +37,7 @@
 #define KVL_ORPHAN_BUCKETS 1024u
 #define KVL_BUSY_MAX 200u /* users of one copy at once, leases aside */
 #define KVL_RETRY_NS 2000000u
+#define KVL_STUCK_NS 1000000000u /* without a block stored: the disk does not keep up */
 
 struct kvl_client {
     uint32_t id; /* uses of the place << 10 | place; 0: never used */
@@ -229,6 +230,8 @@ struct kvl_store {
     uint64_t persist_pending; /* entered and not done */
     bool store_failure_logged;
     uint64_t store_failed_blocks;
+    uint64_t storing_bytes_max; /* what is being stored holds its slots: not all of the device */
+    uint64_t stored_ns;         /* when a store ended last, or began with none under way */
     struct kvl_settle draining; /* kvl_store_drain's */
     uint64_t kept_recent_bytes; /* on disk, for their recent use, since a store last succeeded */
 

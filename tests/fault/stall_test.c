@@ -15,8 +15,8 @@
 #include "decorators/delay.h"
 #include "store_fixture.h"
 
-#define DEVICE_BLOCKS 160u
-#define STORING_BLOCKS 128u /* 64 MiB: what core lets be under way to the disk */
+#define DEVICE_BLOCKS 32u
+#define STORING_BLOCKS (DEVICE_BLOCKS / 4 * 3) /* under way to the disk at most */
 
 static const struct kvl_delay_options flowing;
 static const struct kvl_delay_options held = {KVL_DELAY_HOLD, KVL_DELAY_HOLD};
@@ -54,23 +54,24 @@ static kvl_err flush(struct fixture *f) {
     return status;
 }
 
-/* Four times what memory holds: each alloc is granted, the oldest blocks are given up. */
+/* Ten times what memory holds: alloc says NOSPC for a second, then the oldest blocks are given up.
+ */
 static void a_disk_that_hangs_costs_persistence_and_nothing_else(void **state) {
     (void)state;
     struct fixture f;
     uint8_t found[1];
     open_store(&f);
     kvl_delay_tier_set_latency(f.disk, &held);
-    for (uint32_t chain = 0; chain < 80; chain++)
+    for (uint32_t chain = 0; chain < 40; chain++)
         fixture_store_chain(&f, f.a, 1 + chain * 100000, 8);
     struct kvl_store_report report = report_of(&f);
-    assert_int_equal(report.sealed_blocks, 640);
+    assert_int_equal(report.sealed_blocks, 320);
     assert_true(report.blocks <= DEVICE_BLOCKS);
-    assert_int_equal(report.shed_blocks, 640 - report.blocks);
+    assert_int_equal(report.shed_blocks, 320 - report.blocks);
     assert_true(report.tiers[KVL_TIER_DISK].inflight <= STORING_BLOCKS);
     assert_true(report.unpersisted_blocks <= STORING_BLOCKS + 256); /* not growing */
-    assert_int_equal(fixture_lookup(&f, 1 + 79 * 100000, 1, found), 1);
-    assert_int_equal(fixture_check_chain(&f, f.b, 1 + 79 * 100000, 8, KVL_TIER_DEVICE), 8);
+    assert_int_equal(fixture_lookup(&f, 1 + 39 * 100000, 1, found), 1);
+    assert_int_equal(fixture_check_chain(&f, f.b, 1 + 39 * 100000, 8, KVL_TIER_DEVICE), 8);
     kvl_delay_tier_set_latency(f.disk, &flowing);
     assert_int_equal(flush(&f), KVL_OK);
     report = report_of(&f);
