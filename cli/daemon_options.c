@@ -14,7 +14,8 @@
 
 static const char usage_text[] =
     "usage: kvloftd [--listen ADDR] [--device cpu|cuda[:N]] [--device-bytes N] [--host-bytes N]\n"
-    "               [--disk-path DIR --disk-bytes N] [--persist-ms N] [--config FILE]\n"
+    "               [--disk-path DIR --disk-bytes N] [--persist-ms N] [--stop-seconds N]\n"
+    "               [--config FILE]\n"
     "\n"
     "Keeps KV cache blocks in device memory, host memory and on disk, for engines to share.\n"
     "\n"
@@ -25,7 +26,9 @@ static const char usage_text[] =
     "  --host-bytes N     capacity of host memory behind it (default 512M; 0: none)\n"
     "  --disk-path DIR    keeps blocks and sessions there across restarts (default: nowhere)\n"
     "  --disk-bytes N     cap of everything in DIR (default 8G)\n"
+    "  --disk-io HOW      auto (default), uring, posix (threads), buffered (page cache)\n"
     "  --persist-ms N     what was sealed is durable within this (default 200)\n"
+    "  --stop-seconds N   SIGTERM waits this long for the disk (default 30; 0: for ever)\n"
     "  --secret-file FILE the shared secret of tcp:// clients\n"
     "  --tenants FILE     who may come in, with which secret and quotas: a JSON list of objects\n"
     "                     with name, secret or secret_file, and optionally device_bytes,\n"
@@ -34,10 +37,14 @@ static const char usage_text[] =
     "  --config FILE      JSON object with these names as keys, without the dashes\n"
     "  --help, --version\n"
     "\n"
-    "Sizes take K, M, G and T. SIGTERM and SIGINT flush, then end with status 0. Exit status:\n"
-    "0 done, 1 failed, 2 wrong usage. Log lines go to stderr.\n";
+    "Sizes take K, M, G and T. SIGTERM and SIGINT flush, then end with status 0; a second one "
+    "ends\n"
+    "at once. SIGHUP reads FILE again: log-level, persist-ms and stop-seconds change while it "
+    "runs.\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage. Log lines go to stderr.\n";
 
 #define CONFIG_OPTION 'c'
+#define STOP_SECONDS_MAX 86400u
 static const struct option long_options[] = {
     {"listen", required_argument, NULL, 'l'},
     {"device", required_argument, NULL, 'd'},
@@ -45,7 +52,9 @@ static const struct option long_options[] = {
     {"host-bytes", required_argument, NULL, 'H'},
     {"disk-path", required_argument, NULL, 'p'},
     {"disk-bytes", required_argument, NULL, 'P'},
+    {"disk-io", required_argument, NULL, 'i'},
     {"persist-ms", required_argument, NULL, 'm'},
+    {"stop-seconds", required_argument, NULL, 'S'},
     {"secret-file", required_argument, NULL, 's'},
     {"tenants", required_argument, NULL, 't'},
     {"log-level", required_argument, NULL, 'L'},
@@ -71,6 +80,23 @@ static bool take_size(const char *name, const char *value, uint64_t *out) {
            wrong("%s %s: not a size such as 4096, 512K, 256M or 2G", name, value);
 }
 
+static bool take_number(
+    const char *name, const char *value, const char *unit, uint64_t max, uint32_t *out) {
+    uint64_t number = 0;
+    if (!kvl_parse_number(value, max, &number))
+        return wrong(
+            "%s %s: not a number of %s, at most %llu", name, value, unit, (unsigned long long)max);
+    *out = (uint32_t)number;
+    return true;
+}
+
+static bool take_disk_io(const char *value, const char **out) {
+    *out = value;
+    return strcmp(value, "auto") == 0 || strcmp(value, "uring") == 0 ||
+           strcmp(value, "posix") == 0 || strcmp(value, "buffered") == 0 ||
+           wrong("disk-io %s: it is auto, uring, posix or buffered", value);
+}
+
 static bool take_log_level(const char *value, enum kvl_log_level *out) {
     static const char *const names[] = {"error", "warn", "info", "debug", "trace"};
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; ++i)
@@ -83,7 +109,6 @@ static bool take_log_level(const char *value, enum kvl_log_level *out) {
 
 static bool take(struct daemon_options *options, int id, const char *name, const char *value) {
     struct kvl_service_options *service = &options->service;
-    uint64_t number = 0;
     assert(value); /* every option but --help takes one */
     switch (id) {
     case 'l':
@@ -103,10 +128,11 @@ static bool take(struct daemon_options *options, int id, const char *name, const
     case 'P':
         return take_size(name, value, &service->disk_bytes);
     case 'm':
-        if (!kvl_parse_number(value, UINT32_MAX, &number))
-            return wrong("%s %s: not a number of milliseconds", name, value);
-        service->persist_ms = (uint32_t)number;
-        return true;
+        return take_number(name, value, "milliseconds", UINT32_MAX, &service->persist_ms);
+    case 'S':
+        return take_number(name, value, "seconds", STOP_SECONDS_MAX, &service->stop_seconds);
+    case 'i':
+        return take_disk_io(value, &service->disk_io);
     case 's':
         service->secret_file = value;
         return true;
@@ -196,14 +222,14 @@ bool daemon_options_parse(int argc, char **argv, struct daemon_options *options,
                 .device_bytes = KVL_SERVICE_DEVICE_BYTES_DEFAULT,
                 .host_bytes = KVL_SERVICE_HOST_BYTES_DEFAULT,
                 .disk_bytes = KVL_SERVICE_DISK_BYTES_DEFAULT,
+                .stop_seconds = KVL_SERVICE_STOP_SECONDS_DEFAULT,
                 .holder_name = "kvloftd",
             },
         .log_level = KVL_LOG_INFO,
     };
-    const char *config = NULL;
     *status = DAEMON_USAGE;
-    if (!parse_words(argc, argv, options, &config, status) ||
-        (config != NULL && !read_config(options, config)) ||
+    if (!parse_words(argc, argv, options, &options->config, status) ||
+        (options->config != NULL && !read_config(options, options->config)) ||
         !parse_words(argc, argv, options, NULL, status) || !read_tenants(options))
         return false;
     if (options->service.address != NULL)
@@ -212,6 +238,34 @@ bool daemon_options_parse(int argc, char **argv, struct daemon_options *options,
         return wrong("the default address is too long; give --listen ADDR");
     options->service.address = options->address;
     return true;
+}
+
+static bool is_same_text(const char *a, const char *b) {
+    return a == NULL || b == NULL ? a == b : strcmp(a, b) == 0;
+}
+
+void daemon_options_need_restart(const struct daemon_options *now,
+    const struct daemon_options *fresh, char *names, size_t names_bytes) {
+    const struct kvl_service_options *a = &now->service, *b = &fresh->service;
+    const struct {
+        const char *name;
+        bool same;
+    } fixed[] = {
+        {"listen", is_same_text(a->address, b->address)},
+        {"device", is_same_text(a->device, b->device)},
+        {"device-bytes", a->device_bytes == b->device_bytes},
+        {"host-bytes", a->host_bytes == b->host_bytes},
+        {"disk-path", is_same_text(a->disk_path, b->disk_path)},
+        {"disk-bytes", a->disk_bytes == b->disk_bytes},
+        {"disk-io", is_same_text(a->disk_io, b->disk_io)},
+        {"secret-file", is_same_text(a->secret_file, b->secret_file)},
+        {"tenants", is_same_text(now->tenants_path, fresh->tenants_path)},
+    };
+    size_t at = 0;
+    names[0] = '\0';
+    for (size_t i = 0; i < sizeof fixed / sizeof fixed[0] && at < names_bytes; ++i)
+        if (!fixed[i].same)
+            at += (size_t)snprintf(names + at, names_bytes - at, " %s", fixed[i].name);
 }
 
 void daemon_options_deinit(struct daemon_options *options) {

@@ -1,33 +1,81 @@
-/* kvloftd.c - the daemon: one service on the main thread, until SIGTERM or SIGINT. */
+/* kvloftd.c - the daemon: one service on the main thread, until SIGTERM or SIGINT.
+ *
+ * A stop has a bound: the service's drain gives up after --stop-seconds, and an alarm a little
+ * later ends the process wherever it hangs. A second signal ends it at once. */
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "daemon_options.h"
+#include "notify.h"
 #include "service.h"
 
-static struct kvl_service *volatile running;
-static volatile sig_atomic_t is_asked_to_stop;
+#define STOP_SLACK_SECONDS 2u /* on top of --stop-seconds, for all that is not the drain */
 
-static void on_signal(int signal_number) {
+static struct kvl_service *volatile running;
+static volatile sig_atomic_t is_asked_to_stop, is_asked_to_reload;
+static volatile sig_atomic_t stop_seconds; /* 0: however long */
+
+/* ---- signals --------------------------------------------------------------------------------- */
+
+static void die(const char *text) {
+    (void)!write(STDERR_FILENO, text, strlen(text));
+    _exit(DAEMON_FAILED);
+}
+
+static void on_stop(int signal_number) {
     (void)signal_number;
+    if (is_asked_to_stop)
+        die("kvloftd: ended at once by a second signal; what was not on disk yet is lost\n");
     is_asked_to_stop = 1;
+    if (stop_seconds != 0)
+        alarm((unsigned)stop_seconds + STOP_SLACK_SECONDS);
+    if (running != NULL)
+        kvl_service_interrupt(running);
+}
+
+static void on_overdue(int signal_number) {
+    (void)signal_number;
+    die("kvloftd: did not stop within --stop-seconds, the disk hangs; what was not on it yet is "
+        "lost\n");
+}
+
+static void on_reload(int signal_number) {
+    (void)signal_number;
+    is_asked_to_reload = 1;
     if (running != NULL)
         kvl_service_interrupt(running);
 }
 
 static void catch_signals(void) {
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&action.sa_mask);
-    sigaction(SIGTERM, &action, NULL);
-    sigaction(SIGINT, &action, NULL);
-    signal(SIGPIPE, SIG_IGN);
+    const struct {
+        int number;
+        void (*handler)(int signal_number);
+    } caught[] = {{SIGTERM, on_stop}, {SIGINT, on_stop}, {SIGALRM, on_overdue}, {SIGHUP, on_reload},
+        {SIGPIPE, SIG_IGN}};
+    for (size_t i = 0; i < sizeof caught / sizeof caught[0]; ++i) {
+        struct sigaction action = {.sa_handler = caught[i].handler, .sa_flags = SA_RESTART};
+        sigemptyset(&action.sa_mask);
+        sigaction(caught[i].number, &action, NULL);
+    }
 }
 
-static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
+/* ---- log ------------------------------------------------------------------------------------- */
+
+struct daemon_log {
+    uint64_t dropped_lines;
+};
+
+static bool can_write(int fd) {
+    struct pollfd poller = {.fd = fd, .events = POLLOUT};
+    return poll(&poller, 1, 0) == 1 && (poller.revents & POLLOUT) != 0;
+}
+
+static void write_line(enum kvl_log_level level, const char *line) {
     static const char *const names[] = {"ERROR", "WARN", "INFO", "DEBUG", "TRACE"};
-    (void)arg;
     struct timespec now;
     struct tm parts;
     char stamp[32] = "";
@@ -37,29 +85,101 @@ static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
     fprintf(stderr, "%s.%03ldZ %s %s\n", stamp, now.tv_nsec / 1000000, names[level], line);
 }
 
+/* Whoever reads the log may have stopped doing so: then lines are dropped, nobody waits for it. */
+static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
+    struct daemon_log *log = arg;
+    if (!can_write(STDERR_FILENO)) {
+        log->dropped_lines++;
+        return;
+    }
+    if (log->dropped_lines > 0) {
+        char text[64];
+        snprintf(text, sizeof text, "event=log_lines_dropped count=%llu",
+            (unsigned long long)log->dropped_lines);
+        log->dropped_lines = 0;
+        write_line(KVL_LOG_WARN, text);
+    }
+    write_line(level, line);
+}
+
+/* ---- running --------------------------------------------------------------------------------- */
+
+struct daemon {
+    int argc;
+    char **argv;
+    struct daemon_options options;
+    struct kvl_log *log;
+};
+
 static void on_ready(void *arg, struct kvl_service *service) {
-    const struct daemon_options *options = arg;
-    fprintf(
-        stderr, "kvloftd: listening at %s, pid %ld\n", options->service.address, (long)getpid());
+    const struct daemon *daemon = arg;
+    fprintf(stderr, "kvloftd: listening at %s, pid %ld\n", daemon->options.service.address,
+        (long)getpid());
+    kvl_notify("READY=1");
     running = service;
-    if (is_asked_to_stop)
+    if (is_asked_to_stop || is_asked_to_reload)
         kvl_service_interrupt(service);
 }
 
-int main(int argc, char **argv) {
-    struct daemon_options options;
-    int status = DAEMON_FAILED;
-    if (daemon_options_parse(argc, argv, &options, &status)) {
-        catch_signals();
-        struct kvl_log *log = kvl_log_create(options.log_level, log_sink, NULL);
-        struct kvl_errmsg msg = {{0}};
-        kvl_err err = kvl_service_run(&options.service, log, on_ready, &options, &msg);
-        running = NULL;
-        status = err == KVL_OK ? DAEMON_DONE : DAEMON_FAILED;
-        if (err != KVL_OK)
-            fprintf(stderr, "kvloftd: %s\n", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
-        kvl_log_destroy(log);
+static void adopt(
+    struct daemon *daemon, struct kvl_service *service, const struct daemon_options *fresh) {
+    char names[256];
+    daemon_options_need_restart(&daemon->options, fresh, names, sizeof names);
+    if (names[0] != '\0')
+        KVL_WARN(daemon->log, "event=reload_needs_restart options=\"%s\"", names + 1);
+    kvl_log_set_level(daemon->log, fresh->log_level);
+    kvl_service_adopt(service, &fresh->service);
+    stop_seconds = (sig_atomic_t)fresh->service.stop_seconds;
+    KVL_INFO(daemon->log, "event=reload config=%s", fresh->config);
+}
+
+static void reload(struct daemon *daemon, struct kvl_service *service) {
+    struct daemon_options fresh;
+    int status;
+    if (daemon->options.config == NULL) {
+        KVL_WARN(daemon->log, "event=reload_failed reason=\"there is no --config FILE\"");
+        return;
     }
-    daemon_options_deinit(&options);
+    if (daemon_options_parse(daemon->argc, daemon->argv, &fresh, &status))
+        adopt(daemon, service, &fresh);
+    else
+        KVL_WARN(daemon->log, "event=reload_failed config=%s: the old settings stay",
+            daemon->options.config);
+    daemon_options_deinit(&fresh);
+}
+
+static bool goes_on(void *arg, struct kvl_service *service) {
+    if (is_asked_to_reload) {
+        is_asked_to_reload = 0;
+        reload(arg, service);
+    }
+    if (is_asked_to_stop)
+        kvl_notify("STOPPING=1");
+    return !is_asked_to_stop;
+}
+
+static int run(struct daemon *daemon) {
+    struct daemon_log sink = {0};
+    struct kvl_errmsg msg = {{0}};
+    stop_seconds = (sig_atomic_t)daemon->options.service.stop_seconds;
+    daemon->options.service.goes_on = goes_on;
+    catch_signals();
+    daemon->log = kvl_log_create(daemon->options.log_level, log_sink, &sink);
+    kvl_err err = kvl_service_run(&daemon->options.service, daemon->log, on_ready, daemon, &msg);
+    running = NULL;
+    if (err != KVL_OK)
+        fprintf(stderr, "kvloftd: %s\n", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
+    if (err == KVL_ERR_TIMEOUT)
+        _exit(DAEMON_FAILED);
+    kvl_log_destroy(daemon->log);
+    return err == KVL_OK ? DAEMON_DONE : DAEMON_FAILED;
+}
+
+int main(int argc, char **argv) {
+    struct daemon daemon = {.argc = argc, .argv = argv};
+    int status = DAEMON_FAILED;
+    if (daemon_options_parse(argc, argv, &daemon.options, &status))
+        status = run(&daemon);
+    daemon_options_deinit(&daemon.options);
     return status;
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "disk/disk_tier.h"
 #include "memory/memory_tier.h"
 #include "server.h"
@@ -53,6 +54,18 @@ static kvl_err check_options(const struct kvl_service_options *options, struct k
     return KVL_OK;
 }
 
+static kvl_err disk_io_of(const char *name, enum kvl_disk_io *out, struct kvl_errmsg *msg) {
+    static const char *const names[] = {"auto", "uring", "posix", "buffered"};
+    *out = KVL_DISK_IO_AUTO;
+    for (int i = 0; i < (int)(sizeof names / sizeof names[0]); ++i)
+        if (name == NULL || strcmp(name, names[i]) == 0) {
+            *out = (enum kvl_disk_io)i;
+            return KVL_OK;
+        }
+    return kvl_fail(
+        msg, KVL_ERR_INVALID, "--disk-io %s: it is auto, uring, posix or buffered", name);
+}
+
 static kvl_err create_memory_tier(struct kvl_service *service, enum kvl_tier_kind kind,
     uint64_t capacity_bytes, struct kvl_tier **out, struct kvl_errmsg *msg) {
     struct kvl_memory_tier_options options = {
@@ -78,7 +91,9 @@ static kvl_err create_disk_tier(struct kvl_service *service, struct kvl_errmsg *
         .holder_name = options->holder_name,
         .log = service->log,
     };
-    kvl_err err = kvl_disk_tier_create(&disk, &service->disk, &service->catalog, msg);
+    kvl_err err = disk_io_of(options->disk_io, &disk.io, msg);
+    if (err == KVL_OK)
+        err = kvl_disk_tier_create(&disk, &service->disk, &service->catalog, msg);
     if (err == KVL_OK) {
         register_arena(service, service->device);
         register_arena(service, service->host);
@@ -126,13 +141,16 @@ static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg
     return kvl_server_create(&server, &service->server, msg);
 }
 
+static uint32_t persist_ms_of(const struct kvl_service_options *options) {
+    return options->persist_ms != 0 ? options->persist_ms : KVL_SERVICE_PERSIST_MS_DEFAULT;
+}
+
 static kvl_err init(
     struct kvl_service *service, const struct kvl_service_options *options, struct kvl_log *log) {
     static atomic_uint embedded_count;
     service->options = *options;
     service->log = log;
-    if (service->options.persist_ms == 0)
-        service->options.persist_ms = KVL_SERVICE_PERSIST_MS_DEFAULT;
+    service->options.persist_ms = persist_ms_of(options);
     int bytes = options->address != NULL
                     ? snprintf(service->address, sizeof service->address, "%s", options->address)
                     : snprintf(service->address, sizeof service->address, "inproc://kvloft-%ld-%u",
@@ -145,17 +163,41 @@ static void deinit_tier(struct kvl_tier *tier) {
         tier->ops->deinit(tier);
 }
 
+/* Clients are gone, what was sealed is written. */
+static kvl_err drain(struct kvl_service *service, struct kvl_errmsg *msg) {
+    uint32_t seconds = service->options.stop_seconds;
+    kvl_err err = kvl_store_drain(service->store,
+        seconds != 0 ? kvl_clock_ns() + seconds * UINT64_C(1000000000) : UINT64_MAX);
+    if (err == KVL_OK)
+        return KVL_OK;
+    struct kvl_store_report report;
+    kvl_store_report(service->store, KVL_TENANT_ALL, &report);
+    KVL_ERROR(service->log, "event=drain_failed err=%s unpersisted_blocks=%llu", kvl_err_name(err),
+        (unsigned long long)report.unpersisted_blocks);
+    if (err != KVL_ERR_TIMEOUT)
+        return kvl_fail(msg, err, "not everything could be flushed: %s", kvl_err_text(err));
+    return kvl_fail(msg, err,
+        "the disk did not take everything within --stop-seconds %u: %llu blocks, and the sessions' "
+        "last changes, may be lost",
+        seconds, (unsigned long long)report.unpersisted_blocks);
+}
+
 /* Disk last to be created, first to go: its transfers use the arenas. */
-static kvl_err deinit(struct kvl_service *service) {
-    kvl_server_destroy(service->server);
-    kvl_err err = service->store != NULL ? kvl_store_drain(service->store, UINT64_MAX) : KVL_OK;
-    if (err != KVL_OK)
-        KVL_ERROR(service->log, "event=drain_failed err=%s", kvl_err_name(err));
+static void deinit(struct kvl_service *service) {
     kvl_store_destroy(service->store);
     deinit_tier(service->disk);
     deinit_tier(service->host);
     deinit_tier(service->device);
-    return err;
+}
+
+static kvl_err run(struct kvl_service *service, void *arg, struct kvl_errmsg *msg) {
+    const struct kvl_service_options *options = &service->options;
+    kvl_err err;
+    do
+        err = kvl_server_run(service->server);
+    while (err == KVL_OK && options->goes_on != NULL && options->goes_on(arg, service));
+    return err == KVL_OK ? KVL_OK
+                         : kvl_fail(msg, err, "the server's loop failed: %s", kvl_err_text(err));
 }
 
 static kvl_err serve(struct kvl_service *service,
@@ -167,14 +209,19 @@ static kvl_err serve(struct kvl_service *service,
         err = create_server(service, msg);
     if (err == KVL_OK) {
         ready(arg, service);
-        err = kvl_server_run(service->server);
-        if (err != KVL_OK)
-            (void)kvl_fail(msg, err, "the server's loop failed: %s", kvl_err_text(err));
+        err = run(service, arg, msg);
     }
-    bool ran = err == KVL_OK;
-    kvl_err drained = deinit(service);
-    if (ran && drained != KVL_OK)
-        err = kvl_fail(msg, drained, "not everything could be flushed: %s", kvl_err_text(drained));
+    struct kvl_server *server = service->server;
+    service->server = NULL; /* a signal that comes now interrupts nothing */
+    kvl_server_destroy(server);
+    if (service->store != NULL) {
+        struct kvl_errmsg unused;
+        kvl_err drained = drain(service, err == KVL_OK ? msg : &unused);
+        if (drained == KVL_ERR_TIMEOUT)
+            return drained;
+        err = err == KVL_OK ? drained : err;
+    }
+    deinit(service);
     return err;
 }
 
@@ -188,7 +235,16 @@ kvl_err kvl_service_run(const struct kvl_service_options *options, struct kvl_lo
 }
 
 void kvl_service_interrupt(struct kvl_service *service) {
-    kvl_server_stop(service->server);
+    if (service->server != NULL)
+        kvl_server_stop(service->server);
+}
+
+void kvl_service_adopt(struct kvl_service *service, const struct kvl_service_options *options) {
+    service->options.persist_ms = persist_ms_of(options);
+    service->options.stop_seconds = options->stop_seconds;
+    kvl_server_set_persist_ms(service->server, service->options.persist_ms);
+    if (service->disk != NULL)
+        kvl_disk_tier_set_persist_ms(service->disk, service->options.persist_ms);
 }
 
 const char *kvl_service_address(const struct kvl_service *service) {

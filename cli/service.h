@@ -5,15 +5,18 @@
  *
  *   options -> memory tiers (device, host), disk tier + catalog -> store -> server
  *
- * Stopping drains: what was sealed is durable when the service has ended. */
+ * Stopping drains: what was sealed is durable when the service has ended, or the error says what is
+ * not. */
 #ifndef KVL_SERVICE_H
 #define KVL_SERVICE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "kvl_err.h"
 #include "log.h"
 
+struct kvl_service;
 struct kvl_tenants;
 
 struct kvl_service_options {
@@ -25,25 +28,31 @@ struct kvl_service_options {
     const char *disk_path; /* NULL: nothing outlives the service */
     uint64_t disk_bytes;
     uint32_t persist_ms;               /* 0: the default, 200 */
+    const char *disk_io;               /* "auto" (NULL too), "uring", "posix", "buffered" */
+    uint32_t stop_seconds;             /* the drain of kvl_service_run at most; 0: however long */
     const struct kvl_tenants *tenants; /* NULL: everybody is the default tenant's */
     const char *holder_name;           /* shown to another process that wants disk_path */
+    /* kvl_service_run: on the serving thread after an interrupt; true goes on. NULL: it ends. */
+    bool (*goes_on)(void *arg, struct kvl_service *service);
 };
 
 #define KVL_SERVICE_DEVICE_BYTES_DEFAULT (UINT64_C(512) << 20)
 #define KVL_SERVICE_HOST_BYTES_DEFAULT (UINT64_C(512) << 20)
 #define KVL_SERVICE_DISK_BYTES_DEFAULT (UINT64_C(8) << 30)
 #define KVL_SERVICE_PERSIST_MS_DEFAULT 200u
+#define KVL_SERVICE_STOP_SECONDS_DEFAULT 30u
 
-struct kvl_service;
-
-/* Creates and serves on the calling thread until kvl_service_stop; then drains. `ready` is told
- * once clients can connect; `*out`, set before that, is what kvl_service_stop takes. Errors: those
- * of the parts; msg names the option to change. */
+/* Creates and serves on the calling thread until kvl_service_interrupt; then drains. `ready` is
+ * told once clients can connect; arg is goes_on's too. Errors: those of the parts; msg names the
+ * option to change. TIMEOUT: the drain took longer than stop_seconds. Then nothing was torn down,
+ * for the disk may hang for ever: the process must end with _exit. */
 KVL_MUST_CHECK kvl_err kvl_service_run(const struct kvl_service_options *options,
     struct kvl_log *log, void (*ready)(void *arg, struct kvl_service *service), void *arg,
     struct kvl_errmsg *msg);
 /* Any thread, and a signal handler. */
 void kvl_service_interrupt(struct kvl_service *service);
+/* Takes over what can change while it serves: persist_ms and stop_seconds. The serving thread. */
+void kvl_service_adopt(struct kvl_service *service, const struct kvl_service_options *options);
 
 /* The same on a thread of its own. On OK it serves, until kvl_service_stop has drained and joined
  * it. options and log are borrowed until then. */

@@ -3,6 +3,7 @@
 
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,7 +14,7 @@
 #define FALLBACKS_MAX 32
 
 struct kvl_log {
-    enum kvl_log_level level;
+    atomic_int level; /* enum kvl_log_level */
     void (*sink)(void *arg, enum kvl_log_level level, const char *line);
     void *arg;
     pthread_mutex_t mutex; /* the sink and the fallbacks */
@@ -21,12 +22,21 @@ struct kvl_log {
     char fallbacks[FALLBACKS_MAX][FALLBACK_BYTES];
 };
 
+void kvl_log_set_level(struct kvl_log *log, enum kvl_log_level level) {
+    if (log)
+        atomic_store_explicit(&log->level, (int)level, memory_order_relaxed);
+}
+
+static bool is_wanted(struct kvl_log *log, enum kvl_log_level level) {
+    return log->sink && (int)level <= atomic_load_explicit(&log->level, memory_order_relaxed);
+}
+
 struct kvl_log *kvl_log_create(enum kvl_log_level level,
     void (*sink)(void *arg, enum kvl_log_level level, const char *line), void *arg) {
     struct kvl_log *log = calloc(1, sizeof *log);
     if (!log)
         return NULL;
-    log->level = level;
+    kvl_log_set_level(log, level);
     log->sink = sink;
     log->arg = arg;
     if (pthread_mutex_init(&log->mutex, NULL) != 0) {
@@ -44,7 +54,7 @@ void kvl_log_destroy(struct kvl_log *log) {
 }
 
 void kvl_log_write(struct kvl_log *log, enum kvl_log_level level, const char *format, ...) {
-    if (!log || !log->sink || level > log->level)
+    if (!log || !is_wanted(log, level))
         return;
     char line[LINE_BYTES];
     va_list args;
@@ -77,7 +87,7 @@ void kvl_log_fallback(struct kvl_log *log, const char *format, ...) {
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
     pthread_mutex_lock(&log->mutex);
-    if (keep_fallback(log, text) && log->sink && log->level >= KVL_LOG_WARN)
+    if (keep_fallback(log, text) && is_wanted(log, KVL_LOG_WARN))
         log->sink(log->arg, KVL_LOG_WARN, text);
     pthread_mutex_unlock(&log->mutex);
 }

@@ -17,6 +17,7 @@ struct kvl_log;
 struct kvl_log *kvl_log_create(enum kvl_log_level level,
     void (*sink)(void *arg, enum kvl_log_level level, const char *line), void *arg);
 void kvl_log_destroy(struct kvl_log *log);
+void kvl_log_set_level(struct kvl_log *log, enum kvl_log_level level);
 
 __attribute__((format(printf, 3, 4))) void kvl_log_write(
     struct kvl_log *log, enum kvl_log_level level, const char *format, ...);

@@ -234,6 +234,10 @@ void kvl_server_stop(struct kvl_server *server) {
     errno = saved;
 }
 
+void kvl_server_set_persist_ms(struct kvl_server *server, uint32_t persist_ms) {
+    server->persist_ms = persist_ms;
+}
+
 void kvl_server_destroy(struct kvl_server *server) {
     if (!server)
         return;

@@ -38,10 +38,11 @@ struct kvl_server_options {
 
 KVL_MUST_CHECK kvl_err kvl_server_create(
     const struct kvl_server_options *options, struct kvl_server **out, struct kvl_errmsg *msg);
-/* Serves until kvl_server_stop. */
+/* Serves until kvl_server_stop; may be called again then. */
 KVL_MUST_CHECK kvl_err kvl_server_run(struct kvl_server *server);
 void kvl_server_stop(struct kvl_server *server);
-void kvl_server_destroy(struct kvl_server *server); /* NULL is fine */
+void kvl_server_set_persist_ms(struct kvl_server *server, uint32_t persist_ms); /* for status */
+void kvl_server_destroy(struct kvl_server *server);                             /* NULL is fine */
 /* inproc: a new attach connection; the returned end goes to kvl_client_options.attach_fd. Any
  * thread, while run is running or before. */
 KVL_MUST_CHECK kvl_err kvl_server_attach_pair(struct kvl_server *server, int *client_fd);

@@ -91,13 +91,21 @@ class Case(unittest.TestCase):
             BIN / "kvloftd", "--listen", self.address, "--device", "cpu", "--device-bytes", device,
             "--host-bytes", host, "--disk-path", self.disk, "--disk-bytes", disk, *extra)]
 
-    def start_daemon(self, **sizes):
-        log = open(self.folder / "kvloftd.log", "ab")
-        daemon = subprocess.Popen(self.daemon_command(**sizes), stderr=log)
-        log.close()
-        self.processes.append(daemon)
+    def start_daemon(self, env=None, **sizes):
+        daemon = self.spawn_daemon(env, **sizes)
         self.tool("status", "--wait", "60")
         return daemon
+
+    def spawn_daemon(self, env=None, **sizes):
+        log = open(self.folder / "kvloftd.log", "ab")
+        daemon = subprocess.Popen(self.daemon_command(**sizes), stderr=log,
+                                  env={**os.environ, **(env or {})})
+        log.close()
+        self.processes.append(daemon)
+        return daemon
+
+    def log(self):
+        return (self.folder / "kvloftd.log").read_text()
 
     def stop(self, daemon, number=signal.SIGTERM):
         daemon.send_signal(number)

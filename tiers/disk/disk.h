@@ -328,7 +328,6 @@ struct kvl_disk {
     struct kvl_disk_dir dir;
     struct kvl_disk_plan plan;
     struct kvl_log *log;
-    uint64_t persist_ns;
     pthread_t disk_thread, index_thread;
     bool disk_started, index_started;
 
@@ -339,6 +338,7 @@ struct kvl_disk {
     /* Any thread. */
     struct kvl_mailbox inbox, outbox, index_inbox;
     atomic_bool stopping;
+    atomic_ullong persist_ns;
     atomic_ullong queued_bytes;
     atomic_uint found_chunks;
     atomic_ullong read_bytes, written_bytes, carried_bytes, loads, stores, errors, corrupt;

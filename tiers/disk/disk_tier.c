@@ -414,7 +414,7 @@ static struct kvl_disk *new_disk(const struct kvl_disk_options *options) {
         disk->options.codec_threads = KVL_CODECS_MAX;
     if (disk->options.persist_ms == 0)
         disk->options.persist_ms = 200;
-    disk->persist_ns = disk->options.persist_ms * 1000000ull;
+    atomic_store(&disk->persist_ns, disk->options.persist_ms * 1000000ull);
     disk->dir.lock_fd = disk->dir.segments_fd = -1;
     disk->journal.fd = disk->journal.new_fd = -1;
     disk->inbox.fd = disk->outbox.fd = disk->index_inbox.fd = -1;
@@ -521,6 +521,12 @@ void kvl_disk_tier_register_memory(struct kvl_tier *tier, void *address, uint64_
     memory->address = address;
     memory->bytes = bytes;
     kvl_mailbox_post(&disk->inbox, &memory->node);
+}
+
+void kvl_disk_tier_set_persist_ms(struct kvl_tier *tier, uint32_t persist_ms) {
+    struct kvl_disk *disk = disk_of(tier);
+    atomic_store(&disk->persist_ns, persist_ms * 1000000ull);
+    kvl_mailbox_post(&disk->inbox, &disk->wake);
 }
 
 const char *kvl_disk_tier_codec_name(struct kvl_tier *tier) {

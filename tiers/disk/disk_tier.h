@@ -51,6 +51,9 @@ KVL_MUST_CHECK kvl_err kvl_disk_tier_create(const struct kvl_disk_options *optio
  * refuses, a WARN through the log and nothing else changes. The memory must outlive the tier. */
 void kvl_disk_tier_register_memory(struct kvl_tier *tier, void *address, uint64_t bytes);
 
+/* From now on; see kvl_disk_options. Owner thread. */
+void kvl_disk_tier_set_persist_ms(struct kvl_tier *tier, uint32_t persist_ms);
+
 /* What AUTO decided, or what was asked for: "raw", "planes+zstd", "undecided". Static storage. */
 const char *kvl_disk_tier_codec_name(struct kvl_tier *tier);
 /* The backend in use: "io_uring", "posix", "buffered". Static storage. */

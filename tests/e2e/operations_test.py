@@ -1,0 +1,134 @@
+#!/usr/bin/env python3
+"""What an operator does to a daemon: reloading its configuration, its log, its supervisor, and many
+short engines one after the other."""
+import fcntl
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+
+import harness
+from harness import SANITIZED, Case
+
+SHORT_RUNS = 60 if SANITIZED else 300
+
+
+class Reload(Case):
+    def setUp(self):
+        super().setUp()
+        self.config = self.folder / "kvloftd.json"
+        self.write(persist_ms=200)
+        self.daemon = self.start_daemon(extra=["--config", self.config])
+
+    def write(self, **settings):
+        self.config.write_text(json.dumps({name.replace("_", "-"): value
+                                           for name, value in settings.items()}))
+
+    def reload(self):
+        """Sends SIGHUP and returns the log lines up to the one that says how it went."""
+        before = len(self.log())
+        self.daemon.send_signal(signal.SIGHUP)
+        self.wait_until(lambda: " event=reload config=" in self.log()[before:] or
+                        " event=reload_failed" in self.log()[before:])
+        return self.log()[before:]
+
+    def test_live_settings_change(self):
+        self.write(persist_ms=70, log_level="debug", stop_seconds=3)
+        said = self.reload()
+        self.assertNotIn("WARN", said)
+        self.assertEqual(self.tool("status")["persist_ms"], 70)
+        self.write()
+        self.reload()
+        self.assertEqual(self.tool("status")["persist_ms"], 200)
+
+    def test_a_log_level_changes(self):
+        self.write(log_level="error")
+        self.daemon.send_signal(signal.SIGHUP)
+        self.wait_until(lambda: self.says_nothing())
+        self.write(log_level="info")
+        self.assertIn("event=reload ", self.reload())
+        self.assertFalse(self.says_nothing())
+
+    def says_nothing(self):
+        before = self.log()
+        self.tool("status")
+        return self.log() == before
+
+    def test_what_needs_a_restart_is_named_and_stays(self):
+        self.write(persist_ms=90, host_bytes="1M", disk_io="buffered")
+        # --host-bytes stands on the command line too and wins there: no difference.
+        said = self.reload()
+        self.assertIn('WARN event=reload_needs_restart options="disk-io"', said)
+        self.assertEqual(self.tool("status")["persist_ms"], 90)
+
+    def test_a_broken_file_changes_nothing(self):
+        for text in ("{", "[]", '{"persist-ms": "soon"}', '{"no-such-option": 1}'):
+            self.config.write_text(text)
+            said = self.reload()
+            self.assertIn("kvloftd: ", said)
+            self.assertIn("the old settings stay", said)
+            self.assertEqual(self.tool("status")["persist_ms"], 200)
+        self.config.unlink()
+        self.assertIn("the old settings stay", self.reload())
+        self.assertEqual(self.stop(self.daemon), 0)
+
+    def test_without_a_file_there_is_nothing_to_reload(self):
+        self.stop(self.daemon)
+        self.daemon = self.start_daemon()
+        self.assertIn("there is no --config FILE", self.reload())
+        self.tool("status")
+
+
+class Supervised(Case):
+    def test_systemd_is_told(self):
+        for name in (str(self.folder / "notify"), "@kvloft-test-%d" % os.getpid()):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+                notify.bind(name.replace("@", "\0"))
+                notify.settimeout(60)
+                daemon = self.start_daemon(env={"NOTIFY_SOCKET": name})
+                self.assertEqual(notify.recv(100), b"READY=1")
+                self.assertEqual(self.stop(daemon), 0)
+                self.assertEqual(notify.recv(100), b"STOPPING=1")
+
+    def test_nobody_waits_for_whoever_reads_the_log(self):
+        daemon = subprocess.Popen(self.daemon_command(), stderr=subprocess.PIPE)
+        self.processes.append(daemon)
+        log = daemon.stderr.fileno()
+        fcntl.fcntl(log, fcntl.F_SETPIPE_SZ, 4096)
+        self.tool("status", "--wait", "60")
+        for _ in range(40):  # two lines each: more than the pipe holds
+            self.tool("status")
+        self.assertLessEqual(len(os.read(log, 1 << 20)), 4096)
+        self.tool("status")
+        self.assertIn(b"event=log_lines_dropped count=", os.read(log, 1 << 20))
+        self.assertEqual(self.stop(daemon), 0)
+
+
+class ShortRuns(Case):
+    def footprint(self):
+        status = pathlib.Path(f"/proc/{self.daemon.pid}/status").read_text()
+        rss_kib = int(status.split("VmRSS:")[1].split()[0])
+        fds = len(os.listdir(f"/proc/{self.daemon.pid}/fd"))
+        report = self.tool("status")
+        return rss_kib, fds, len(report["clients"]), report["leases"], report["table_bytes"]
+
+    def runs(self, count):
+        for number in range(count):
+            self.engine("--prompt", f"run {number % 7}", "--max-tokens", "2", timeout=60)
+
+    def test_many_short_runs_leave_nothing_behind(self):
+        self.daemon = self.start_daemon(device="16M", host="16M", disk="64M")
+        self.runs(SHORT_RUNS // 5)  # what is allocated once
+        rss_kib, fds, clients, leases, table_bytes = self.footprint()
+        self.runs(SHORT_RUNS)
+        after = self.footprint()
+        self.assertEqual(after[1:], (fds, clients, leases, table_bytes))
+        self.assertEqual(leases, 0)
+        if not SANITIZED:  # its allocator keeps what was freed
+            self.assertLess(after[0] - rss_kib, 2048)
+        self.assertEqual(self.stop(self.daemon), 0)
+
+
+harness.main()
