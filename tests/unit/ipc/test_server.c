@@ -2,6 +2,9 @@
  *
  *   kvl_test_server ADDRESS DEVICE_MIB HOST_MIB [DISK_DIR]
  *
+ * With KVL_TEST_TENANTS in the environment: acme (2 MiB of device) and blue, with secrets "NAME's
+ * secret, long enough", ops, an operator, and who names no tenant.
+ *
  * Prints "ready" once it listens, or one line that says why not; SIGTERM drains and ends it. */
 #include <signal.h>
 #include <stdio.h>
@@ -44,6 +47,29 @@ static kvl_err make_tiers(
     return kvl_disk_tier_create(&disk, &options->disk, &options->catalog, msg);
 }
 
+static struct kvl_tenant_options store_tenants[] = {
+    {.name = "acme", .quota_bytes = {2u << 20}}, {.name = "blue"}, {.name = ""}};
+static struct kvl_server_tenant server_tenants[] = {
+    {.name = "acme"}, {.name = "blue"}, {.name = ""}, {.name = "ops", .sees_all = true}};
+
+static kvl_err make_tenants(struct kvl_store_options *options) {
+    static char secrets[4][64];
+    kvl_err err = KVL_OK;
+    options->tenants = store_tenants;
+    options->tenant_count = sizeof store_tenants / sizeof *store_tenants;
+    for (uint32_t i = 0; i < 4 && err == KVL_OK; i++) {
+        struct kvl_bytes *secret = &server_tenants[i].secret;
+        if (server_tenants[i].name[0] == 0)
+            continue;
+        snprintf(secrets[i], sizeof secrets[i], "%s's secret, long enough", server_tenants[i].name);
+        *secret = (struct kvl_bytes){secrets[i], (uint32_t)strlen(secrets[i])};
+        if (i < 2)
+            err = kvl_tenant_salt(
+                store_tenants[i].name, secret->data, secret->bytes, &store_tenants[i].salt);
+    }
+    return err;
+}
+
 static void deinit(struct kvl_tier *tier) {
     if (tier)
         tier->ops->deinit(tier);
@@ -58,6 +84,9 @@ int main(int argc, char **argv) {
     if (make_tiers(argv, argc, &options, &msg) != KVL_OK)
         return fail("tiers", &msg);
     struct kvl_store *store = NULL;
+    bool with_tenants = getenv("KVL_TEST_TENANTS") != NULL;
+    if (with_tenants && make_tenants(&options) != KVL_OK)
+        return 1;
     if (kvl_store_create(&options, &store, &msg) != KVL_OK)
         return fail("store", &msg);
     const struct kvl_server_options server_options = {.address = argv[1],
@@ -65,7 +94,9 @@ int main(int argc, char **argv) {
         .store = store,
         .device_name = "cpu",
         .disk_path = argc > 4 ? argv[4] : NULL,
-        .persist_ms = 200};
+        .persist_ms = 200,
+        .tenants = server_tenants,
+        .tenant_count = with_tenants ? sizeof server_tenants / sizeof *server_tenants : 0};
     kvl_err err = kvl_server_create(&server_options, &server, &msg);
     if (err != KVL_OK)
         return fail(kvl_err_name(err), &msg);
