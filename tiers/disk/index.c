@@ -244,7 +244,11 @@ void kvl_index_close(struct kvl_index *index) {
 }
 
 void kvl_index_read_ahead(struct kvl_index *index) {
-    (void)posix_fadvise(index->fd, 0, (off_t)kvl_index_file_bytes(index), POSIX_FADV_WILLNEED);
+    MDB_envinfo info;
+    if (mdb_env_info(index->env, &info) != 0)
+        return;
+    uint64_t bytes = ((uint64_t)info.me_last_pgno + 1) * index->page_bytes;
+    (void)posix_fadvise(index->fd, 0, (off_t)bytes, POSIX_FADV_WILLNEED);
 }
 
 uint64_t kvl_index_file_bytes(struct kvl_index *index) {

@@ -118,8 +118,8 @@ uint32_t kvl_index_usage_permille(struct kvl_index *index);
 /* Bytes of the file; above the map when the capacity was made smaller. */
 uint64_t kvl_index_file_bytes(struct kvl_index *index);
 
-/* Asks for the whole file to be read ahead: a walk follows its keys, not its pages, and one fault a
- * page from a disk takes many times as long. */
+/* Asks for all pages ever used to be read ahead: a walk follows its keys, not its pages, and one
+ * fault a page from a disk takes many times as long. */
 void kvl_index_read_ahead(struct kvl_index *index);
 
 /* Walks end early when visit returns false. bad: entries skipped for their checksum. */
