@@ -1,11 +1,13 @@
 /* config_fuzz.c - any bytes as kvloftd's --config file: refused with a message, or options whose
- * texts can be read; and the address among them as every client takes it apart. */
+ * texts can be read; and the address among them as every client takes it apart. And the same bytes
+ * as its --tenants file. */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "address.h"
@@ -33,11 +35,24 @@ static void use(const struct daemon_options *options) {
         read_text(kvl_address_attach_sockaddr(&address).sun_path);
 }
 
+static void read_tenants(const char *path) {
+    struct kvl_tenants tenants;
+    struct kvl_errmsg msg = {{0}};
+    kvl_err err = kvl_tenants_read(path, &tenants, &msg);
+    if ((err == KVL_OK) != (msg.text[0] == 0))
+        abort();
+    for (uint32_t i = 0; i < tenants.server_count; i++)
+        read_text(tenants.server[i].name);
+    kvl_tenants_free(&tenants);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
     static int fd = -1;
     static char path[32];
     if (fd < 0) {
         fd = memfd_create("config", MFD_CLOEXEC);
+        if (fd < 0 || fchmod(fd, 0600) != 0)
+            abort();
         snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     }
     if (ftruncate(fd, 0) != 0 || pwrite(fd, data, data_bytes, 0) != (ssize_t)data_bytes)
@@ -51,5 +66,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
     else if (status != DAEMON_USAGE)
         abort();
     daemon_options_deinit(&options);
+    read_tenants(path);
     return 0;
 }
