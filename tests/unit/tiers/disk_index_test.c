@@ -1,0 +1,363 @@
+/* The index, its journal, and what a rebuild makes of the journal and of records in the segments:
+ * each kind of change by itself. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+/* cmocka needs the four above first */
+#include <cmocka.h>
+#include <fcntl.h>
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "journal.h"
+#include "rebuild.h"
+#include "record.h"
+#include "segment.h"
+
+#define RUN 77u
+#define SEGMENT_PAGES 64u
+#define JOURNAL_BYTES (64u << 10)
+#define RECORD_BYTES (2ull * KVL_PAGE_BYTES)
+
+static char folder[256];
+static char index_path[300];
+static int segments_fd;
+static struct kvl_index *index_under_test;
+static struct kvl_journal journal;
+
+/* ---- folder and index --------------------------------------------------------------------- */
+
+static struct kvl_index_options options(bool expected) {
+    return (struct kvl_index_options){
+        .directory = index_path, .map_bytes = 1u << 20, .expected = expected};
+}
+
+static void open_index(void) {
+    struct kvl_index_options wanted = options(false);
+    struct kvl_errmsg msg = {""};
+    assert_int_equal(kvl_index_open(&wanted, &index_under_test, &msg), KVL_OK);
+    assert_int_equal(kvl_index_check(index_under_test), KVL_OK);
+    kvl_journal_init(&journal, segments_fd, JOURNAL_BYTES, NULL);
+    journal.run = RUN;
+    assert_int_equal(kvl_index_keep_journal(index_under_test, &journal), KVL_OK);
+}
+
+static int setup(void **state) {
+    const char *tmp = getenv("TMPDIR");
+    char segments[300];
+    (void)state;
+    snprintf(folder, sizeof(folder), "%s/kvloft-index-XXXXXX", tmp != NULL ? tmp : "/tmp");
+    assert_non_null(mkdtemp(folder));
+    snprintf(index_path, sizeof(index_path), "%s/index", folder);
+    snprintf(segments, sizeof(segments), "%s/segments", folder);
+    assert_int_equal(mkdir(index_path, 0700), 0);
+    assert_int_equal(mkdir(segments, 0700), 0);
+    segments_fd = open(segments, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    assert_true(segments_fd >= 0);
+    open_index();
+    return 0;
+}
+
+static void close_index(void) {
+    kvl_index_close(index_under_test);
+    kvl_journal_deinit(&journal);
+}
+
+static int remove_entry(const char *path, const struct stat *stat, int type, struct FTW *ftw) {
+    (void)stat, (void)type, (void)ftw;
+    return remove(path);
+}
+
+static int teardown(void **state) {
+    (void)state;
+    close_index();
+    close(segments_fd);
+    nftw(folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
+    return 0;
+}
+
+static void rebuild(void) {
+    struct kvl_index_options wanted = options(true);
+    struct kvl_rebuilt rebuilt;
+    struct kvl_errmsg msg = {""};
+    close_index();
+    kvl_err err =
+        kvl_index_rebuild_unopened(&wanted, segments_fd, &index_under_test, &rebuilt, &msg);
+    if (err != KVL_OK)
+        fail_msg("%s", msg.text);
+    assert_true(rebuilt.journal_whole);
+    assert_int_equal(kvl_index_check(index_under_test), KVL_OK);
+}
+
+/* ---- changes ------------------------------------------------------------------------------ */
+
+static void commit(struct kvl_index_op op, bool applied) {
+    assert_int_equal(kvl_index_commit(index_under_test, &op, 1), KVL_OK);
+    assert_int_equal(op.applied, applied);
+}
+
+static void add_segment(uint32_t id, uint64_t generation) {
+    uint64_t bytes = SEGMENT_PAGES * KVL_PAGE_BYTES;
+    if (generation == 1)
+        assert_int_equal(kvl_segment_file_create(segments_fd, id, bytes), KVL_OK);
+    commit((struct kvl_index_op){.kind = KVL_INDEX_SEGMENT_PUT,
+               .segment = {.id = id, .bytes = bytes, .generation = generation}},
+        true);
+}
+
+static uint64_t at(uint32_t segment, uint32_t page) {
+    return kvl_location_make(segment, (uint64_t)page * KVL_PAGE_BYTES);
+}
+
+static struct kvl_index_block block_of(uint8_t number, uint64_t generation, uint64_t location) {
+    struct kvl_index_block block = {.location = location, .stored_bytes = RECORD_BYTES};
+    memset(block.record.key.bytes, number, KVL_KEY_BYTES);
+    block.record.generation = generation;
+    block.last_use_wall_ns = 1;
+    return block;
+}
+
+/* A record's header, as a batch writes it; its frame is nobody's business here. */
+static struct kvl_index_block write_record(
+    uint8_t number, uint64_t generation, uint64_t location, uint64_t segment_generation) {
+    struct kvl_index_block block = block_of(number, generation, location);
+    uint8_t page[KVL_PAGE_BYTES];
+    char name[KVL_SEGMENT_NAME_BYTES];
+    struct kvl_record_header header = {.block = block.record,
+        .payload_bytes = 100,
+        .frame_bytes = 100,
+        .record_bytes = RECORD_BYTES,
+        .segment_generation = segment_generation,
+        .run = RUN,
+        .frame_count = 1,
+        .frames = {{.offset_bytes = KVL_PAGE_BYTES, .stored_bytes = 100}}};
+    kvl_record_header_write(&header, page);
+    kvl_segment_file_name(kvl_location_segment(location), name);
+    int fd = openat(segments_fd, name, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0);
+    assert_int_equal(
+        pwrite(fd, page, sizeof(page), (off_t)kvl_location_page(location) * (off_t)KVL_PAGE_BYTES),
+        sizeof(page));
+    close(fd);
+    return block;
+}
+
+static void put(struct kvl_index_block block) {
+    commit((struct kvl_index_op){.kind = KVL_INDEX_PUT, .block = block}, true);
+}
+
+static void move(struct kvl_index_block copy, uint64_t from, bool applied) {
+    commit((struct kvl_index_op){.kind = KVL_INDEX_MOVE, .block = copy, .old_location = from},
+        applied);
+}
+
+static void drop(struct kvl_index_block block, uint64_t segment_generation, bool applied) {
+    commit((struct kvl_index_op){.kind = KVL_INDEX_DELETE,
+               .block = block,
+               .old_location = block.location,
+               .segment.generation = segment_generation},
+        applied);
+}
+
+/* ---- what is there ------------------------------------------------------------------------ */
+
+static struct kvl_index_block found[16];
+static uint32_t found_count;
+
+static bool note(void *arg, const struct kvl_index_block *block) {
+    (void)arg;
+    found[found_count++] = *block;
+    return true;
+}
+
+static uint32_t look(void) {
+    uint64_t bad = 0;
+    found_count = 0;
+    assert_int_equal(kvl_index_walk_blocks(index_under_test, note, NULL, &bad), KVL_OK);
+    assert_int_equal(bad, 0);
+    return found_count;
+}
+
+/* ---- tests -------------------------------------------------------------------------------- */
+
+static void a_moved_block_is_dead_where_it_was(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    struct kvl_index_block copy = write_record(1, 10, at(2, 0), 1);
+    move(copy, at(1, 0), true);
+    drop(copy, 1, true);
+    rebuild();
+    assert_int_equal(look(), 0);
+}
+
+static void a_copy_that_came_too_late_is_dead(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    struct kvl_index_block block = write_record(1, 10, at(1, 0), 1);
+    put(block);
+    drop(block, 1, true);
+    move(write_record(1, 10, at(2, 0), 1), at(1, 0), false);
+    rebuild();
+    assert_int_equal(look(), 0);
+}
+
+static void a_replaced_record_is_dead(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    struct kvl_index_block younger = write_record(1, 20, at(1, 2), 1);
+    put(younger);
+    drop(younger, 1, true);
+    rebuild();
+    assert_int_equal(look(), 0);
+}
+
+static void a_record_that_nobody_named_can_be_deleted(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    drop(write_record(1, 10, at(1, 0), 1), 1, false);
+    put(write_record(2, 11, at(1, 2), 1));
+    rebuild();
+    assert_int_equal(look(), 1);
+    assert_int_equal(found[0].record.generation, 11);
+}
+
+static void a_late_deletion_spares_what_came_into_the_place(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    struct kvl_index_block block = write_record(1, 10, at(1, 0), 1);
+    put(block);
+    drop(block, 1, true);
+    add_segment(1, 2);
+    put(write_record(2, 11, at(1, 0), 2));
+    drop(block, 1, false);
+    rebuild();
+    assert_int_equal(look(), 1);
+    assert_int_equal(found[0].record.generation, 11);
+}
+
+/* Both were written; only one transaction was committed, or none. */
+static void the_younger_of_two_records_wins(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    write_record(1, 20, at(1, 2), 1);
+    write_record(2, 40, at(1, 4), 1);
+    write_record(2, 30, at(1, 6), 1);
+    rebuild();
+    assert_int_equal(look(), 2);
+    assert_int_equal(found[0].record.generation, 20);
+    assert_int_equal(found[0].location, at(1, 2));
+    assert_int_equal(found[1].record.generation, 40);
+}
+
+static void records_of_another_time_are_not_taken(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    write_record(1, 10, at(1, 0), 9); /* of another generation of the segment */
+    put(write_record(2, 11, at(1, 2), 1));
+    journal.run = RUN + 1; /* the next start */
+    assert_int_equal(kvl_index_keep_journal(index_under_test, &journal), KVL_OK);
+    write_record(3, 12, at(1, 4), 1); /* what the run before had left */
+    rebuild();
+    assert_int_equal(look(), 1);
+    assert_int_equal(found[0].record.generation, 11);
+}
+
+/* Enough changes to have it written anew many times, each time in the middle of a change. */
+static void a_journal_written_anew_says_the_same(void **state) {
+    static uint8_t data[4 + 3000];
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    put(write_record(2, 11, at(1, 2), 1));
+    struct kvl_index_block copy = write_record(1, 10, at(2, 0), 1);
+    uint64_t bytes_max = 0;
+    for (uint32_t i = 0; i < 200; i++) {
+        memcpy(data, &(uint32_t){i % 5}, 4);
+        struct kvl_index_op ops[2] = {
+            {.kind = KVL_INDEX_CATALOG_PUT, .key_bytes = 4, .value_bytes = 3000, .data = data},
+            {.kind = KVL_INDEX_MOVE, .block = copy, .old_location = at(1, 0)}};
+        assert_int_equal(kvl_index_commit(index_under_test, ops, i == 100 ? 2 : 1), KVL_OK);
+        bytes_max = journal.bytes > bytes_max ? journal.bytes : bytes_max;
+    }
+    assert_true(bytes_max <= JOURNAL_BYTES);
+    rebuild();
+    assert_int_equal(look(), 2);
+    assert_int_equal(found[0].location, at(2, 0));
+    assert_int_equal(found[1].location, at(1, 2));
+}
+
+static kvl_err visit_entry(void *arg, const struct kvl_journal_entry *entry) {
+    uint64_t *sum = arg;
+    for (uint32_t i = 0; i < entry->value_bytes; i++)
+        *sum += entry->value[i];
+    return KVL_OK;
+}
+
+static void a_journal_that_lost_something_is_not_whole(void **state) {
+    (void)state;
+    uint8_t *bytes;
+    uint64_t count, sum = 0;
+    struct kvl_journal_found what;
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    drop(block_of(1, 10, at(1, 0)), 1, true);
+    assert_int_equal(kvl_journal_load(segments_fd, &bytes, &count), KVL_OK);
+    assert_int_equal(kvl_journal_parse(bytes, count, visit_entry, &sum, &what), KVL_OK);
+    assert_true(what.whole && what.run == RUN && what.sequence == journal.sequence);
+    for (uint64_t i = 0; i < count; i++) {
+        bytes[i] ^= 0x40;
+        kvl_err err = kvl_journal_parse(bytes, count, visit_entry, &sum, &what);
+        assert_true(err == KVL_OK && !what.whole);
+        bytes[i] ^= 0x40;
+        /* Between two frames it is whole to the eye; then the number of the last one tells. */
+        assert_int_equal(kvl_journal_parse(bytes, i, visit_entry, &sum, &what), KVL_OK);
+        assert_true(!what.whole || what.sequence < journal.sequence);
+    }
+    free(bytes);
+}
+
+static void a_full_folder_of_open_changes_is_refused_not_lost(void **state) {
+    static uint8_t data[4 + 60000];
+    (void)state;
+    add_segment(1, 1);
+    struct kvl_index_op op = {
+        .kind = KVL_INDEX_CATALOG_PUT, .key_bytes = 4, .value_bytes = 60000, .data = data};
+    assert_int_equal(kvl_index_commit(index_under_test, &op, 1), KVL_OK);
+    memcpy(data, "more", 4);
+    assert_int_equal(kvl_index_commit(index_under_test, &op, 1), KVL_ERR_NOSPC);
+    struct kvl_index_block block = write_record(1, 10, at(1, 0), 1);
+    put(block);
+    drop(block, 1, true);
+    rebuild();
+    assert_int_equal(look(), 0);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_moved_block_is_dead_where_it_was, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_copy_that_came_too_late_is_dead, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_replaced_record_is_dead, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_record_that_nobody_named_can_be_deleted, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_late_deletion_spares_what_came_into_the_place, setup, teardown),
+        cmocka_unit_test_setup_teardown(the_younger_of_two_records_wins, setup, teardown),
+        cmocka_unit_test_setup_teardown(records_of_another_time_are_not_taken, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_journal_written_anew_says_the_same, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_journal_that_lost_something_is_not_whole, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_full_folder_of_open_changes_is_refused_not_lost, setup, teardown),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
