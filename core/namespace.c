@@ -167,12 +167,29 @@ void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_
         KVL_WARN(store->log, "event=namespace_record_ignored id=%u", id);
 }
 
+/* Sooner than at the first block that cannot be stored. */
+static kvl_err check_fits(struct kvl_store *store, const struct kvl_namespace_request *request,
+    const struct kvl_layout *layout) {
+    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
+    uint64_t capacity_bytes = 0;
+    if (disk == NULL || disk->ops->fits == NULL || disk->ops->fits(disk, layout, &capacity_bytes))
+        return KVL_OK;
+    kvl_log_fallback(store->log,
+        "namespace %.63s refused: a block of %llu bytes does not fit a segment of the disk; "
+        "--disk-bytes %lluM is the least that works",
+        request->label, (unsigned long long)layout->payload_bytes,
+        (unsigned long long)(capacity_bytes >> 20));
+    return KVL_ERR_TOOBIG;
+}
+
 kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out) {
     struct kvl_layout layout;
     if (kvl_key_is_zero(&request->key) || tenant >= store->tenants.count)
         return KVL_ERR_INVALID;
     kvl_err err = layout_of(request, &layout);
+    if (err == KVL_OK)
+        err = check_fits(store, request, &layout);
     if (err != KVL_OK)
         return err;
     struct kvl_namespace_info *info = kvl_namespace_by_key(store, &request->key);

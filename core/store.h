@@ -97,6 +97,8 @@ void kvl_store_client_close(struct kvl_store *store, uint32_t client);
 
 /* ---- namespaces --------------------------------------------------------------------------- */
 
+/* Errors: INVALID, LIMIT, NOMEM, TOOBIG (blocks that the disk cannot take; the log and status name
+ * the smallest capacity that works). */
 KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
 /* By position; false past the last. */

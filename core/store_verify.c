@@ -65,13 +65,27 @@ static void copy_is_bad(struct kvl_store *store, struct checker *checker) {
         kvl_copy_is_bad(store, checker->block, checker->tier);
 }
 
-/* One copy was checked. */
+static void disk_submit(struct checker *checker);
+
+/* The disk carried the block elsewhere while its copy waited to be read. */
+static bool is_elsewhere(struct checker *checker) {
+    struct kvl_store *store = checker->verify->store;
+    const struct kvl_entry *entry = kvl_table_at(store->table, checker->block);
+    return kvl_entry_is(store, checker->block, checker->generation) &&
+           kvl_entry_is_in(entry, KVL_TIER_DISK) && entry->disk_location != checker->io.location;
+}
+
+/* One copy was checked. Not there any more is not bad: it was evicted since. */
 static void copy_end(struct checker *checker, kvl_err status) {
     struct kvl_store *store = checker->verify->store;
     unsigned tier = checker->tier;
-    if (status == KVL_ERR_CORRUPT || status == KVL_ERR_NOTFOUND)
+    if (status == KVL_ERR_NOTFOUND && is_elsewhere(checker)) {
+        disk_submit(checker);
+        return;
+    }
+    if (status == KVL_ERR_CORRUPT)
         copy_is_bad(store, checker);
-    else if (status != KVL_OK)
+    else if (status != KVL_OK && status != KVL_ERR_NOTFOUND)
         checker->tenant->tiers[tier].errors++;
     kvl_busy_down(store, checker->block, checker->generation, tier);
     checker_next(checker);

@@ -89,6 +89,9 @@ struct kvl_tier_ops {
     /* Memory tiers: the arena's memfd or exported handle, for engines to map; -1 if none. */
     int (*share_fd)(struct kvl_tier *tier);
     struct kvl_tier_stats (*stats)(struct kvl_tier *tier);
+    /* Whether blocks of this layout can be stored at all; if not, capacity_bytes is the smallest
+     * with which they could. NULL: all that the arena holds can. */
+    bool (*fits)(struct kvl_tier *tier, const struct kvl_layout *layout, uint64_t *capacity_bytes);
     /* Starts making everything stored so far durable now, instead of within the persist bound. */
     void (*quiesce)(struct kvl_tier *tier);
     /* Blocks until nothing is in flight and everything is durable; fires completions. */

@@ -54,6 +54,11 @@ kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmet
 static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_errmsg *msg) {
     kvl_err err =
         kvl_client_namespace(connection->client, &connection->request, &connection->space);
+    if (err == KVL_ERR_TOOBIG)
+        return kvl_fail(msg, err,
+            "a block of this model does not fit a segment of the disk tier; give its owner "
+            "(kvloftd, or --embedded) a larger --disk-bytes (its log and `kvloft status` say how "
+            "large)");
     if (err != KVL_OK)
         return kvl_fail(
             msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));

@@ -50,6 +50,12 @@ static struct kvl_tier_stats forward_stats(struct kvl_tier *tier) {
     return inner->ops->stats(inner);
 }
 
+static bool forward_fits(
+    struct kvl_tier *tier, const struct kvl_layout *layout, uint64_t *capacity_bytes) {
+    struct kvl_tier *inner = kvl_forward_of(tier)->inner;
+    return inner->ops->fits(inner, layout, capacity_bytes);
+}
+
 static void forward_quiesce(struct kvl_tier *tier) {
     struct kvl_tier *inner = kvl_forward_of(tier)->inner;
     inner->ops->quiesce(inner);
@@ -124,6 +130,7 @@ kvl_err kvl_forward_init(struct kvl_forward *forward, struct kvl_tier *inner, in
         .address = inner->ops->address ? forward_address : NULL,
         .share_fd = inner->ops->share_fd ? forward_share_fd : NULL,
         .stats = forward_stats,
+        .fits = inner->ops->fits ? forward_fits : NULL,
         .quiesce = forward_quiesce,
         .drain = forward_drain,
         .fd = forward_fd,

@@ -42,6 +42,13 @@ kvl_err kvl_disk_plan_make(
     return KVL_OK;
 }
 
+uint64_t kvl_disk_plan_capacity_for(uint64_t record_bytes) {
+    uint64_t segment_bytes =
+        (record_bytes + SEGMENT_STEP_BYTES - 1) / SEGMENT_STEP_BYTES * SEGMENT_STEP_BYTES;
+    uint64_t shares = segment_bytes > 256 * MIB ? 512 : 8;
+    return clamp(segment_bytes * shares, KVL_DISK_CAPACITY_BYTES_MIN, UINT64_MAX);
+}
+
 uint64_t kvl_disk_plan_segments_bytes(const struct kvl_disk_plan *plan) {
     return plan->capacity_bytes - plan->map_bytes - plan->journal_bytes - plan->overhead_bytes;
 }

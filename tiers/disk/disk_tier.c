@@ -205,6 +205,13 @@ static struct kvl_tier_stats disk_stats(struct kvl_tier *tier) {
     };
 }
 
+static bool disk_fits(
+    struct kvl_tier *tier, const struct kvl_layout *layout, uint64_t *capacity_bytes) {
+    uint64_t record_bytes = kvl_record_bytes_max(layout);
+    *capacity_bytes = kvl_disk_plan_capacity_for(record_bytes);
+    return record_bytes <= disk_of(tier)->plan.segment_bytes;
+}
+
 static kvl_err post_flush(
     struct kvl_disk *disk, void (*done)(void *arg, kvl_err status), void *arg) {
     struct kvl_disk_flush *flush = calloc(1, sizeof(*flush));
@@ -394,6 +401,7 @@ static const struct kvl_tier_ops disk_ops = {
     .cancel = disk_cancel,
     .discard = disk_discard,
     .stats = disk_stats,
+    .fits = disk_fits,
     .quiesce = disk_quiesce,
     .drain = disk_drain,
     .deinit = disk_deinit,

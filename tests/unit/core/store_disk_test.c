@@ -460,6 +460,47 @@ static void a_bad_copy_under_a_lease_keeps_its_slot_until_released(void **state)
     fixture_close(&f);
 }
 
+/* As if each had been reclaimed between the look into the table and the read. */
+static void what_was_evicted_meanwhile_is_not_bad(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_ticket ticket;
+    const struct kvl_fault_rule gone = {.kind = KVL_FAULT_ERROR,
+        .ops = KVL_FAULT_LOAD,
+        .error = KVL_ERR_NOTFOUND,
+        .per_million = 1000000};
+    fixture_open(&f,
+        &(struct fixture_options){.device_blocks = 32, .disk_path = folder, .fault_disk = true});
+    fixture_store_chain(&f, f.a, 1, 8);
+    flush(&f);
+    assert_int_equal(kvl_fault_tier_set_rules(f.disk, &gone, 1), KVL_OK);
+    assert_int_equal(kvl_store_verify(f.store, f.a, &ticket), KVL_OK);
+    assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
+    const struct kvl_completion *word = kvl_ticket_word(kvl_store_tickets(f.store), ticket);
+    assert_int_equal(word->values[0], 8);
+    assert_int_equal(word->values[1], 0);
+    assert_true(kvl_fault_tier_injected(f.disk) >= 8);
+    assert_int_equal(report_of(&f).tiers[KVL_TIER_DISK].corrupt_blocks, 0);
+    fixture_close(&f);
+}
+
+static void blocks_too_large_for_the_disk_are_refused_at_once(void **state) {
+    (void)state;
+    for (uint64_t disk_bytes = 31u << 20; disk_bytes <= 32u << 20; disk_bytes += 1u << 20) {
+        struct fixture f;
+        struct kvl_namespace_info info;
+        struct kvl_namespace_request request = {.block_bytes = 3u << 20, .label = "large"};
+        memset(request.key.bytes, 0x33, KVL_KEY_BYTES);
+        fixture_open(&f, &(struct fixture_options){
+                             .device_blocks = 32, .disk_path = folder, .disk_bytes = disk_bytes});
+        fixture_settle(&f);
+        assert_int_equal(kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &info),
+            disk_bytes < 32u << 20 ? KVL_ERR_TOOBIG : KVL_OK);
+        assert_int_equal(kvl_store_drain(f.store, UINT64_MAX), KVL_OK);
+        fixture_close(&f);
+    }
+}
+
 int main(void) {
 #define DISK_TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
     const struct CMUnitTest tests[] = {
@@ -467,6 +508,8 @@ int main(void) {
         DISK_TEST(what_leaves_memory_is_read_back_from_disk),
         DISK_TEST(prefetch_brings_blocks_without_leases),
         DISK_TEST(what_was_cleared_stays_cleared),
+        DISK_TEST(what_was_evicted_meanwhile_is_not_bad),
+        DISK_TEST(blocks_too_large_for_the_disk_are_refused_at_once),
         DISK_TEST(pins_survive_and_end),
         DISK_TEST(pinned_blocks_without_a_copy_stay),
         DISK_TEST(sessions_survive_with_their_tokens),
