@@ -56,7 +56,7 @@ void kvl_door_enter(struct kvl_server *server, struct kvl_server_client *client,
     client->view = info->sees_all ? KVL_TENANT_ALL : info->tenant;
     client->salt = kvl_store_salt(server->store, client->view);
     client->is_turned = !kvl_key_is_zero(&client->salt);
-    snprintf(client->tenant, sizeof client->tenant, "%s", info->sees_all ? "" : name);
+    snprintf(client->tenant, sizeof client->tenant, "%s", name);
 }
 
 /* ---- in ----------------------------------------------------------------------------------- */
@@ -120,8 +120,8 @@ kvl_err kvl_door_in(struct kvl_server *server, const struct kvl_server_client *c
 
 static void name_outside(const struct kvl_server_client *client, struct kvl_session_info *info) {
     size_t length = strlen(client->tenant);
-    if (length != 0 && strncmp(info->name, client->tenant, length) == 0 &&
-        info->name[length] == '/')
+    if (client->view != KVL_TENANT_ALL && length != 0 &&
+        strncmp(info->name, client->tenant, length) == 0 && info->name[length] == '/')
         memmove(info->name, info->name + length + 1, strlen(info->name) - length);
 }
 

@@ -53,8 +53,8 @@ static kvl_err remote_client(
     if (!kvl_secret_equal(proof, hello->proof, sizeof proof))
         return KVL_ERR_PERM;
     *out = kvl_clients_find_nonce(server, hello->nonce);
-    if (*out)
-        return KVL_OK;
+    if (*out) /* another tenant's nonce may have been seen on the network */
+        return strcmp((*out)->tenant, hello->tenant) == 0 ? KVL_OK : KVL_ERR_PERM;
     err = kvl_door_admit(server, hello->tenant, &info);
     if (err != KVL_OK)
         return err;

@@ -57,8 +57,8 @@ struct kvl_server_client {
     struct kvl_held held;
     char name[KVL_WIRE_NAME_BYTES];
     uint32_t pid;
-    uint32_t view; /* the tenant that it sees, or KVL_TENANT_ALL */
-    char tenant[KVL_WIRE_NAME_BYTES];
+    uint32_t view;                    /* the tenant that it sees, or KVL_TENANT_ALL */
+    char tenant[KVL_WIRE_NAME_BYTES]; /* as it said hello */
     struct kvl_key salt;
     bool is_turned; /* the salt is not zero */
 };

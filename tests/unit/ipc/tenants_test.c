@@ -366,6 +366,29 @@ static void test_a_proof_is_of_the_secret_and_the_nonce(void **state) {
     }
 }
 
+/* Over tcp; the status of the reply. */
+static kvl_err hello_with_nonce(const struct test_daemon *daemon, const char *tenant) {
+    char secret[64];
+    uint8_t reply[512];
+    struct kvl_wire_hello hello = {.name = "raw", .nonce = {9}};
+    struct kvl_wire_header header = {
+        .version = KVL_WIRE_VERSION, .verb = KVL_VERB_HELLO, .sequence = 1};
+    struct kvl_wire_buffer buffer = {0};
+    snprintf(hello.tenant, sizeof hello.tenant, "%s", tenant);
+    int bytes = snprintf(secret, sizeof secret, "%s's secret, long enough", tenant);
+    assert_int_equal(kvl_secret_proof((struct kvl_bytes){secret, (uint32_t)bytes},
+                         KVL_PROVER_CLIENT, hello.nonce, hello.proof),
+        KVL_OK);
+    assert_int_equal(kvl_wire_encode(&buffer, &header, kvl_wire_hello, &hello), KVL_OK);
+    int socket = raw_socket(daemon);
+    raw_send(socket, buffer.data, buffer.bytes);
+    int got = raw_receive(socket, reply, sizeof reply, 10000);
+    assert_int_equal(kvl_wire_decode_header(reply, (uint64_t)got, &header), KVL_OK);
+    nn_close(socket);
+    kvl_wire_buffer_free(&buffer);
+    return (kvl_err)header.status;
+}
+
 static void test_tenants_come_in_over_tcp_too(void **state) {
     (void)state;
     struct test_daemon remote;
@@ -390,6 +413,10 @@ static void test_tenants_come_in_over_tcp_too(void **state) {
     assert_non_null(strstr(msg.text, "knows no tenant"));
     unsetenv("KVLOFT_TENANT");
     assert_int_equal(kvl_client_open(&options, &client, &msg), KVL_ERR_PERM);
+    /* A repeated hello finds its client, but not for another tenant that has seen the nonce. */
+    assert_int_equal(hello_with_nonce(&remote, "acme"), KVL_OK);
+    assert_int_equal(hello_with_nonce(&remote, "acme"), KVL_OK);
+    assert_int_equal(hello_with_nonce(&remote, "blue"), KVL_ERR_PERM);
     daemon_remove(&remote);
 }
 
