@@ -84,7 +84,7 @@ static void drop_first(struct kvl_store *store) {
 void kvl_catalog_pump(struct kvl_store *store) {
     while (store->puts_first != NULL) {
         kvl_err err = hand_over(store, store->puts_first);
-        if (err == KVL_ERR_AGAIN) {
+        if (err == KVL_ERR_AGAIN || err == KVL_ERR_NOMEM) { /* later there may be room */
             store->retry = true;
             return;
         }

@@ -140,8 +140,11 @@ kvl_err kvl_client_open(
     const struct kvl_client_options *options, struct kvl_client **out, struct kvl_errmsg *msg) {
     *out = NULL;
     struct kvl_client *client = calloc(1, sizeof *client);
-    if (!client)
+    if (!client) {
+        if (options->address && strncmp(options->address, "inproc:", 7) == 0)
+            close(options->attach_fd);
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    }
     client->pair_fd = client->socket = client->receive_fd = client->send_fd = -1;
     client->epoll_fd = client->timer_fd = -1;
     client->queue_end = &client->queue;

@@ -183,7 +183,11 @@ kvl_err kvl_server_create(
     if (err != KVL_OK)
         goto cleanup;
     server->scratch = malloc(KVL_SERVER_SCRATCH_BYTES);
-    err = server->scratch ? open_own_descriptors(server) : KVL_ERR_NOMEM;
+    /* Ahead, so that a status can be told when memory has run out. */
+    struct kvl_wire_header status = {.version = KVL_WIRE_VERSION};
+    err = kvl_wire_encode(&server->anonymous_reply, &status, NULL, NULL);
+    if (err == KVL_OK)
+        err = server->scratch ? open_own_descriptors(server) : KVL_ERR_NOMEM;
     if (err == KVL_OK)
         err = kvl_door_open(server);
     if (err != KVL_OK) {

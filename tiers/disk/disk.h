@@ -107,6 +107,7 @@ struct kvl_disk_flush {
     kvl_err status;
     void (*done)(void *arg, kvl_err status); /* may be NULL */
     void *arg;
+    bool deletion_lost; /* before it was posted: then it ends with NOMEM */
     struct kvl_disk_flush *next;
 };
 
@@ -334,6 +335,8 @@ struct kvl_disk {
     /* Owner thread. */
     struct kvl_disk_request *requests, *free_requests;
     uint64_t inflight;
+    struct kvl_disk_flush drain_flush; /* a drain must not fail for want of memory */
+    bool deletion_lost;                /* since the last flush that somebody waits for */
 
     /* Any thread. */
     struct kvl_mailbox inbox, outbox, index_inbox;

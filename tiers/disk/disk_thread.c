@@ -317,10 +317,11 @@ static uint64_t oldest_outstanding(const struct kvl_disk *disk) {
     return oldest;
 }
 
-/* A change that was lost is told to every flush up to the first that was asked for afterwards. */
+/* A change that was lost is told to every flush up to the first that was asked for afterwards and
+ * that somebody waits for. */
 static kvl_err failure_for(struct kvl_disk *disk, const struct kvl_disk_flush *flush) {
     kvl_err status = disk->index_status;
-    if (flush->sequence > disk->index_failed_at)
+    if (flush->sequence > disk->index_failed_at && flush->done != NULL)
         disk->index_status = KVL_OK;
     return status;
 }

@@ -111,10 +111,12 @@ static void tell_notices(struct kvl_disk *disk, struct kvl_disk_notices *notices
         free(notices);
 }
 
-static void tell_flushed(struct kvl_disk_flush *flush) {
+static void tell_flushed(struct kvl_disk *disk, struct kvl_disk_flush *flush) {
+    bool lost = flush->deletion_lost && flush->status == KVL_OK;
     if (flush->done != NULL)
-        flush->done(flush->arg, flush->status);
-    free(flush);
+        flush->done(flush->arg, lost ? KVL_ERR_NOMEM : flush->status);
+    if (flush != &disk->drain_flush)
+        free(flush);
 }
 
 static void tell(struct kvl_disk *disk, struct kvl_node *node) {
@@ -145,7 +147,7 @@ static void tell(struct kvl_disk *disk, struct kvl_node *node) {
         tell_notices(disk, kvl_container_of(node, struct kvl_disk_notices, node));
         break;
     default:
-        tell_flushed(kvl_container_of(node, struct kvl_disk_flush, node));
+        tell_flushed(disk, kvl_container_of(node, struct kvl_disk_flush, node));
         break;
     }
 }
@@ -183,6 +185,7 @@ static void disk_discard(struct kvl_tier *tier, const struct kvl_key *key, uint6
     struct kvl_disk_op_node *node = new_op(KVL_INDEX_DELETE, 0);
     if (node == NULL) {
         KVL_ERROR(disk->log, "disk out of memory: a deletion is lost");
+        disk->deletion_lost = true;
         return;
     }
     node->op.block.record.key = *key;
@@ -212,21 +215,23 @@ static bool disk_fits(
     return record_bytes <= disk_of(tier)->plan.segment_bytes;
 }
 
-static kvl_err post_flush(
-    struct kvl_disk *disk, void (*done)(void *arg, kvl_err status), void *arg) {
-    struct kvl_disk_flush *flush = calloc(1, sizeof(*flush));
+/* flush: zeroed; NULL: out of memory. */
+static kvl_err post_flush(struct kvl_disk *disk, struct kvl_disk_flush *flush,
+    void (*done)(void *arg, kvl_err status), void *arg) {
     if (flush == NULL)
         return KVL_ERR_NOMEM;
     flush->node.kind = KVL_NODE_FLUSH;
     flush->done = done;
     flush->arg = arg;
+    flush->deletion_lost = done != NULL && disk->deletion_lost;
+    disk->deletion_lost = disk->deletion_lost && done == NULL;
     kvl_mailbox_post(&disk->inbox, &flush->node);
     return KVL_OK;
 }
 
 static void disk_quiesce(struct kvl_tier *tier) {
     struct kvl_disk *disk = disk_of(tier);
-    if (post_flush(disk, NULL, NULL) != KVL_OK)
+    if (post_flush(disk, calloc(1, sizeof(struct kvl_disk_flush)), NULL, NULL) != KVL_OK)
         KVL_WARN(disk->log, "disk out of memory: flushed within persist_ms instead of now");
 }
 
@@ -244,7 +249,8 @@ static void drained(void *arg, kvl_err status) {
 static kvl_err disk_drain(struct kvl_tier *tier) {
     struct kvl_disk *disk = disk_of(tier);
     struct drain_state state = {false, KVL_OK};
-    kvl_err err = post_flush(disk, drained, &state);
+    disk->drain_flush = (struct kvl_disk_flush){0};
+    kvl_err err = post_flush(disk, &disk->drain_flush, drained, &state);
     if (err != KVL_OK)
         return err;
     struct pollfd wait = {.fd = disk->outbox.fd, .events = POLLIN};
@@ -315,7 +321,8 @@ static kvl_err catalog_remove(
 
 static kvl_err catalog_flush(
     struct kvl_catalog *catalog, void (*done)(void *arg, kvl_err status), void *arg) {
-    return post_flush(kvl_container_of(catalog, struct kvl_disk, catalog), done, arg);
+    return post_flush(kvl_container_of(catalog, struct kvl_disk, catalog),
+        calloc(1, sizeof(struct kvl_disk_flush)), done, arg);
 }
 
 static const struct kvl_catalog_ops catalog_ops = {

@@ -1,0 +1,175 @@
+/* alloc_engine_test.c - memory runs out once, or for good, somewhere in an engine with the service
+ * in its own process: opening vocabulary and model, tokenizing, two turns of a session, closing.
+ *
+ * Whatever it was: it ends with an error, or with the very logits of an engine that had memory. */
+#include <string.h>
+
+#include "alloc_sweep.h"
+#include "generate.h"
+#include "service.h"
+#include "tiny_model.h"
+#include "tokenizer_vocab.h"
+
+#define MIB (1ull << 20)
+#define BLOCK_TOKENS 64u
+#define CONTEXT 512u
+#define PROMPT 150u /* two whole blocks and a tail */
+#define NEW_TOKENS 6u
+
+static char *model_path;
+static uint32_t prompt[PROMPT];
+static uint8_t expected_sha256[2][32]; /* of both turns */
+static bool memory_comes_back;         /* for the stop */
+
+struct engine {
+    char address[128], disk_path[128];
+    struct kvl_model *model;
+    struct kvl_backend *backend;
+    struct kvl_service *service; /* NULL: an engine alone */
+    struct kvl_connection connection;
+    struct kvl_sequence sequence;
+    struct kvl_saved_session session;
+};
+
+static kvl_err open_service(struct engine *engine, const char *path) {
+    struct kvl_errmsg msg = {{0}};
+    /* Not inproc: there nanomsg 1.1.5 crashes now and then when a client closes. */
+    snprintf(engine->address, sizeof engine->address, "ipc://%s/socket", path);
+    snprintf(engine->disk_path, sizeof engine->disk_path, "%s/disk", path);
+    struct kvl_service_options options = {.address = engine->address,
+        .device = "cpu",
+        .device_bytes = MIB,
+        .host_bytes = MIB,
+        .disk_path = engine->disk_path,
+        .disk_bytes = 24 * MIB,
+        .persist_ms = 5};
+    struct kvl_connection_options connection = {.address = engine->address,
+        .client_name = "test",
+        .label = "tiny",
+        .model = engine->model,
+        .arithmetic_id = engine->backend->ops->arithmetic_id,
+        .kv_dtype = KVL_KV_F16,
+        .block_tokens = BLOCK_TOKENS,
+        .attach_fd = -1};
+    kvl_err err = kvl_service_start(&options, NULL, &engine->service, &msg);
+    return err == KVL_OK ? kvl_connection_open(&engine->connection, &connection, &msg) : err;
+}
+
+/* path NULL: without a service. */
+static kvl_err open_engine(struct engine *engine, const char *path, const char *session) {
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_backend_options backend = {.threads = 2, .context_max = CONTEXT};
+    kvl_err err = kvl_model_load(model_path, &engine->model, &msg);
+    if (err == KVL_OK)
+        err = kvl_backend_cpu.create(engine->model, &backend, &engine->backend, &msg);
+    if (err == KVL_OK && path != NULL)
+        err = open_service(engine, path);
+    if (err != KVL_OK)
+        return err;
+    struct kvl_sequence_options sequence = {.backend = engine->backend,
+        .hparams = &engine->model->hparams,
+        .connection = path != NULL ? &engine->connection : NULL,
+        .kv_dtype = KVL_KV_F16,
+        .block_tokens = BLOCK_TOKENS,
+        .context_max = CONTEXT};
+    err = kvl_sequence_init(&engine->sequence, &sequence);
+    if (err == KVL_OK && path != NULL)
+        err = kvl_saved_session_open(
+            &engine->session, &engine->connection, session, &engine->sequence, &msg);
+    return err;
+}
+
+static void close_engine(struct engine *engine) {
+    kvl_saved_session_close(&engine->session, &engine->sequence);
+    kvl_sequence_deinit(&engine->sequence);
+    kvl_connection_close(&engine->connection);
+    kvl_service_stop(engine->service);
+    if (engine->backend != NULL)
+        engine->backend->ops->destroy(engine->backend);
+    kvl_model_free(engine->model);
+}
+
+/* An error, or what comes out without one. */
+static kvl_err turn(struct engine *engine, uint32_t number, uint8_t sha256[32]) {
+    struct kvl_turn_report report = {0};
+    struct kvl_sampler sampler;
+    kvl_sampler_init(&sampler, (struct kvl_sampler_options){0});
+    kvl_err err = kvl_sequence_append(&engine->sequence, prompt, number == 0 ? PROMPT : PROMPT / 2);
+    struct kvl_generate_options options = {.sequence = &engine->sequence,
+        .session = engine->session.connection != NULL ? &engine->session : NULL,
+        .sampler = &sampler,
+        .max_tokens = NEW_TOKENS,
+        .hash_logits = true};
+    if (err == KVL_OK)
+        err = kvl_generate(&options, &report);
+    if (err == KVL_OK)
+        memcpy(sha256, report.logits_sha256, sizeof(report.logits_sha256));
+    kvl_turn_report_deinit(&report);
+    return err;
+}
+
+static kvl_err use_engine(const char *path, const char *session) {
+    struct engine engine = {0};
+    uint8_t sha256[32];
+    kvl_err err = open_engine(&engine, path, session);
+    for (uint32_t number = 0; number < 2 && err == KVL_OK; number++) {
+        err = turn(&engine, number, path != NULL ? sha256 : expected_sha256[number]);
+        if (err == KVL_OK && path != NULL)
+            ALLOC_NEED(memcmp(sha256, expected_sha256[number], sizeof(sha256)) == 0);
+    }
+    if (memory_comes_back) /* nothing can be made durable without it */
+        alloc_fail_disarm();
+    close_engine(&engine);
+    return err;
+}
+
+static kvl_err use_tokenizer(const uint8_t *file, uint64_t file_bytes) {
+    static const char text[] = "hello  it's 12 \xe2\x82\xac <note>\xff hello <|im_end|>";
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_gguf *gguf = NULL;
+    struct kvl_tokenizer *tokenizer = NULL;
+    struct kvl_token_list list = {0};
+    kvl_err err = kvl_gguf_open_memory(file, file_bytes, "vocabulary", &gguf, &msg);
+    if (err == KVL_OK)
+        err = kvl_tokenizer_create(gguf, &tokenizer, &msg);
+    ALLOC_NEED(err == KVL_OK || msg.text[0] != 0);
+    if (err == KVL_OK)
+        err = kvl_tokenize(tokenizer, text, sizeof(text) - 1, KVL_TOKENIZE_PARSE_SPECIAL, &list);
+    kvl_token_list_free(&list);
+    kvl_tokenizer_destroy(tokenizer);
+    kvl_gguf_close(gguf);
+    return err;
+}
+
+static void run_engine(
+    struct alloc_fail_report *report, uint64_t nth, bool lasting, const char *path) {
+    struct gguf_writer writer;
+    uint64_t bytes;
+    gguf_writer_init(&writer);
+    vocab_add_bpe(&writer);
+    const uint8_t *file = gguf_writer_finish(&writer, &bytes);
+    memory_comes_back = lasting;
+    alloc_fail_arm(report, nth, lasting);
+    kvl_err err = use_tokenizer(file, bytes);
+    if (lasting && report->failed > 0)
+        ALLOC_NEED(err != KVL_OK); /* all of it was needed */
+    else
+        err = use_engine(path, "work");
+    alloc_fail_disarm();
+    gguf_writer_deinit(&writer);
+    ALLOC_NEED(report->failed > 0 || err == KVL_OK);
+    ALLOC_NEED(use_engine(path, "again") == KVL_OK); /* over what was kept */
+}
+
+int main(int argc, char **argv) {
+    static const struct alloc_scenario scenario = {"embedded engine", run_engine};
+    struct tiny_shape shape = tiny_shape_default();
+    model_path = tiny_model_file(&shape);
+    for (uint32_t i = 0; i < PROMPT; i++)
+        prompt[i] = (i * 7 + 3) % shape.vocab;
+    if (use_engine(NULL, NULL) != KVL_OK)
+        return 1;
+    int status = alloc_sweep(&scenario, argc, argv);
+    free(model_path);
+    return status;
+}
