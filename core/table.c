@@ -207,7 +207,7 @@ static void find_batch(
         if (blocks[i] != KVL_BLOCK_NONE) {
             const struct kvl_entry *entry = kvl_table_at(table, blocks[i]);
             __builtin_prefetch(entry);
-            __builtin_prefetch((const uint8_t *)entry + sizeof(*entry) - 1);
+            __builtin_prefetch((const uint8_t *)entry + KVL_ENTRY_LOOKUP_BYTES - 1);
         }
     }
     for (uint32_t i = 0; i < count; i++)

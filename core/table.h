@@ -11,6 +11,7 @@
 #define KVL_TABLE_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "kvl_err.h"
@@ -35,7 +36,12 @@ enum kvl_entry_flag {
 
 /* Packed to 4 bytes: a hole of 4 in each of millions would be a lot. */
 struct __attribute__((packed, aligned(4))) kvl_entry {
+    /* What a look-up reads stands together: KVL_ENTRY_LOOKUP_BYTES. */
     struct kvl_key key;
+    uint16_t namespace_id;
+    uint16_t flags;
+    uint8_t tiers;   /* 1 << enum kvl_tier_kind: whole and verified there; 0: not visible */
+    uint8_t busy[3]; /* transfers and checks that use that tier's copy now */
     uint64_t disk_location;
     uint64_t content_hash;
     uint64_t generation;                  /* which seal of this key; 0: ghost */
@@ -46,13 +52,10 @@ struct __attribute__((packed, aligned(4))) kvl_entry {
     uint32_t disk_bytes;
     uint16_t tier_children[KVL_MEMORY_TIERS]; /* those children in that tier; at MAX: many */
     uint16_t leases[KVL_MEMORY_TIERS];        /* on that tier's slot */
-    uint16_t namespace_id;
     uint16_t token_count;
     uint16_t hits; /* saturating */
-    uint16_t flags;
-    uint8_t tiers;   /* 1 << enum kvl_tier_kind: whole and verified there; 0: not visible */
-    uint8_t busy[3]; /* transfers and checks that use that tier's copy now */
 };
+#define KVL_ENTRY_LOOKUP_BYTES offsetof(struct kvl_entry, disk_location)
 _Static_assert(sizeof(struct kvl_entry) == 100, "RAM per block is a promise (docs)");
 
 struct kvl_table;
