@@ -1,4 +1,5 @@
 #include <inttypes.h>
+#include <string.h>
 
 #include "cli.h"
 
@@ -64,17 +65,44 @@ static json_t *warnings_json(struct kvl_client *client) {
     return list;
 }
 
+/* Resident memory of the daemon, file pages aside: those are the page cache's. 0: not to be had
+ * from here (over tcp). */
+static uint64_t memory_bytes(const struct status *s) {
+    char path[64], line[256];
+    unsigned long long kib, sum_kib = 0;
+    snprintf(path, sizeof path, "/proc/%" PRIu32 "/status", s->daemon.pid);
+    FILE *file = strncmp(s->daemon.address, "ipc://", 6) == 0 ? fopen(path, "re") : NULL;
+    while (file && fgets(line, sizeof line, file))
+        if (sscanf(line, "RssAnon: %llu", &kib) == 1 || sscanf(line, "RssShmem: %llu", &kib) == 1)
+            sum_kib += kib;
+    if (file)
+        fclose(file);
+    return sum_kib * 1024;
+}
+
+/* What docs/operations.md promises: the arenas, the disk's share for its index (a row there takes
+ * no less than the 128 bytes that its block takes in RAM), and buffers. */
+static uint64_t memory_bytes_max(const struct kvl_store_report *report) {
+    const struct kvl_tier_report *tiers = report->tiers;
+    uint64_t index_bytes = tiers[KVL_TIER_DISK].capacity_bytes / 32;
+    if (index_bytes > 4ull << 30)
+        index_bytes = 4ull << 30;
+    return tiers[KVL_TIER_DEVICE].capacity_bytes + tiers[KVL_TIER_HOST].capacity_bytes +
+           index_bytes + (256ull << 20);
+}
+
 static int print_json(struct kvl_client *client, const struct status *s) {
     const struct kvl_store_report *r = &s->report;
     char epoch[20];
     snprintf(epoch, sizeof epoch, "%016" PRIx64, r->epoch);
     return cli_print_json(json_pack("{s:s,s:I,s:s,s:s,s:s,s:I,s:s,s:I,s:b,s:o,s:I,s:I,s:I,s:I,s:I,"
-                                    "s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o}",
+                                    "s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o}",
         "version", s->daemon.version, "pid", (json_int_t)s->daemon.pid, "address",
         s->daemon.address, "device", s->daemon.device, "disk_path", s->daemon.disk_path,
         "persist_ms", (json_int_t)s->daemon.persist_ms, "epoch", epoch, "uptime_ms",
         (json_int_t)(r->uptime_ns / 1000000), "loaded", r->loaded, "tiers", tiers_json(r), "blocks",
-        (json_int_t)r->blocks, "table_bytes", (json_int_t)r->table_bytes, "leases",
+        (json_int_t)r->blocks, "table_bytes", (json_int_t)r->table_bytes, "memory_bytes",
+        (json_int_t)memory_bytes(s), "memory_bytes_max", (json_int_t)memory_bytes_max(r), "leases",
         (json_int_t)r->leases, "leased_bytes", (json_int_t)r->leased_bytes, "sessions",
         (json_int_t)r->sessions, "pins", (json_int_t)r->pins, "unpersisted_blocks",
         (json_int_t)r->unpersisted_blocks, "sealed_blocks", (json_int_t)r->sealed_blocks,
@@ -151,13 +179,15 @@ static void print_warnings(struct kvl_client *client) {
 
 static int print_text(struct kvl_client *client, const struct status *s) {
     const struct kvl_store_report *r = &s->report;
-    char up[32], leased[32], table[32];
+    char up[32], leased[32], table[32], memory[32], memory_max[32];
     printf("kvloft %s  pid %" PRIu32 "  up %s  %s%s\n", s->daemon.version, s->daemon.pid,
         cli_duration(r->uptime_ns, up), s->daemon.address, r->loaded ? "" : "  (loading)");
     printf("device %s  disk %s  persist within %" PRIu32 " ms\n", s->daemon.device,
         s->daemon.disk_path[0] ? s->daemon.disk_path : "none", s->daemon.persist_ms);
     print_tiers(r);
-    printf("\nblocks %" PRIu64 " (table %s)  not durable yet %" PRIu64 "  leases %" PRIu64
+    printf("\nmemory %s, at most %s\n", cli_bytes(memory_bytes(s), memory),
+        cli_bytes(memory_bytes_max(r), memory_max));
+    printf("blocks %" PRIu64 " (table %s)  not durable yet %" PRIu64 "  leases %" PRIu64
            " (%s)  pins %" PRIu64 "\n",
         r->blocks, cli_bytes(r->table_bytes, table), r->unpersisted_blocks, r->leases,
         cli_bytes(r->leased_bytes, leased), r->pins);

@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import harness
-from harness import BIN, TINY, Case, decode, finish, restored, run
+from harness import BIN, SANITIZED, TINY, Case, decode, finish, restored, run
 
 
 class Restarts(Case):
@@ -113,6 +113,9 @@ class Operating(Case):
         self.assertGreater(status["tiers"]["device"]["blocks"], 0)
         for tier in status["tiers"].values():
             self.assertLessEqual(tier["used_bytes"], tier["capacity_bytes"])
+        self.assertGreater(status["memory_bytes"], status["tiers"]["device"]["used_bytes"])
+        if not SANITIZED:  # which has memory of its own
+            self.assertLessEqual(status["memory_bytes"], status["memory_bytes_max"])
         self.assertIn(b"device", run(BIN / "kvloft", "status", "--connect", self.address).stdout)
 
     def test_a_session_goes_on_at_its_token_and_survives_a_restart(self):
