@@ -1,5 +1,6 @@
 /* store_tenant_test.c - what tenants share a store for: keys apart, quotas that hold, own counts.
- */
+ *
+ * The seed is printed; KVL_SEED gives it back, KVL_ROUNDS says how long the last test goes on. */
 #include "store_fixture.h"
 
 #include <setjmp.h>
@@ -8,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -394,6 +396,8 @@ static void a_tenant_that_left_is_cleared_by_name(void **state) {
     fixture_close(&f);
 }
 
+static uint32_t test_seed, rounds = 400;
+
 /* ---- no drift ----------------------------------------------------------------------------- */
 
 static uint32_t next_random(uint32_t *state) {
@@ -459,7 +463,7 @@ static void counts_do_not_drift(void **state) {
         {.name = "acme", .quota_bytes = {5 * BLOCK_BYTES, 4 * BLOCK_BYTES, 8 * RECORD_BYTES}},
         {.name = "blue"}};
     struct kvl_namespace_info spaces[3];
-    uint32_t clients[3], random = 20261122;
+    uint32_t clients[3], random = test_seed;
     fixture_open(&f, &(struct fixture_options){.device_blocks = 12,
                          .host_blocks = 8,
                          .disk_path = folder,
@@ -472,7 +476,7 @@ static void counts_do_not_drift(void **state) {
         clients[tenant] = fixture_enter(&f, tenant);
         spaces[tenant] = f.ns;
     }
-    for (uint32_t round = 0; round < 400; round++) {
+    for (uint32_t round = 0; round < rounds; round++) {
         uint32_t who = next_random(&random) % 3;
         f.ns = spaces[who];
         switch (next_random(&random) % 8) {
@@ -491,6 +495,8 @@ static void counts_do_not_drift(void **state) {
         if (round % 4 == 0)
             fixture_poll_for(&f, 1);
     }
+    f.ns = spaces[ACME];
+    fixture_store_chain(&f, clients[ACME], 5000, 2);
     fixture_settle(&f);
     check_sums(&f, tiers);
     assert_true(tenant_report(&f, ACME).tiers[KVL_TIER_DISK].blocks > 0);
@@ -524,5 +530,11 @@ int main(void) {
             a_tenant_that_left_is_cleared_by_name, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(counts_do_not_drift, make_folder, remove_folder),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const char *given_seed = getenv("KVL_SEED"), *given_rounds = getenv("KVL_ROUNDS");
+    test_seed = given_seed != NULL ? (uint32_t)strtoul(given_seed, NULL, 10) : (uint32_t)time(NULL);
+    rounds = given_rounds != NULL ? (uint32_t)strtoul(given_rounds, NULL, 10) : rounds;
+    printf("KVL_SEED=%u\n", test_seed);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    printf("rounds=%u\n", rounds);
+    return failed;
 }
