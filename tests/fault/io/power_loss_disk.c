@@ -57,10 +57,13 @@ void power_node_mark(struct node *node, uint64_t offset, uint64_t bytes) {
 static void reach(struct node *node, uint64_t bytes) {
     if (bytes <= node->capacity)
         return;
-    uint64_t capacity = (bytes * 2 + POWER_PAGE - 1) / POWER_PAGE * POWER_PAGE;
-    node->bytes = checked(realloc(node->bytes, capacity));
+    uint64_t capacity = (bytes + bytes / 4 + POWER_PAGE - 1) / POWER_PAGE * POWER_PAGE;
+    uint8_t *larger = checked(calloc(1, capacity)); /* untouched pages cost nothing */
+    if (node->size > 0)
+        memcpy(larger, node->bytes, node->size);
+    free(node->bytes);
+    node->bytes = larger;
     node->dirty = checked(realloc(node->dirty, capacity / POWER_PAGE));
-    memset(node->bytes + node->capacity, 0, capacity - node->capacity);
     memset(node->dirty + node->capacity / POWER_PAGE, 1, (capacity - node->capacity) / POWER_PAGE);
     node->capacity = capacity;
 }

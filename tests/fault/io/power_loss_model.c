@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define YOUNG 128u /* events */
+
 static void raise(uint32_t *value, uint64_t to) {
     if (to > *value)
         *value = (uint32_t)to;
@@ -119,6 +121,10 @@ void power_model_take(struct power_model *model, const struct power_entry *entry
         break;
     case POWER_STORED:
         raise(&key->stored, version);
+        key->written_at = model->clock;
+        break;
+    case POWER_MOVED:
+        key->written_at = model->clock;
         break;
     case POWER_FAILED:
         key->failed[version / 64] |= UINT64_C(1) << version % 64;
@@ -189,4 +195,9 @@ const char *power_model_check_slot(
             return NULL;
     }
     return version == 0 ? "was durable and is not there" : "is not the version that was durable";
+}
+
+bool power_model_is_young(const struct power_model *model, uint32_t number, uint32_t version) {
+    const struct power_key *key = &model->keys[number];
+    return version != key->stored || model->clock - key->written_at < YOUNG;
 }

@@ -25,6 +25,7 @@ enum power_event {
     POWER_FAILED,       /* key, version: not stored */
     POWER_DISCARDING,   /* key, version */
     POWER_EVICTABLE,    /* key: keep() said no */
+    POWER_MOVED,        /* key: copied to another place */
     POWER_LOST,         /* key, version: evicted */
     POWER_PUTTING,      /* slot, version */
     POWER_PUT,          /* slot, version: taken */
@@ -44,7 +45,8 @@ struct power_key {
     uint32_t evicted; /* versions up to here were said to be evicted */
     uint32_t discarded, discarded_at; /* the last discard, and when */
     uint32_t evicted_at;
-    uint64_t failed[4]; /* a bit a version */
+    uint32_t written_at; /* stored or moved */
+    uint64_t failed[4];  /* a bit a version */
 };
 
 struct power_slot {
@@ -78,6 +80,8 @@ void power_model_take(struct power_model *model, const struct power_entry *entry
 const char *power_model_check_key(const struct power_model *model, uint32_t key, uint32_t version);
 const char *power_model_check_slot(
     const struct power_model *model, uint32_t slot, uint32_t version);
+/* Whether the bytes of what is found of this key were under way not long ago. */
+bool power_model_is_young(const struct power_model *model, uint32_t key, uint32_t version);
 /* Whether this version of a slot is a removal. */
 bool power_slot_removed(uint32_t slot, uint32_t version);
 

@@ -2,9 +2,9 @@
  *
  * A tier is worked hard while one log takes down every write and sync, LMDB's included, and every
  * promise (power_loss_log.h). From points of that log images are drawn of what a power loss may
- * leave (power_loss_disk.h); each is opened with the real tier, all its blocks are loaded, and what
- * is found is held against what was promised (power_loss_model.h). In one of sixteen the start, and
- * the work after it, is interrupted again, twice.
+ * leave (power_loss_disk.h); each is opened with the real tier, and what it finds, and the bytes of
+ * blocks loaded from it, are held against what was promised (power_loss_model.h). In one of sixteen
+ * the start, and the work after it, is interrupted again, twice.
  *
  *   power_loss_test [--images N] [--seed N] [--forget-syncs SUFFIX]
  *   power_loss_test --log FILE --image N --seed N       again, what went wrong
@@ -185,8 +185,7 @@ static const char *start_on(struct stage *stage, const struct power_disk *disk,
     power_record_begin(&stage->log, drawn, names, count, options.forget_syncs);
     const char *wrong = power_work_open(stage->work, model->capacity_bytes, codec, model);
     if (wrong == NULL) {
-        wrong = power_work_verify(stage->work);
-        progress->blocks += power_work_blocks(stage->work);
+        wrong = power_work_verify(stage->work, model, random, more ? 1 : 8);
         if (more)
             power_work_some(stage->work, AGAIN_STEPS, random);
         const char *close_wrong = power_work_close(stage->work, more);
@@ -237,7 +236,7 @@ static uint32_t cut_of(const struct power_log *log, uint64_t image, uint64_t ima
 static const char *look_at(struct stage *stage, const struct power_log *log, uint64_t image) {
     uint64_t random = seed_of(image);
     power_disk_image(stage->disk, log, power_random(&random));
-    if (power_random(&random) % 16 == 0)
+    if (power_random(&random) % 32 == 0)
         return interrupt_again(stage, &random);
     const char *wrong = start_on(stage, stage->disk, &stage->model, &random, false);
     power_disk_touched(stage->disk, &stage->log);
@@ -264,6 +263,7 @@ static int look_at_all(const struct power_log *log, uint64_t images) {
             snprintf(progress->failure, sizeof(progress->failure), "%s (before entry %u of %u)",
                 wrong, cut, log->count);
     }
+    progress->blocks += power_work_loads(stage.work);
     power_work_destroy(stage.work);
     power_disk_destroy(stage.disk);
     power_log_free(&stage.log);

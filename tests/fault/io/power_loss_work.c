@@ -55,6 +55,7 @@ struct power_work {
     bool loaded;
     uint64_t capacity_bytes;
     uint64_t keep_salt;
+    uint64_t loads; /* to verify */
     uint8_t *value; /* of the catalog, KVL_CATALOG_VALUE_BYTES_MAX */
     char failure[256];
 };
@@ -190,6 +191,7 @@ static bool on_keep(void *arg, const struct kvl_key *key) {
 static void on_moved(void *arg, const struct kvl_key *key, uint64_t location) {
     struct power_work *work = arg;
     work->keys[key_of(key)].location = location;
+    power_record_event(POWER_MOVED, key_of(key), 0);
 }
 
 static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
@@ -542,10 +544,15 @@ const char *power_work_open(struct power_work *work, uint64_t capacity_bytes,
     return failure_of(work);
 }
 
-const char *power_work_verify(struct power_work *work) {
+const char *power_work_verify(
+    struct power_work *work, const struct power_model *model, uint64_t *random, uint32_t rest) {
     for (uint32_t key = 0; key < POWER_KEYS; key++) {
-        if (work->keys[key].version != 0 && !work->keys[key].busy)
-            begin(work, key, work->keys[key].version, KVL_IO_LOAD);
+        uint32_t version = work->keys[key].version;
+        if (version != 0 &&
+            (power_model_is_young(model, key, version) || random_below(random, rest) == 0)) {
+            begin(work, key, version, KVL_IO_LOAD);
+            work->loads++;
+        }
     }
     wait_idle(work);
     if (work->tier->ops->stats(work->tier).corrupt != 0)
@@ -568,11 +575,8 @@ const char *power_work_close(struct power_work *work, bool clean) {
     return failure_of(work);
 }
 
-uint32_t power_work_blocks(const struct power_work *work) {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < POWER_KEYS; i++)
-        count += work->keys[i].version != 0;
-    return count;
+uint64_t power_work_loads(const struct power_work *work) {
+    return work->loads;
 }
 
 struct power_work *power_work_create(const char *root) {

@@ -17,15 +17,17 @@ void power_work_destroy(struct power_work *work);
  * NULL: fine. Else what is wrong; the tier is closed then. */
 const char *power_work_open(struct power_work *work, uint64_t capacity_bytes,
     enum kvl_disk_codec codec, const struct power_model *model);
-/* Loads every block and compares its bytes; NULL or what is wrong. */
-const char *power_work_verify(struct power_work *work);
+/* Loads blocks and compares their bytes: those that were under way not long ago, and one in `rest`
+ * of the others. NULL or what is wrong. */
+const char *power_work_verify(
+    struct power_work *work, const struct power_model *model, uint64_t *random, uint32_t rest);
 /* Some hundred random stores, loads, discards, flushes and catalog changes. */
 void power_work_some(struct power_work *work, uint32_t steps, uint64_t *random);
 /* Fills the catalog until the index has no room, and empties it again. */
 void power_work_pressure(struct power_work *work, uint64_t *random);
 /* clean: drained, as a stop does. Otherwise what is under way ends, and nothing more is written. */
 const char *power_work_close(struct power_work *work, bool clean);
-/* Blocks that are there, for sums. */
-uint32_t power_work_blocks(const struct power_work *work);
+/* How many verify has loaded. */
+uint64_t power_work_loads(const struct power_work *work);
 
 #endif
