@@ -124,8 +124,10 @@ static kvl_err take_lock(struct kvl_disk_dir *dir, const char *holder, struct kv
             break;
         close(dir->lock_fd);
     }
-    if (ftruncate(dir->lock_fd, 0) != 0 ||
-        dprintf(dir->lock_fd, "%d %s\n", (int)getpid(), holder) < 0)
+    /* The text is for people; a full file system has no room for it, but for a start. */
+    bool written = ftruncate(dir->lock_fd, 0) == 0 &&
+                   dprintf(dir->lock_fd, "%d %s\n", (int)getpid(), holder) >= 0;
+    if (!written && errno != ENOSPC)
         return kvl_fail(
             msg, kvl_err_from_errno(errno), "cannot write %s: %s", dir->lock_path, strerror(errno));
     return KVL_OK;
