@@ -72,18 +72,17 @@ static long perform(struct io_call *call, long (*real)(struct io_call *call)) {
     const struct io_watch *watch = atomic_load(&current);
     if (!concerns(watch, call))
         return real(call);
-    int error = watch->before(call);
-    if (error != 0) {
+    call->error = watch->before(call);
+    if (call->error != 0) {
         call->result = -1;
-        errno = error;
     } else {
         call->result = real(call);
+        call->error = errno;
         if (call->kind == IO_OPEN)
             call->fd = (int)call->result;
     }
-    error = errno;
     watch->after(call);
-    errno = error;
+    errno = call->error;
     return call->result;
 }
 

@@ -40,7 +40,8 @@ struct io_call {
     int part_count;
     uint64_t offset, bytes; /* TRUNCATE: bytes is the new size */
     bool at_offset;         /* READ, WRITE: pread, pwrite; otherwise offset is the file's */
-    long result;            /* after: -1 with errno, or what the call gave */
+    long result;            /* after: what the call gave; may be changed */
+    int error;              /* after: its errno; may be changed */
     uint64_t note;          /* before()'s, for after() */
 };
 

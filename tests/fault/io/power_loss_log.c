@@ -31,6 +31,8 @@ static struct {
     uint32_t name_count;
     struct mapping mappings[MAPPINGS_MAX];
     uint32_t mapping_count;
+    void (*sink)(void *arg, uint32_t event, uint64_t a, uint64_t b);
+    void *sink_arg;
 } recorder = {.mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static void die(const char *what, const char *path) {
@@ -340,9 +342,17 @@ void power_record_end(void) {
     recorder.log = NULL;
 }
 
+void power_event_sink(void (*sink)(void *arg, uint32_t event, uint64_t a, uint64_t b), void *arg) {
+    recorder.sink = sink;
+    recorder.sink_arg = arg;
+}
+
 void power_record_event(uint32_t event, uint64_t a, uint64_t b) {
-    if (recorder.log == NULL)
+    if (recorder.log == NULL) {
+        if (recorder.sink != NULL)
+            recorder.sink(recorder.sink_arg, event, a, b);
         return;
+    }
     pthread_mutex_lock(&recorder.mutex);
     look_at_mappings();
     struct power_entry *entry = append(recorder.log, POWER_EVENT, event);

@@ -71,7 +71,8 @@ struct power_name {
 void power_record_begin(struct power_log *log, const char *root, const struct power_name *names,
     uint32_t name_count, const char *forget_syncs);
 void power_record_end(void);
-/* Does nothing while nothing is recorded. */
+/* Events go to the log that is recorded or, while there is none, here. */
+void power_event_sink(void (*sink)(void *arg, uint32_t event, uint64_t a, uint64_t b), void *arg);
 void power_record_event(uint32_t event, uint64_t a, uint64_t b);
 
 #endif

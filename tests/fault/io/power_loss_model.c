@@ -169,7 +169,7 @@ const char *power_model_check_key(
         return key->stored > key->may_go ? "was durable and is not there" : NULL;
     if (version > key->newest)
         return "was never stored";
-    if ((key->failed[version / 64] >> version % 64 & 1) != 0)
+    if ((key->failed[version / 64] >> version % 64 & 1) != 0 && !model->faults)
         return "was said not to be stored, and is there";
     if (version <= key->gone)
         return "was cleared and is back";

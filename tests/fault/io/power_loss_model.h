@@ -71,8 +71,10 @@ struct power_model {
     uint32_t found[POWER_KEYS], slots_found[POWER_SLOTS]; /* since OPENING */
     uint32_t clock;
     uint64_t capacity_bytes;
-    /* Blocks were rebuilt from the segments: what was evicted may be there until a flush. */
+    /* What was evicted may be there until a flush: blocks were rebuilt from the segments. */
     bool index_lost;
+    /* A store that failed may be there all the same: I/O failed, nobody knows how far it came. */
+    bool faults;
 };
 
 void power_model_take(struct power_model *model, const struct power_entry *entry);

@@ -1,17 +1,16 @@
 /* power_loss_work.c - see power_loss_work.h. */
 #include "power_loss_work.h"
 
-#include <dirent.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "clock.h"
 #include "power_loss_blocks.h"
 #include "power_loss_disk.h"
+#include "power_loss_usage.h"
 
 #define IOS 16u
 #define HANG_NS 60000000000ull
@@ -56,6 +55,8 @@ struct power_work {
     uint64_t capacity_bytes;
     uint64_t keep_salt;
     uint64_t loads; /* to verify */
+    bool faults;    /* I/O may fail */
+    uint64_t errors_seen, errors_counted;
     uint8_t *value; /* of the catalog, KVL_CATALOG_VALUE_BYTES_MAX */
     char failure[256];
 };
@@ -172,9 +173,9 @@ static void check_missing(struct power_work *work) {
 static void on_loaded(void *arg, kvl_err status) {
     struct power_work *work = arg;
     work->loaded = true;
-    if (status != KVL_OK)
+    if (status != KVL_OK && !work->faults)
         fail(work, "loading ended with %s", kvl_err_name(status));
-    if (work->model != NULL)
+    if (work->model != NULL && status == KVL_OK)
         check_missing(work);
     power_record_event(POWER_LOADED, 0, 0);
 }
@@ -212,7 +213,7 @@ static void on_log(void *arg, enum kvl_log_level level, const char *line) {
         "rebuilt from the segments: processes died inside it"};
     if (getenv("KVL_POWER_LOG") != NULL)
         fprintf(stderr, "%s\n", line);
-    if (level > KVL_LOG_WARN)
+    if (level > KVL_LOG_WARN || work->faults)
         return;
     for (size_t i = 0; i < sizeof(excused) / sizeof(excused[0]); i++) {
         if (strstr(line, excused[i]) != NULL)
@@ -270,7 +271,8 @@ static void stored(struct work_io *own) {
         power_record_event(POWER_STORED, own->key, own->version);
     } else {
         power_record_event(POWER_FAILED, own->key, own->version);
-        if (own->io.status != KVL_ERR_NOSPC)
+        own->work->errors_seen++;
+        if (own->io.status != KVL_ERR_NOSPC && !own->work->faults)
             fail(own->work, "block %u version %u: store says %s", own->key, own->version,
                 kvl_err_name(own->io.status));
     }
@@ -281,6 +283,9 @@ static void loaded(struct work_io *own) {
     bool there = known->version == own->version;
     if (own->io.status == KVL_ERR_NOTFOUND && !there)
         return; /* evicted meanwhile */
+    own->work->errors_seen += own->io.status != KVL_OK;
+    if (own->io.status != KVL_OK && own->work->faults)
+        return;
     if (own->io.status != KVL_OK)
         fail(own->work, "block %u version %u: load says %s", own->key, own->version,
             kvl_err_name(own->io.status));
@@ -339,7 +344,7 @@ static void on_flushed(void *arg, kvl_err status) {
     struct work_flush *flush = arg;
     flush->busy = false;
     power_record_event(status == KVL_OK ? POWER_FLUSHED : POWER_FLUSH_FAILED, flush->number, 0);
-    if (status != KVL_OK && status != KVL_ERR_NOSPC)
+    if (status != KVL_OK && status != KVL_ERR_NOSPC && !flush->work->faults)
         fail(flush->work, "flush says %s", kvl_err_name(status));
 }
 
@@ -445,48 +450,19 @@ void power_work_pressure(struct power_work *work, uint64_t *random) {
 
 /* ---- start and end ------------------------------------------------------------------------ */
 
-static bool documented(const char *path) {
-    static const char *const names[] = {"index", "segments", "index/data.mdb",
-        "index/data.mdb-lock", "index/state", "segments/journal"};
-    uint32_t id, used = 0;
-    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-        if (strcmp(path, names[i]) == 0)
-            return true;
-    }
-    return sscanf(path, "segments/%8u.seg%n", &id, &used) == 1 && used == strlen("segments/") + 12;
-}
-
-/* As du counts. closed: says what no start leaves behind, too. */
-static uint64_t usage_of(struct power_work *work, const char *folder, bool closed) {
-    char path[700];
-    uint64_t bytes = 0;
-    snprintf(path, sizeof(path), "%s/%s", work->root, folder);
-    DIR *directory = opendir(path);
-    struct dirent *found;
-    while (directory != NULL && (found = readdir(directory)) != NULL) {
-        struct stat file;
-        char name[330];
-        if (strcmp(found->d_name, ".") == 0 || strcmp(found->d_name, "..") == 0)
-            continue;
-        snprintf(name, sizeof(name), "%s%s%s", folder, folder[0] != '\0' ? "/" : "", found->d_name);
-        if (closed && !documented(name))
-            fail(work, "a stray file: %s", name);
-        snprintf(path, sizeof(path), "%s/%s", work->root, name);
-        if (stat(path, &file) == 0)
-            bytes += (uint64_t)file.st_blocks * 512;
-        if (found->d_type == DT_DIR)
-            bytes += usage_of(work, name, closed);
-    }
-    if (directory != NULL)
-        closedir(directory);
-    return bytes;
-}
-
+/* closed: nothing is left behind that is not documented, too. */
 static void check_usage(struct power_work *work, bool closed) {
-    uint64_t bytes = usage_of(work, "", closed);
+    char stray[64] = "";
+    uint64_t bytes = power_usage(work->root, "", stray);
     if (bytes > work->capacity_bytes)
         fail(work, "%llu bytes are used, the capacity is %llu", (unsigned long long)bytes,
             (unsigned long long)work->capacity_bytes);
+    if (closed && !work->faults && stray[0] != '\0')
+        fail(work, "a stray file: %s", stray);
+}
+
+void power_work_expect_faults(struct power_work *work, bool expect) {
+    work->faults = expect;
 }
 
 static const char *failure_of(struct power_work *work) {
@@ -495,6 +471,7 @@ static const char *failure_of(struct power_work *work) {
 
 static void begin_opening(struct power_work *work, const struct power_model *model) {
     work->failure[0] = '\0';
+    work->errors_seen = work->errors_counted = 0;
     work->loaded = false;
     work->model = model;
     for (uint32_t i = 0; i < POWER_KEYS; i++) {
@@ -555,9 +532,14 @@ const char *power_work_verify(
         }
     }
     wait_idle(work);
-    if (work->tier->ops->stats(work->tier).corrupt != 0)
+    if (work->tier->ops->stats(work->tier).corrupt != 0 && !work->faults)
         fail(work, "a record was corrupt");
     return failure_of(work);
+}
+
+void power_work_flush(struct power_work *work) {
+    begin_flush(work);
+    wait_idle(work);
 }
 
 const char *power_work_close(struct power_work *work, bool clean) {
@@ -566,13 +548,23 @@ const char *power_work_close(struct power_work *work, bool clean) {
         kvl_err err = work->tier->ops->drain(work->tier);
         power_record_event(
             err == KVL_OK ? POWER_FLUSHED : POWER_FLUSH_FAILED, work->flush_number, 0);
-        if (err != KVL_OK && err != KVL_ERR_NOSPC)
+        if (err != KVL_OK && err != KVL_ERR_NOSPC && !work->faults)
             fail(work, "drain says %s", kvl_err_name(err));
     }
+    work->errors_counted = work->tier->ops->stats(work->tier).errors;
     work->tier->ops->deinit(work->tier);
     work->tier = NULL;
     check_usage(work, true);
     return failure_of(work);
+}
+
+bool power_work_is_open(const struct power_work *work) {
+    return work->tier != NULL;
+}
+
+void power_work_errors(const struct power_work *work, uint64_t *seen, uint64_t *counted) {
+    *seen = work->errors_seen;
+    *counted = work->errors_counted;
 }
 
 uint64_t power_work_loads(const struct power_work *work) {

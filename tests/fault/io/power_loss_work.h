@@ -13,6 +13,9 @@ struct power_work;
 struct power_work *power_work_create(const char *root);
 void power_work_destroy(struct power_work *work);
 
+/* From now on I/O may fail: errors and complaints are excused, wrong bytes are not. */
+void power_work_expect_faults(struct power_work *work, bool expect);
+
 /* Opens and waits until loaded. The model, if given, says what may be found.
  * NULL: fine. Else what is wrong; the tier is closed then. */
 const char *power_work_open(struct power_work *work, uint64_t capacity_bytes,
@@ -25,8 +28,13 @@ const char *power_work_verify(
 void power_work_some(struct power_work *work, uint32_t steps, uint64_t *random);
 /* Fills the catalog until the index has no room, and empties it again. */
 void power_work_pressure(struct power_work *work, uint64_t *random);
+/* Asks for a flush, and waits for everything that is under way. */
+void power_work_flush(struct power_work *work);
 /* clean: drained, as a stop does. Otherwise what is under way ends, and nothing more is written. */
 const char *power_work_close(struct power_work *work, bool clean);
+bool power_work_is_open(const struct power_work *work);
+/* Errors that ios have ended with, and those that the tier has counted in all, since the open. */
+void power_work_errors(const struct power_work *work, uint64_t *seen, uint64_t *counted);
 /* How many verify has loaded. */
 uint64_t power_work_loads(const struct power_work *work);
 
