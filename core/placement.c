@@ -52,13 +52,24 @@ static void count_in_namespace(
     kvl_entry_tenant(store, entry)->blocks += visible ? 1 : (uint64_t)-1;
 }
 
+static uint64_t is_copied(uint8_t tiers, unsigned tier) {
+    return (tiers & 1u << tier) != 0 && (tiers & ~(1u << tier)) != 0;
+}
+
+static void set_tiers(struct kvl_store *store, struct kvl_entry *entry, unsigned tiers) {
+    for (unsigned tier = 0; tier < KVL_MEMORY_TIERS; tier++)
+        store->tiers[tier].copied_blocks +=
+            is_copied((uint8_t)tiers, tier) - is_copied(entry->tiers, tier);
+    entry->tiers = (uint8_t)tiers;
+}
+
 void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     if (kvl_entry_is_in(entry, tier))
         return;
     if (entry->tiers == 0)
         count_in_namespace(store, entry, true);
-    entry->tiers |= (uint8_t)(1u << tier);
+    set_tiers(store, entry, entry->tiers | 1u << tier);
     struct kvl_tenant_tier *mine = &kvl_entry_tenant(store, entry)->tiers[tier];
     mine->blocks++;
     if (tier >= KVL_MEMORY_TIERS) {
@@ -74,7 +85,7 @@ void kvl_place_clear(struct kvl_store *store, uint32_t block, unsigned tier) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     if (!kvl_entry_is_in(entry, tier))
         return;
-    entry->tiers &= (uint8_t) ~(1u << tier);
+    set_tiers(store, entry, entry->tiers & ~(1u << tier));
     if (entry->tiers == 0)
         count_in_namespace(store, entry, false);
     struct kvl_tenant_tier *mine = &kvl_entry_tenant(store, entry)->tiers[tier];
@@ -394,8 +405,7 @@ static uint32_t find_victim(
     struct kvl_store *store, unsigned tier, const struct kvl_tenant *tenant, bool behind) {
     struct victim_wish wish = {store, tier};
     uint32_t block = KVL_BLOCK_NONE;
-    bool copies =
-        store->tiers[KVL_TIER_DISK].tier != NULL || store->tiers[KVL_TIER_HOST].tier != NULL;
+    bool copies = store->tiers[tier].copied_blocks > 0; /* or the whole tier is looked through */
     if (copies)
         block = kvl_victim(store, tier, tenant, has_other_copy, &wish);
     if (copies && block == KVL_BLOCK_NONE && !behind)

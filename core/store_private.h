@@ -149,6 +149,7 @@ struct kvl_transfer_queue {
 };
 
 struct kvl_tier_state {
+    uint64_t copied_blocks;    /* memory tiers: blocks there that another tier has, too */
     struct kvl_tier *tier;     /* NULL: absent */
     struct kvl_policy *policy; /* memory tiers */
     struct kvl_transfer_queue waiting[KVL_PRIORITIES];
