@@ -96,7 +96,8 @@ struct kvl_session_info {
 struct kvl_tier_report {
     uint64_t capacity_bytes, used_bytes, blocks;
     uint64_t hits;   /* restored or leased blocks that were found here (nearest tier counts) */
-    uint64_t misses; /* blocks asked for that were not here (and in no nearer tier) */
+    uint64_t misses; /* blocks asked for that were not here (and in no nearer tier); those of a
+                        chain that a client asks for again and again count once */
     uint64_t read_bytes, written_bytes, evicted_blocks, corrupt_blocks, errors, inflight;
 };
 

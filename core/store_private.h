@@ -48,6 +48,7 @@ struct kvl_client {
     uint64_t write_leases;
     uint64_t leased_bytes;
     uint32_t tickets;
+    struct kvl_key asked_last; /* the last key of its last restore */
 };
 
 /* ---- operations: what a ticket stands for ------------------------------------------------- */

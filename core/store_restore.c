@@ -176,13 +176,10 @@ static kvl_err chain_find(struct chain *chain, const struct kvl_key *keys, uint3
         unsigned source = kvl_entry_is_in(entry, chain->target) ? chain->target : nearest;
         if (entry->busy[source] >= KVL_BUSY_MAX || entry->busy[chain->target] >= KVL_BUSY_MAX)
             break;
-        count_found(chain->asker, nearest);
         hold(chain, i, source);
         if (kvl_entry_has_slot(entry, chain->target))
             hold(chain, i, chain->target);
     }
-    for (uint32_t i = chain->known; i < count; i++)
-        count_found(chain->asker, KVL_TIER_COUNT);
     return KVL_OK;
 }
 
@@ -264,6 +261,20 @@ static kvl_err restore_create(struct chain *chain, uint32_t client, bool prefetc
     restore->layers = kvl_entry_layout(chain->store, first)->layers;
     *out = restore;
     return KVL_OK;
+}
+
+/* An engine asks for the rest of a prompt before each chunk: what is missing counts the first time.
+ */
+static void count_asked(const struct chain *chain, struct kvl_client *client,
+    const struct kvl_restore_request *request, const struct kvl_restored *blocks, uint32_t leased) {
+    for (uint32_t i = 0; i < leased; i++)
+        count_found(chain->asker, blocks[i].found_tier);
+    if (request->count == 0 ||
+        kvl_key_equal(&client->asked_last, &request->keys[request->count - 1]))
+        return;
+    client->asked_last = request->keys[request->count - 1];
+    for (uint32_t i = chain->known; i < request->count; i++)
+        count_found(chain->asker, KVL_TIER_COUNT);
 }
 
 static void touch(struct chain *chain) {
@@ -360,6 +371,7 @@ kvl_err kvl_store_restore(struct kvl_store *store, const struct kvl_restore_requ
         goto cleanup;
     reply->count = leased;
     reply->out_of_space = leased < chain.known;
+    count_asked(&chain, client, request, blocks, leased);
     touch(&chain);
     if (restore != NULL)
         chain_move(&chain, restore, request->priority);

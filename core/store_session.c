@@ -120,6 +120,23 @@ kvl_err kvl_store_session_append(struct kvl_store *store, uint32_t client, const
     return err;
 }
 
+/* A tail that another one takes the place of is of use to nobody, unless another session has it. */
+static void drop_tail(struct kvl_store *store, const struct kvl_session *session) {
+    const struct kvl_session *other;
+    for (uint32_t i = 0; (other = kvl_session_set_at(store->sessions, i)) != NULL; i++)
+        if (other != session && kvl_key_equal(&other->info.tail, &session->info.tail))
+            return;
+    uint32_t block = kvl_table_find(store->table, &session->info.tail);
+    if (block == KVL_BLOCK_NONE)
+        return;
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    const struct kvl_namespace_info *space = kvl_namespace_by_id(store, entry->namespace_id);
+    bool partial = space != NULL && entry->token_count < space->geometry.block_tokens;
+    if (partial && entry->children == 0 && entry->tiers != 0 &&
+        (entry->flags & KVL_ENTRY_PINNED) == 0)
+        kvl_block_drop(store, block, KVL_EVENT_EVICTED);
+}
+
 kvl_err kvl_store_session_tail(struct kvl_store *store, uint32_t client, const char *name,
     const struct kvl_key *tail, uint32_t tail_tokens) {
     struct kvl_session *session = NULL;
@@ -128,6 +145,8 @@ kvl_err kvl_store_session_tail(struct kvl_store *store, uint32_t client, const c
         return err;
     if (tail_tokens > session->info.token_count || tail_tokens > KVL_BLOCK_TOKENS_MAX)
         return KVL_ERR_INVALID;
+    if (!kvl_key_is_zero(&session->info.tail) && !kvl_key_equal(&session->info.tail, tail))
+        drop_tail(store, session);
     session->info.tail = *tail;
     session->info.tail_tokens = kvl_key_is_zero(tail) ? 0 : tail_tokens;
     err = save_record(store, session);

@@ -75,6 +75,75 @@ static void clearing_a_session_spares_what_others_use(void **state) {
     fixture_close(&f);
 }
 
+/* Seals a first block of fewer than BLOCK_TOKENS tokens. */
+static struct kvl_key store_tail(struct fixture *f, const uint32_t *tokens, uint32_t count) {
+    struct kvl_key key, sealed;
+    struct kvl_allocated block;
+    struct kvl_ticket ticket;
+    assert_int_equal(
+        kvl_key_of_block(&f->ns.key, tokens, count, (struct kvl_bytes){0}, &key), KVL_OK);
+    struct kvl_alloc_request request = {.client = f->a,
+        .namespace_id = f->ns.id,
+        .target = KVL_TIER_DEVICE,
+        .keys = &key,
+        .count = 1};
+    assert_int_equal(kvl_store_alloc(f->store, &request, &block, &ticket), KVL_OK);
+    assert_int_equal(block.status, KVL_ALLOC_GRANTED);
+    fixture_fill(f, block.offset_bytes, &key);
+    struct kvl_seal_request seal = {.client = f->a,
+        .lease = block.lease,
+        .parent = f->ns.key,
+        .tokens = tokens,
+        .token_count = count};
+    assert_int_equal(kvl_store_seal(f->store, &seal, &sealed), KVL_OK);
+    kvl_store_release(f->store, f->a, &block.lease, 1, NULL, 0);
+    fixture_settle(f);
+    return key;
+}
+
+static bool is_there(struct fixture *f, const struct kvl_key *key) {
+    uint8_t found[1];
+    return kvl_store_lookup(f->store, key, 1, found) == 1;
+}
+
+static void a_tail_goes_when_another_takes_its_place(void **state) {
+    (void)state;
+    struct fixture f;
+    const uint32_t tokens[] = {900, 901, 902, 903, 904, 905};
+    fixture_open(&f, &(struct fixture_options){.device_blocks = 16});
+    make_session(&f, "first", 900, 1, 0);
+    make_session(&f, "second", 900, 1, 0);
+    struct kvl_key short_tail = store_tail(&f, tokens, 3), long_tail = store_tail(&f, tokens, 6);
+    assert_int_equal(kvl_store_session_tail(f.store, f.a, "first", &short_tail, 3), KVL_OK);
+    assert_int_equal(kvl_store_session_tail(f.store, f.a, "second", &short_tail, 3), KVL_OK);
+    assert_int_equal(kvl_store_session_tail(f.store, f.a, "first", &long_tail, 6), KVL_OK);
+    assert_true(is_there(&f, &short_tail)); /* still the second's */
+    assert_int_equal(kvl_store_session_tail(f.store, f.a, "second", &long_tail, 6), KVL_OK);
+    assert_false(is_there(&f, &short_tail));
+    assert_true(is_there(&f, &long_tail));
+    fixture_close(&f);
+}
+
+static void a_chain_asked_for_again_misses_once(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key keys[8];
+    struct kvl_restored blocks[8];
+    struct kvl_restore_reply reply;
+    struct kvl_store_report report;
+    fixture_open(&f, &(struct fixture_options){.device_blocks = 16});
+    fixture_keys(&f, 1, 8, keys);
+    for (uint32_t first = 0; first < 8; first += 2) {
+        struct kvl_restore_request request = {
+            .client = f.a, .target = KVL_TIER_DEVICE, .keys = keys + first, .count = 8 - first};
+        assert_int_equal(kvl_store_restore(f.store, &request, blocks, &reply), KVL_OK);
+    }
+    kvl_store_report(f.store, KVL_TENANT_ALL, &report);
+    assert_int_equal(report.tiers[KVL_TIER_DEVICE].misses, 8);
+    assert_int_equal(report.tiers[KVL_TIER_DEVICE].hits, 0);
+    fixture_close(&f);
+}
+
 /* Clients come, do one of everything at random, and die; nothing may be left behind. */
 static void thousands_of_calls_leave_nothing_behind(void **state) {
     (void)state;
@@ -143,6 +212,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(one_writer_at_a_time),
         cmocka_unit_test(clearing_a_session_spares_what_others_use),
+        cmocka_unit_test(a_tail_goes_when_another_takes_its_place),
+        cmocka_unit_test(a_chain_asked_for_again_misses_once),
         cmocka_unit_test(thousands_of_calls_leave_nothing_behind),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
