@@ -21,7 +21,8 @@ static char folder[200];
 static struct kvl_index *open_index(void) {
     struct kvl_index *index = NULL;
     struct kvl_errmsg msg = {{0}};
-    if (kvl_index_open(folder, MAP_BYTES, &index, &msg) != KVL_OK)
+    struct kvl_index_options options = {.directory = folder, .map_bytes = MAP_BYTES};
+    if (kvl_index_open(&options, &index, &msg) != KVL_OK)
         fail_msg("%s", msg.text);
     return index;
 }
