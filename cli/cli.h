@@ -28,6 +28,7 @@ struct cli_options {
     uint64_t capacity_blocks;
     const char *disk_path;
     bool all;
+    bool rebuild;
     bool keys;
 };
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "disk/disk_tier.h"
 
 /* The chain that `--session NAME` or one KEY names. */
 static int chosen_chain(const struct cli_options *options, struct kvl_client *client, char **argv,
@@ -215,12 +216,38 @@ static int run_flush(const struct cli_options *options, int argc, char **argv) {
     return status;
 }
 
+/* Offline: the folder is locked meanwhile, so a running daemon is named instead. */
+static int run_rebuild(const struct cli_options *options) {
+    const struct kvl_disk_options disk = {.path = options->disk_path, .holder_name = "verify"};
+    struct kvl_disk_rebuilt rebuilt;
+    struct kvl_errmsg msg = {""};
+    if (options->disk_path == NULL)
+        return cli_wrong("verify --rebuild needs --disk-path DIR, and no daemon on it");
+    if (kvl_disk_rebuild(&disk, &rebuilt, &msg) != KVL_OK)
+        return cli_error("%s", msg.text);
+    int status = CLI_DONE;
+    if (options->json)
+        status = cli_print_json(json_pack("{s:I,s:I,s:I,s:b}", "blocks", (json_int_t)rebuilt.blocks,
+            "bad", (json_int_t)rebuilt.unreadable, "catalog_records",
+            (json_int_t)rebuilt.catalog_records, "journal_whole", rebuilt.whole));
+    else
+        printf("%" PRIu64 " blocks and %" PRIu64 " records of the catalog found, %" PRIu64
+               " blocks unreadable%s\n",
+            rebuilt.blocks, rebuilt.catalog_records, rebuilt.unreadable,
+            rebuilt.whole ? "" : "; the journal is damaged, so that no block could be believed");
+    if (status == CLI_DONE && (rebuilt.unreadable > 0 || !rebuilt.whole))
+        status = CLI_FAILED;
+    return status;
+}
+
 static int run_verify(const struct cli_options *options, int argc, char **argv) {
     struct kvl_ticket ticket = {0, 0};
     struct kvl_progress progress;
     (void)argv;
     if (argc > 0)
         return cli_wrong("verify takes no words");
+    if (options->rebuild)
+        return run_rebuild(options);
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
@@ -277,6 +304,8 @@ const struct cli_command cli_flush = {
 const struct cli_command cli_verify = {
     .name = "verify",
     .summary = "read every block of every tier and check it",
-    .usage = "[--connect ADDR] [--json]; exit 1 when bad blocks were found",
+    .usage = "[--connect ADDR] [--json]; exit 1 when bad blocks were found\n"
+             "       kvloft verify --rebuild --disk-path DIR [--json]: the index anew from the "
+             "segments, without a daemon",
     .run = run_verify,
 };

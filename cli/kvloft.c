@@ -20,6 +20,7 @@ enum {
     OPT_CAPACITY,
     OPT_DISK_PATH,
     OPT_ALL,
+    OPT_REBUILD,
     OPT_KEYS,
     OPT_VERSION
 };
@@ -33,7 +34,8 @@ static const struct option long_options[] = {{"connect", required_argument, NULL
     {"tier", required_argument, NULL, OPT_TIER}, {"policy", required_argument, NULL, OPT_POLICY},
     {"capacity-blocks", required_argument, NULL, OPT_CAPACITY},
     {"disk-path", required_argument, NULL, OPT_DISK_PATH}, {"all", no_argument, NULL, OPT_ALL},
-    {"keys", no_argument, NULL, OPT_KEYS}, {NULL, 0, NULL, 0}};
+    {"rebuild", no_argument, NULL, OPT_REBUILD}, {"keys", no_argument, NULL, OPT_KEYS},
+    {NULL, 0, NULL, 0}};
 
 static void print_help(FILE *out) {
     fputs("usage: kvloft COMMAND [--connect ADDR] [--json] ...\n\n", out);
@@ -99,6 +101,9 @@ static bool apply_option(struct cli_options *options, int option, const char *va
         return true;
     case OPT_ALL:
         options->all = true;
+        return true;
+    case OPT_REBUILD:
+        options->rebuild = true;
         return true;
     case OPT_KEYS:
         options->keys = true;

@@ -65,6 +65,34 @@ class Damage(Case):
         self.check_start(expected)
         self.assertFalse(any("rebuilt" in line for line in self.check_start(expected)))
 
+    def test_a_rebuild_by_hand(self):
+        expected = self.fill()
+        words = ("verify", "--rebuild", "--disk-path", self.disk)
+        before = self.tool(*words)
+        self.assertGreater(before["blocks"], 0)
+        self.assertEqual(before["bad"], 0)
+        (self.disk / "index/data.mdb").write_bytes(b"nonsense" * 5000)
+        self.assertEqual(self.tool(*words), before)
+        daemon = self.start_daemon(disk="32M")
+        result = self.ask()
+        self.assertEqual(result["logits_sha256"], expected)
+        self.assertGreater(harness.restored(result), 0)
+        refused = self.tool(*words, check=False)
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("is held by process %d" % daemon.pid, refused.stderr)
+        self.stop(daemon)
+        (self.disk / "segments/journal").unlink()
+        refused = self.tool(*words, check=False)
+        self.assertEqual(refused.returncode, 1)
+        self.assertIn("nothing to rebuild from", refused.stderr)
+        self.check_start(expected)
+        self.assertEqual(harness.run(harness.BIN / "kvloft", "verify", "--rebuild", check=False)
+                         .returncode, 2)
+        nowhere = harness.run(harness.BIN / "kvloft", "verify", "--rebuild", "--disk-path",
+                              self.folder / "nowhere", check=False)
+        self.assertEqual(nowhere.returncode, 1)
+        self.assertIn("is no disk folder", nowhere.stderr)
+
     def leaves(self):
         """Pages of the index with many entries, in order of their first keys."""
         data = (self.disk / "index/data.mdb").read_bytes()

@@ -21,6 +21,7 @@
 #include "io_backend.h"
 #include "journal.h"
 #include "mailbox.h"
+#include "rebuild.h"
 #include "record.h"
 #include "segment.h"
 #include "workers.h"
@@ -358,6 +359,7 @@ struct kvl_disk {
     struct kvl_index_state *index_state;
     struct kvl_journal journal; /* its run is read by all */
     uint64_t index_since_ns;
+    struct kvl_rebuilt rebuilt; /* of this start; zero when it was not */
 
     /* The disk thread's. */
     struct kvl_io_backend *backend;

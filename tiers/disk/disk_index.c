@@ -7,7 +7,6 @@
 
 #include "clock.h"
 #include "disk.h"
-#include "rebuild.h"
 
 #define SERVED_NS 10000000000ull /* deaths further apart than this are no loop */
 
@@ -20,8 +19,8 @@ static struct kvl_index_options options_of(const struct kvl_disk *disk, bool exp
     };
 }
 
-static void tell_rebuilt(
-    struct kvl_disk *disk, const struct kvl_rebuilt *rebuilt, const char *reason) {
+static void tell_rebuilt(struct kvl_disk *disk, const char *reason) {
+    const struct kvl_rebuilt *rebuilt = &disk->rebuilt;
     if (rebuilt->journal_whole)
         kvl_log_fallback(disk->log,
             "disk index rebuilt from the segments: %s; blocks=%llu unreadable=%llu", reason,
@@ -49,11 +48,10 @@ static const char *reason_to_rebuild(
 
 static kvl_err rebuild_at_start(struct kvl_disk *disk, const char *reason, struct kvl_errmsg *msg) {
     struct kvl_index_options options = options_of(disk, true);
-    struct kvl_rebuilt rebuilt;
-    kvl_err err =
-        kvl_index_rebuild_unopened(&options, disk->dir.segments_fd, &disk->index, &rebuilt, msg);
+    kvl_err err = kvl_index_rebuild_unopened(
+        &options, disk->dir.segments_fd, &disk->index, &disk->rebuilt, msg);
     if (err == KVL_OK)
-        tell_rebuilt(disk, &rebuilt, reason);
+        tell_rebuilt(disk, reason);
     return err;
 }
 
@@ -114,10 +112,9 @@ kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
     struct kvl_errmsg msg = {""};
     kvl_err err = kvl_index_check(disk->index);
     if (err == KVL_ERR_CORRUPT) {
-        struct kvl_rebuilt rebuilt;
-        err = kvl_index_rebuild(disk->index, disk->dir.segments_fd, &rebuilt, &msg);
+        err = kvl_index_rebuild(disk->index, disk->dir.segments_fd, &disk->rebuilt, &msg);
         if (err == KVL_OK) {
-            tell_rebuilt(disk, &rebuilt, "it does not read back as it was written");
+            tell_rebuilt(disk, "it does not read back as it was written");
             err = kvl_index_check(disk->index);
         }
     }

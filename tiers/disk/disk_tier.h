@@ -47,6 +47,18 @@ struct kvl_disk_options {
 KVL_MUST_CHECK kvl_err kvl_disk_tier_create(const struct kvl_disk_options *options,
     struct kvl_tier **tier, struct kvl_catalog **catalog, struct kvl_errmsg *msg);
 
+/* Without a daemon: makes the index anew from the segments and their journal, and reads back what
+ * it then says. options: path, and a capacity if it is not to be the last one's. Errors: as create;
+ * NOTFOUND (no such folder), CORRUPT (nothing to rebuild from: a sound index is left as it is). */
+struct kvl_disk_rebuilt {
+    uint64_t blocks;
+    uint64_t unreadable; /* records whose header is damaged: lost */
+    uint64_t catalog_records;
+    bool whole; /* false: the journal is damaged or missing, and no block could be believed */
+};
+KVL_MUST_CHECK kvl_err kvl_disk_rebuild(
+    const struct kvl_disk_options *options, struct kvl_disk_rebuilt *out, struct kvl_errmsg *msg);
+
 /* Lets transfers use this memory (an arena) without pinning its pages each time. Where the system
  * refuses, a WARN through the log and nothing else changes. The memory must outlive the tier. */
 void kvl_disk_tier_register_memory(struct kvl_tier *tier, void *address, uint64_t bytes);
