@@ -68,14 +68,16 @@ static void release_all(struct kvl_cache *cache) {
         struct kvl_cache_block *block = &cache->blocks[i];
         if (block->home != KVL_HOME_FILLING && block->home != KVL_HOME_SEALED)
             continue;
+        if (!kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
+            return; /* the client's end releases them */
         leases[count++] = block->lease;
-        if (count == RELEASE_MAX || !kvl_cache_is_online(cache)) {
+        if (count == RELEASE_MAX) {
             (void)kvl_connection_check(
                 cache->connection, kvl_release(cache->connection->client, leases, count, NULL, 0));
             count = 0;
         }
     }
-    if (count > 0)
+    if (count > 0 && kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
         (void)kvl_connection_check(
             cache->connection, kvl_release(cache->connection->client, leases, count, NULL, 0));
 }
@@ -83,7 +85,7 @@ static void release_all(struct kvl_cache *cache) {
 void kvl_cache_destroy(struct kvl_cache *cache) {
     if (cache == NULL)
         return;
-    if (kvl_cache_is_online(cache) && cache->blocks != NULL) {
+    if (cache->blocks != NULL && kvl_cache_may_wait(cache, KVL_PATIENCE_MS)) {
         (void)kvl_connection_check(cache->connection, kvl_client_drain(cache->connection->client));
         release_all(cache);
     }
@@ -136,6 +138,10 @@ kvl_err kvl_cache_name_tail(
 bool kvl_cache_is_online(struct kvl_cache *cache) {
     return cache->connection != NULL && cache->connection->connected &&
            cache->generation == cache->connection->generation;
+}
+
+bool kvl_cache_may_wait(struct kvl_cache *cache, uint32_t patience_ms) {
+    return kvl_cache_is_online(cache) && kvl_connection_answers(cache->connection, patience_ms);
 }
 
 void kvl_cache_detach(struct kvl_cache *cache) {
@@ -199,7 +205,7 @@ static void ask_for_slots(
     while (first < span->end && cache->blocks[first].home != KVL_HOME_MISSING)
         ++first;
     uint32_t count = span->end - first;
-    if (count == 0 || !kvl_cache_is_online(cache))
+    if (count == 0 || !kvl_cache_may_wait(cache, span->patience_ms))
         return;
     for (uint32_t i = 0; i < count; ++i) {
         uint32_t block = first + i;
@@ -228,8 +234,11 @@ kvl_err kvl_cache_prepare(
     *end = span->end;
     if (span->first > span->end || span->end > cache->block_max)
         return KVL_ERR_INVALID;
-    if (kvl_cache_is_online(cache))
+    if (kvl_cache_may_wait(cache, span->patience_ms)) {
+        kvl_client_set_timeout(cache->connection->client, span->patience_ms);
         ask_for_slots(cache, span, end);
+        kvl_client_set_timeout(cache->connection->client, 0);
+    }
     for (uint32_t i = span->first; i < *end; ++i) {
         if (cache->blocks[i].home != KVL_HOME_MISSING)
             continue;

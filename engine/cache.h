@@ -83,6 +83,7 @@ bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks);
 struct kvl_cache_span {
     uint32_t first, end;           /* blocks that need memory */
     uint32_t left_first, left_end; /* known ones among these are left to a restore */
+    uint32_t patience_ms;          /* with the daemon; then private memory does */
 };
 /* Gives the span's blocks memory. *end: the span's end, or the first block that turned out to be
  * known to the daemon and is left to a restore. Errors: NOMEM. */

@@ -64,6 +64,8 @@ struct kvl_cache {
 const struct kvl_key *kvl_cache_parent_key(const struct kvl_cache *cache, uint32_t block);
 /* True while there is a daemon to talk to and our leases are its. */
 bool kvl_cache_is_online(struct kvl_cache *cache);
+/* ... and it answers: ask before every call that waits for it. */
+bool kvl_cache_may_wait(struct kvl_cache *cache, uint32_t patience_ms);
 /* After the daemon's death: slots become orphans, answers to come are void. */
 void kvl_cache_detach(struct kvl_cache *cache);
 /* Makes a block MISSING; ends its lease behind. */

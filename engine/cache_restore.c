@@ -71,12 +71,12 @@ kvl_err kvl_cache_restore_begin(struct kvl_cache *cache, uint32_t first, uint32_
         return KVL_ERR_INVALID;
     if (limit - first > KVL_CHAIN_BLOCKS_MAX - 1)
         limit = first + KVL_CHAIN_BLOCKS_MAX - 1;
-    if (!kvl_cache_is_online(cache))
+    if (!kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
         return KVL_OK;
     uint64_t began_ns = kvl_cache_now_ns();
     cache->restore = (struct kvl_cache_restore){.began_ns = began_ns, .first = first};
     uint32_t count = make_chain(cache, first, limit, tail);
-    if (count == 0 || !kvl_cache_is_online(cache))
+    if (count == 0 || !kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
         return KVL_OK;
     struct kvl_restore_result result = {0};
     kvl_err err = kvl_connection_check(

@@ -252,12 +252,12 @@ void kvl_cache_finish(struct kvl_cache *cache, const uint32_t *tokens, uint32_t 
     /* Offers, then the seals of what was granted. */
     for (uint32_t round = 0; round < 2 && cache->connection->connected; ++round) {
         kvl_cache_settle(cache, tokens, whole, round == 0);
-        if (cache->connection->connected)
+        if (kvl_connection_answers(cache->connection, KVL_PATIENCE_MS))
             (void)kvl_connection_check(
                 cache->connection, kvl_client_drain(cache->connection->client));
     }
     kvl_cache_settle(cache, tokens, whole, false);
-    if (kvl_cache_is_online(cache))
+    if (kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
         (void)kvl_connection_check(cache->connection, kvl_client_drain(cache->connection->client));
 }
 
@@ -297,7 +297,7 @@ void kvl_cache_seal_tail(
     struct kvl_cache *cache, const uint32_t *tokens, uint32_t count, struct kvl_cache_tail *out) {
     uint32_t block_tokens = cache->geometry.block_tokens;
     *out = (struct kvl_cache_tail){.block = count / block_tokens, .tokens = count % block_tokens};
-    if (out->tokens == 0 || !kvl_cache_is_online(cache)) {
+    if (out->tokens == 0 || !kvl_cache_may_wait(cache, KVL_PATIENCE_MS)) {
         out->tokens = 0;
         return;
     }

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #define ATTEMPT_INTERVAL_NS UINT64_C(1000000000)
+#define ATTEMPT_SHARE 40u /* of the time: a daemon that comes up but does not answer costs that */
 
 /* u32le rotated dims, then the bits of the f32 base as u32le. */
 struct rope_bytes {
@@ -122,6 +123,22 @@ kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err) {
     return err;
 }
 
+bool kvl_connection_answers(const struct kvl_connection *connection, uint32_t patience_ms) {
+    return connection->connected && kvl_client_silence_ms(connection->client) < patience_ms;
+}
+
+static bool attempt(struct kvl_connection *connection) {
+    uint64_t began_ns = now_ns();
+    kvl_client_set_timeout(connection->client, KVL_DECODE_PATIENCE_MS);
+    bool done = kvl_client_reconnect(connection->client, NULL) == KVL_OK &&
+                enter_namespace(connection, NULL) == KVL_OK;
+    kvl_client_set_timeout(connection->client, 0);
+    uint64_t rest_ns = (now_ns() - began_ns) * ATTEMPT_SHARE;
+    connection->next_attempt_ns =
+        now_ns() + (rest_ns > ATTEMPT_INTERVAL_NS ? rest_ns : ATTEMPT_INTERVAL_NS);
+    return done;
+}
+
 bool kvl_connection_revive(struct kvl_connection *connection) {
     return now_ns() >= connection->next_attempt_ns && kvl_connection_revive_now(connection);
 }
@@ -129,9 +146,7 @@ bool kvl_connection_revive(struct kvl_connection *connection) {
 bool kvl_connection_revive_now(struct kvl_connection *connection) {
     if (connection->client == NULL || connection->connected)
         return false;
-    connection->next_attempt_ns = now_ns() + ATTEMPT_INTERVAL_NS;
-    if (kvl_client_reconnect(connection->client, NULL) != KVL_OK ||
-        enter_namespace(connection, NULL) != KVL_OK)
+    if (!attempt(connection))
         return false;
     tell(connection, "a kvloft daemon answers again; storing blocks there");
     return true;

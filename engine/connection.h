@@ -6,6 +6,10 @@
  * back when a daemon answers again. `generation` changes with each daemon, so that a block or a
  * session knows whether its lease is of this one.
  *
+ * A daemon that lives but does not answer (stopped, swapped out) is waited for once: for up to
+ * KVL_DECODE_PATIENCE_MS in a decode step, up to the client's default of 10 s elsewhere. From then
+ * on, until it answers, kvl_connection_answers says no and nobody waits for it again.
+ *
  * Owns:    the client, closed by kvl_connection_close. Threads: the engine's one thread. */
 #ifndef KVL_CONNECTION_H
 #define KVL_CONNECTION_H
@@ -16,6 +20,9 @@
 #include "backend.h"
 #include "kvloft.h"
 #include "model.h"
+
+#define KVL_DECODE_PATIENCE_MS 250u
+#define KVL_PATIENCE_MS 10000u
 
 struct kvl_connection {
     struct kvl_client *client;
@@ -57,8 +64,11 @@ void kvl_connection_close(struct kvl_connection *connection); /* zeroed is fine 
 
 /* Looks at the result of a call: CLOSED and STALE mean that the daemon is gone. Returns err. */
 kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err);
+/* True unless there is no daemon, or what it was asked first has waited patience_ms: ask before
+ * every call that waits. */
+bool kvl_connection_answers(const struct kvl_connection *connection, uint32_t patience_ms);
 /* At most once a second and only while the daemon is lost: tries to reach one again. True when
- * that just succeeded. */
+ * that just succeeded. Attempts take at most a fortieth of the time. */
 bool kvl_connection_revive(struct kvl_connection *connection);
 /* The same, however short ago the last attempt was: for a turn's end, which nobody waits behind. */
 bool kvl_connection_revive_now(struct kvl_connection *connection);

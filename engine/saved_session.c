@@ -90,8 +90,12 @@ kvl_err kvl_saved_session_open(struct kvl_saved_session *session, struct kvl_con
 static bool reopen(struct kvl_saved_session *session) {
     struct kvl_connection *connection = session->connection;
     struct kvl_session_info info = {0};
+    if (!kvl_connection_answers(connection, KVL_DECODE_PATIENCE_MS))
+        return false;
+    kvl_client_set_timeout(connection->client, KVL_DECODE_PATIENCE_MS);
     kvl_err err = kvl_connection_check(connection,
         kvl_session_open(connection->client, session->name, &connection->request.key, &info));
+    kvl_client_set_timeout(connection->client, 0);
     if (err != KVL_OK) {
         tell(session, err);
         return false;
@@ -146,6 +150,10 @@ void kvl_saved_session_end_turn(struct kvl_saved_session *session, struct kvl_se
         return;
     }
     struct kvl_connection *connection = session->connection;
+    if (!kvl_connection_answers(connection, KVL_PATIENCE_MS)) {
+        tell(session, KVL_ERR_TIMEOUT);
+        return;
+    }
     kvl_saved_session_follow(session, sequence, true);
     struct kvl_cache_tail tail;
     kvl_cache_seal_tail(sequence->cache, sequence->tokens, sequence->computed, &tail);
@@ -167,7 +175,8 @@ void kvl_saved_session_close(struct kvl_saved_session *session, struct kvl_seque
         kvl_cache_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
         kvl_saved_session_end_turn(session, sequence);
     }
-    if (session->connection != NULL && session->connection->connected &&
+    if (session->connection != NULL &&
+        kvl_connection_answers(session->connection, KVL_PATIENCE_MS) &&
         session->generation == session->connection->generation)
         (void)kvl_connection_check(
             session->connection, kvl_session_close(session->connection->client, session->name));

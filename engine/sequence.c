@@ -169,6 +169,7 @@ static kvl_err prepare(struct advance *advance) {
         .first = advance->begin / block_tokens,
         .end = (uint32_t)(((uint64_t)advance->end + block_tokens - 1) / block_tokens),
         .left_end = restorable_blocks(advance),
+        .patience_ms = advance->is_decode ? KVL_DECODE_PATIENCE_MS : KVL_PATIENCE_MS,
     };
     span.left_first = span.first;
     if (advance->begin % block_tokens != 0 || advance->races >= RESTORE_RACES_MAX)

@@ -380,6 +380,7 @@ static kvl_err submit(
     call->verb = verb;
     call->sent = call->abandoned = false;
     call->sequence = header.sequence;
+    call->since_ns = now_ns;
     call->deadline_ns = now_ns + (uint64_t)client->timeout_ms * NS_PER_MS;
     call->done = ending.done;
     call->plain = ending.plain;

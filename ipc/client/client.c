@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "client_internal.h"
+#include "clock.h"
 
 kvl_err kvl_default_address(char *address, size_t address_bytes) {
     const char *runtime = getenv("XDG_RUNTIME_DIR");
@@ -102,6 +103,16 @@ static kvl_err establish(struct kvl_client *client, struct kvl_errmsg *msg) {
 
 /* ---- life --------------------------------------------------------------------------------- */
 
+void kvl_client_set_timeout(struct kvl_client *client, uint32_t timeout_ms) {
+    client->timeout_ms = timeout_ms == 0        ? KVL_CLIENT_TIMEOUT_MS
+                         : timeout_ms > INT_MAX ? INT_MAX
+                                                : timeout_ms;
+}
+
+uint64_t kvl_client_silence_ms(const struct kvl_client *client) {
+    return client->queue != NULL ? (kvl_clock_ns() - client->queue->since_ns) / 1000000u : 0;
+}
+
 static kvl_err take_options(
     struct kvl_client *client, const struct kvl_client_options *options, struct kvl_errmsg *msg) {
     char address[sizeof client->address.text];
@@ -114,9 +125,7 @@ static kvl_err take_options(
     }
     snprintf(client->name, sizeof client->name, "%s",
         options->name ? options->name : program_invocation_short_name);
-    client->timeout_ms = options->timeout_ms ? options->timeout_ms : KVL_CLIENT_TIMEOUT_MS;
-    if (client->timeout_ms > INT_MAX)
-        client->timeout_ms = INT_MAX;
+    kvl_client_set_timeout(client, options->timeout_ms);
     client->look_only = options->look_only;
     kvl_err err = kvl_address_parse(text, &client->address, msg);
     if (err == KVL_OK)

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "client_internal.h"
@@ -41,7 +42,10 @@ void kvl_mapping_free(struct kvl_mapping *mapping) {
 
 /* ---- connection --------------------------------------------------------------------------- */
 
-static kvl_err connect_attach(const struct kvl_address *address, int *out, struct kvl_errmsg *msg) {
+/* Waits at most timeout_ms for a daemon whose queue of connections is full. */
+static kvl_err connect_attach(
+    const struct kvl_address *address, uint32_t timeout_ms, int *out, struct kvl_errmsg *msg) {
+    const struct timeval limit = {.tv_sec = timeout_ms / 1000, .tv_usec = timeout_ms % 1000 * 1000};
     const struct sockaddr_un where = kvl_address_attach_sockaddr(address);
     int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (fd < 0)
@@ -49,9 +53,12 @@ static kvl_err connect_attach(const struct kvl_address *address, int *out, struc
     struct ucred peer = {0};
     socklen_t peer_bytes = sizeof peer;
     kvl_err err = KVL_OK;
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
     if (connect(fd, (const struct sockaddr *)&where, sizeof where) != 0)
         err = errno == ECONNREFUSED || errno == ENOENT
                   ? kvl_fail(msg, KVL_ERR_NOTFOUND, "%s: no daemon listens there", address->text)
+              : errno == EAGAIN
+                  ? kvl_fail(msg, KVL_ERR_TIMEOUT, "%s: the daemon does not answer", address->text)
                   : kvl_fail(
                         msg, kvl_err_from_errno(errno), "%s: %s", where.sun_path, strerror(errno));
     else if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &peer_bytes) != 0 ||
@@ -77,7 +84,7 @@ static kvl_err open_channel(struct kvl_client *client, int *out, struct kvl_errm
     kvl_err err = kvl_address_check_directory(&client->address, msg);
     if (err == KVL_ERR_NOTFOUND)
         return kvl_fail(msg, err, "%s: no daemon listens there", client->address.text);
-    return err == KVL_OK ? connect_attach(&client->address, out, msg) : err;
+    return err == KVL_OK ? connect_attach(&client->address, client->timeout_ms, out, msg) : err;
 }
 
 static kvl_err receive(int fd, uint32_t timeout_ms, struct received *out) {

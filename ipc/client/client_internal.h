@@ -47,7 +47,7 @@ struct kvl_call {
     bool sent;      /* at least once */
     bool abandoned; /* its caller was told TIMEOUT */
     uint64_t sequence;
-    uint64_t deadline_ns, repeat_ns;
+    uint64_t since_ns, deadline_ns, repeat_ns;
     struct kvl_wire_buffer request;
     kvl_call_done done;   /* this */
     kvl_plain_done plain; /* or this; or neither */

@@ -71,6 +71,11 @@ KVL_MUST_CHECK kvl_err kvl_client_reconnect(struct kvl_client *client, struct kv
 void kvl_client_unmap_old(struct kvl_client *client);
 /* False once the daemon's death was noticed (looks at the attach socket; costs one poll). */
 bool kvl_client_is_connected(struct kvl_client *client);
+/* Of calls made from now on; 0: the default again. */
+void kvl_client_set_timeout(struct kvl_client *client, uint32_t timeout_ms);
+/* How long the request that is under way has waited for its answer; 0: none is. A daemon that is
+ * alive and does not answer (stopped, swapped out) shows here only. */
+uint64_t kvl_client_silence_ms(const struct kvl_client *client);
 uint64_t kvl_client_epoch(const struct kvl_client *client); /* changes with each daemon start */
 
 /* Asynchronous use: wait until the fd is readable, then dispatch, which sends what is queued, reads

@@ -106,6 +106,26 @@ class Supervised(Case):
         self.assertEqual(self.stop(daemon), 0)
 
 
+class StoppedDaemon(Case):
+    """SIGSTOP: alive, and silent. An engine waits for it once, and not long."""
+
+    def test_decoding_goes_on(self):
+        daemon = self.start_daemon()
+        prompt = ["--prompt-file", self.prompt(60), "--max-tokens", "3500", "--hash-logits"]
+        alone = harness.decode(*prompt, "--no-offload")
+        engine = self.spawn(*prompt, "--session", "one")
+        self.wait_until(lambda: self.tool("status")["sealed_blocks"] > 3)
+        self.assertIsNone(engine.poll())
+        daemon.send_signal(signal.SIGSTOP)
+        result = harness.finish(engine, timeout=120)
+        daemon.send_signal(signal.SIGCONT)
+        self.assertEqual(result["logits_sha256"], alone["logits_sha256"])
+        self.assertLess(result["decode_step_ms_max"], 2000)  # 250, and what a busy machine adds
+        self.assertGreater(result["private_tokens"], 0)
+        self.assertEqual(self.tool("status")["leases"], 0)
+        self.assertEqual(self.tool("verify")["bad"], 0)
+
+
 class ShortRuns(Case):
     def footprint(self):
         status = pathlib.Path(f"/proc/{self.daemon.pid}/status").read_text()
@@ -124,8 +144,9 @@ class ShortRuns(Case):
         rss_kib, fds, clients, leases, table_bytes = self.footprint()
         self.runs(SHORT_RUNS)
         after = self.footprint()
-        self.assertEqual(after[1:], (fds, clients, leases, table_bytes))
-        self.assertEqual(leases, 0)
+        self.assertLessEqual(after[1], fds)  # a connection's end may lag behind
+        self.assertEqual(after[2:], (clients, leases, table_bytes))
+        self.assertEqual((clients, leases), (1, 0))
         if not SANITIZED:  # its allocator keeps what was freed
             self.assertLess(after[0] - rss_kib, 2048)
         self.assertEqual(self.stop(self.daemon), 0)
