@@ -68,7 +68,7 @@ void bench_daemon_start(struct bench_daemon *daemon) {
 }
 
 void bench_daemon_connect(struct bench_daemon *daemon) {
-    struct kvl_client_options options = {.address = daemon->address, .timeout_ms = 120000};
+    struct kvl_client_options options = {.address = daemon->address, .timeout_ms = 600000};
     double deadline = bench_now_ms() + 20000;
     kvl_err err;
     while ((err = kvl_client_open(&options, &daemon->client, NULL)) != KVL_OK) {
