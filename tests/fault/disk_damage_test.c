@@ -3,7 +3,8 @@
  *
  * A start is a process of its own, since LMDB may crash on what it reads. It loads and compares
  * everything, and stores, discards and puts so that commits meet the damage, too.
- * The seed is printed; KVL_SEED gives it back; the first argument is the rounds over all pages. */
+ * The seed is printed; KVL_SEED gives it back; the first argument is the rounds over all pages that
+ * were ever written. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -192,6 +193,7 @@ static void damage(uint64_t page, bool zero) {
 
 static void serves_at_the_third_start(uint64_t page, bool zero, uint32_t *deaths) {
     int how = 0;
+    uint32_t deaths_before = *deaths;
     run("rm -rf %s && cp -r %s.whole %s", fixture.path, fixture.path, fixture.path);
     damage(page, zero);
     for (uint32_t i = 0; i < STARTS; i++) {
@@ -205,23 +207,30 @@ static void serves_at_the_third_start(uint64_t page, bool zero, uint32_t *deaths
             fail_msg("page %d %s: no start of %u serves, wait status %d", (int)page,
                 zero ? "zeroed" : "random", STARTS, how);
     }
-    /* And what was done to it holds. */
-    if (start(&how) != SERVED)
+    /* What was rebuilt holds. */
+    if (*deaths > deaths_before && start(&how) != SERVED)
         fail_msg("page %d: the start after it, wait status %d", (int)page, how);
+}
+
+/* Never written, it is reserved only. */
+static bool is_used(uint64_t page) {
+    static const uint8_t zero[4096];
+    return memcmp(whole + page * 4096, zero, sizeof(zero)) != 0;
 }
 
 static void every_damaged_page_is_survived(void **state) {
     (void)state;
-    uint32_t deaths = 0;
+    uint32_t deaths = 0, cases = 0;
     build_folder();
     for (uint32_t round = 0; round < rounds; round++) {
         for (uint64_t page = 0; page < whole_bytes / 4096; page++) {
-            serves_at_the_third_start(page, false, &deaths);
-            if (round == 0)
-                serves_at_the_third_start(page, true, &deaths);
+            if (!is_used(page))
+                continue;
+            serves_at_the_third_start(page, rand() % 3 == 0, &deaths);
+            cases++;
         }
     }
-    printf("pages=%d rounds=%u deaths=%u\n", (int)(whole_bytes / 4096), rounds, deaths);
+    printf("cases=%u rounds=%u deaths=%u\n", cases, rounds, deaths);
     run("rm -rf %s.whole", fixture.path);
     fixture_remove(&fixture);
     free(whole);
