@@ -3,8 +3,9 @@
  * A tier is worked hard while one log takes down every write and sync, LMDB's included, and every
  * promise (power_loss_log.h). From points of that log images are drawn of what a power loss may
  * leave (power_loss_disk.h); each is opened with the real tier, and what it finds, and the bytes of
- * blocks loaded from it, are held against what was promised (power_loss_model.h). In one of sixteen
- * the start, and the work after it, is interrupted again, twice.
+ * blocks loaded from it, are held against what was promised (power_loss_model.h). In one of 32
+ * the start, and the work after it, is interrupted again, twice; in two of 32 the index is lost as
+ * well.
  *
  *   power_loss_test [--images N] [--seed N] [--forget-syncs SUFFIX]
  *   power_loss_test --log FILE --image N --seed N       again, what went wrong
@@ -46,7 +47,7 @@ struct options {
 /* Filled by the process that looks at the images, read by the one that waits for it. */
 struct progress {
     volatile uint64_t image; /* under way, from 1 */
-    volatile uint64_t images, again, blocks;
+    volatile uint64_t images, again, rebuilt, blocks;
     char failure[512];
 };
 
@@ -195,10 +196,13 @@ static const char *start_on(struct stage *stage, const struct power_disk *disk,
     return wrong;
 }
 
-/* The start on an image, and the work after it, end in a power loss too; then again. */
+/* The start on an image, and the work after it, end in a power loss too; then again. Two deaths
+ * in a row inside LMDB make the tier rebuild its index, although it is sound. */
 static const char *interrupt_again(struct stage *stage, uint64_t *random) {
     struct power_model model = stage->model;
     const char *wrong = NULL;
+    model.index_lost = true;
+    power_work_expect_rebuild(stage->work, true);
     for (uint32_t round = 0; round < 2 && wrong == NULL; round++) {
         struct power_disk *disk = power_disk_snapshot(drawn);
         wrong = start_on(stage, disk, &model, random, true);
@@ -217,6 +221,7 @@ static const char *interrupt_again(struct stage *stage, uint64_t *random) {
         wrong = start_on(stage, disk, &model, random, false);
         power_disk_destroy(disk);
     }
+    power_work_expect_rebuild(stage->work, false);
     power_disk_lost_sight(stage->disk);
     return wrong;
 }
@@ -233,11 +238,42 @@ static uint32_t cut_of(const struct power_log *log, uint64_t image, uint64_t ima
     return 1 + (uint32_t)(place * (double)(log->count - 1) / (double)images);
 }
 
+/* The index is lost, too: LMDB's file is cut off, zeroed, or has noise where it begins. */
+static void damage_index(uint64_t *random) {
+    char path[300];
+    uint64_t noise[1024] = {0};
+    snprintf(path, sizeof(path), "%s/index/data.mdb", drawn);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    uint64_t how = power_random(random) % 3;
+    for (uint32_t i = 0; how == 2 && i < 1024; i++)
+        noise[i] = power_random(random);
+    if (fd >= 0 && (how == 0 ? ftruncate(fd, 0) != 0 : pwrite(fd, noise, sizeof(noise), 0) < 0))
+        abort();
+    if (fd >= 0)
+        close(fd);
+}
+
+/* Everything must hold all the same: it is rebuilt from the segments and the journal. */
+static const char *lose_index(struct stage *stage, uint64_t *random) {
+    struct power_model model = stage->model;
+    model.index_lost = true;
+    damage_index(random);
+    power_work_expect_rebuild(stage->work, true);
+    const char *wrong = start_on(stage, stage->disk, &model, random, false);
+    power_work_expect_rebuild(stage->work, false);
+    power_disk_lost_sight(stage->disk);
+    progress->rebuilt++;
+    return wrong;
+}
+
 static const char *look_at(struct stage *stage, const struct power_log *log, uint64_t image) {
     uint64_t random = seed_of(image);
     power_disk_image(stage->disk, log, power_random(&random));
-    if (power_random(&random) % 32 == 0)
+    uint64_t how = power_random(&random) % 32;
+    if (how == 0)
         return interrupt_again(stage, &random);
+    if (how <= 2)
+        return lose_index(stage, &random);
     const char *wrong = start_on(stage, stage->disk, &stage->model, &random, false);
     power_disk_touched(stage->disk, &stage->log);
     return wrong;
@@ -390,9 +426,9 @@ int main(int argc, char **argv) {
     make_folder();
     uint64_t since_ns = kvl_clock_ns();
     int failed = options.log_path != NULL ? again() : rounds();
-    printf("images=%" PRIu64 " interrupted_again=%" PRIu64 " blocks_loaded=%" PRIu64
-           " seconds=%.1f\n",
-        progress->images, progress->again, progress->blocks,
+    printf("images=%" PRIu64 " interrupted_again=%" PRIu64 " rebuilt=%" PRIu64
+           " blocks_loaded=%" PRIu64 " seconds=%.1f\n",
+        progress->images, progress->again, progress->rebuilt, progress->blocks,
         (double)(kvl_clock_ns() - since_ns) / 1e9);
     remove_folder(folder);
     return failed;

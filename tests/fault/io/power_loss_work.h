@@ -16,6 +16,10 @@ void power_work_destroy(struct power_work *work);
 /* From now on I/O may fail: errors and complaints are excused, wrong bytes are not. */
 void power_work_expect_faults(struct power_work *work, bool expect);
 
+/* The index was damaged: excused are complaints that it is rebuilt, and damaged records of stores
+ * that were under way. */
+void power_work_expect_rebuild(struct power_work *work, bool expect);
+
 /* Opens and waits until loaded. The model, if given, says what may be found.
  * NULL: fine. Else what is wrong; the tier is closed then. */
 const char *power_work_open(struct power_work *work, uint64_t capacity_bytes,
