@@ -38,9 +38,9 @@ void kvl_disk_account(struct kvl_disk *disk) {
 }
 
 bool kvl_disk_at_cap(const struct kvl_disk *disk) {
-    uint64_t index_bytes =
-        KVL_PLANTED("cap-without-index") ? disk->plan.map_bytes + disk->plan.overhead_bytes : 0;
-    return used_bytes(disk) - index_bytes + disk->plan.segment_bytes > disk->plan.capacity_bytes ||
+    uint64_t bytes =
+        KVL_PLANTED("cap-without-index") ? disk->segments.total_bytes : used_bytes(disk);
+    return bytes + disk->plan.segment_bytes > disk->plan.capacity_bytes ||
            kvl_clock_ns() < disk->prepare_after_ns;
 }
 
