@@ -69,6 +69,8 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
     if (options->disk_path != NULL) {
         struct kvl_disk_options disk = {.path = options->disk_path,
             .capacity_bytes = options->disk_bytes != 0 ? options->disk_bytes : 256ull << 20,
+            /* memcheck does not see what io_uring reads */
+            .io = getenv("KVL_MEMCHECK") != NULL ? KVL_DISK_IO_POSIX : KVL_DISK_IO_AUTO,
             .persist_ms = 20};
         if (kvl_disk_tier_create(&disk, &f->disk, &catalog, &msg) != KVL_OK)
             fail_msg("disk tier: %s", msg.text);
