@@ -113,6 +113,7 @@ static kvl_err take_entry(struct entry *entry, struct kvl_errmsg *msg) {
 static kvl_err keep(
     struct kvl_tenants *tenants, const struct entry *entry, struct kvl_errmsg *msg) {
     for (uint32_t i = 0; i < tenants->server_count; ++i)
+        /* NOLINTNEXTLINE(clang-analyzer-core.NonNullParamChecker): counted ones have a name. */
         if (strcmp(tenants->server[i].name, entry->name) == 0)
             return wrong(entry, msg, "is there twice", "name");
     char *name = strdup(entry->name);
@@ -141,15 +142,15 @@ static kvl_err read_entries(
             msg, KVL_ERR_INVALID, "%s: not a JSON list of 1 to %u tenants", path, ENTRIES_MAX);
     out->store = calloc(count, sizeof *out->store);
     out->server = calloc(count, sizeof *out->server);
-    kvl_err err = out->store == NULL || out->server == NULL
-                      ? kvl_fail(msg, KVL_ERR_NOMEM, "out of memory")
-                      : KVL_OK;
+    if (out->store == NULL || out->server == NULL)
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    kvl_err err = KVL_OK;
     for (size_t i = 0; i < count && err == KVL_OK; ++i) {
         struct entry entry = {.path = path, .json = json_array_get(root, i)};
         entry.name = json_string_value(json_object_get(entry.json, "name"));
-        err = entry.name != NULL
-                  ? take_entry(&entry, msg)
-                  : kvl_fail(msg, KVL_ERR_INVALID, "%s: entry %zu has no \"name\"", path, i + 1);
+        if (entry.name == NULL)
+            return kvl_fail(msg, KVL_ERR_INVALID, "%s: entry %zu has no \"name\"", path, i + 1);
+        err = take_entry(&entry, msg);
         if (err == KVL_OK)
             err = keep(out, &entry, msg);
         explicit_bzero(&entry.secret, sizeof entry.secret);
