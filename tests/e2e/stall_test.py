@@ -45,8 +45,10 @@ class SlowDisk(Case):
         return struct.unpack("<Q", self.control[8:16])[0]
 
     def start(self, *extra, **sizes):
-        return self.start_daemon(env=self.env, extra=["--disk-io", "posix", *extra],
-                                 **{**SMALL, **sizes})
+        daemon = self.start_daemon(env=self.env, extra=["--disk-io", "posix", *extra],
+                                   **{**SMALL, **sizes})
+        self.wait_until(lambda: self.tool("status")["loaded"])  # before the disk may hang
+        return daemon
 
     def words(self, seed, prompt_words=300, tokens=8):
         return ["--prompt-file", self.prompt(prompt_words, f"p{seed}.txt", seed), "--max-tokens",
