@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 
 def bugs(source):
@@ -25,9 +26,11 @@ def build(source, folder):
 
 def check(source, folder, wanted):
     command, says = next((c, s) for name, c, s in bugs(source) if name == wanted)
-    done = subprocess.run([folder / "tests" / command[0], *command[1:]], timeout=300,
-                          env={**os.environ, "KVL_PLANTED": wanted}, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryDirectory(prefix="kvloft-planted-") as tmp:  # what was found is kept there
+        done = subprocess.run([folder / "tests" / command[0], *command[1:]], timeout=300,
+                              env={**os.environ, "KVL_PLANTED": wanted, "TMPDIR": tmp},
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
     output = done.stdout.decode(errors="replace")
     found = re.search(says, output)
     print(output[-2000:])
