@@ -190,8 +190,10 @@ kvl_err decode_engine_open(struct decode_engine *engine, const struct decode_opt
 void decode_engine_close(struct decode_engine *engine) {
     kvl_saved_session_close(&engine->session, &engine->sequence);
     kvl_sequence_deinit(&engine->sequence);
-    kvl_connection_close(&engine->connection);
+    /* The service first: nanomsg 1.1.5 may crash when an inproc socket is closed while the other
+     * end's thread is leaving nn_send. */
     kvl_service_stop(engine->service);
+    kvl_connection_close(&engine->connection);
     kvl_log_destroy(engine->log);
     if (engine->backend != NULL)
         engine->backend->ops->destroy(engine->backend);
