@@ -124,6 +124,7 @@ void power_model_take(struct power_model *model, const struct power_entry *entry
         break;
     case POWER_STORED:
         raise(&key->stored, version);
+        raise(&key->durable, version);
         key->written_at = model->clock;
         break;
     case POWER_MOVED:

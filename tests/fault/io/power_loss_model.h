@@ -40,6 +40,7 @@ struct power_key {
     uint32_t floor;   /* versions up to here were seen not to be there at a start, but for kept */
     uint32_t kept;    /* the one seen */
     uint32_t stored;  /* the last that was said to be durable; older ones are replaced */
+    uint32_t durable; /* the same, but for what only a start has shown */
     uint32_t may_go;  /* versions up to here were discarded or may be evicted */
     uint32_t gone;    /* versions up to here are known to be gone */
     uint32_t evicted; /* versions up to here were said to be evicted */

@@ -289,7 +289,8 @@ static void loaded(struct work_io *own) {
     own->work->errors_seen += own->io.status != KVL_OK;
     if (own->io.status != KVL_OK && own->work->faults)
         return;
-    /* A rebuild takes records by their heads; one that was under way may lack the rest. */
+    /* A rebuild takes records by their heads; one that was under way may lack the rest, also when
+     * another power loss comes before it is looked at. */
     if (own->io.status == KVL_ERR_CORRUPT && own->work->rebuild &&
         own->work->stored[own->key] != own->version)
         return;
@@ -537,7 +538,7 @@ const char *power_work_verify(
     struct power_work *work, const struct power_model *model, uint64_t *random, uint32_t rest) {
     for (uint32_t key = 0; key < POWER_KEYS; key++) {
         uint32_t version = work->keys[key].version;
-        work->stored[key] = model->keys[key].stored;
+        work->stored[key] = model->keys[key].durable;
         if (version != 0 &&
             (power_model_is_young(model, key, version) || random_below(random, rest) == 0)) {
             begin(work, key, version, KVL_IO_LOAD);

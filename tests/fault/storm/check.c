@@ -201,21 +201,26 @@ static uint32_t count_slots(struct storm_worker *worker) {
     return count;
 }
 
-/* Small blocks for twice the disk's size: how many of them are there at the end? */
+/* Small blocks for twice the disk's size: how many of them were there at most? (At any one moment a
+ * segment may just have been reclaimed.) */
 static uint32_t fill_disk(struct storm_worker *worker) {
     uint32_t end = (uint32_t)(worker->storm->disk_bytes * 2 / (storm_bytes(STORM_SMALL) + 4096));
-    struct kvl_store_report report = {0};
+    uint64_t most = 0;
     for (uint32_t i = 0; i + STORM_BATCH <= end; i += STORM_BATCH) {
         uint32_t numbers[STORM_BATCH];
+        struct kvl_store_report report = {0};
         for (uint32_t n = 0; n < STORM_BATCH; n++)
             numbers[n] = storm_first(STORM_SMALL) + (i + n) % STORM_SMALL_BLOCKS;
         if (!ok(worker, "filling the disk", storm_write_blocks(worker, numbers, STORM_BATCH)))
             return 0;
-        if (i % 256 == 0 && !ok(worker, "flush", storm_flush(worker)))
+        if (i % 64 != 0)
+            continue;
+        if (!ok(worker, "flush", storm_flush(worker)) || !stats(worker, &report))
             return 0;
+        if (report.tiers[KVL_TIER_DISK].blocks > most)
+            most = report.tiers[KVL_TIER_DISK].blocks;
     }
-    bool done = ok(worker, "flush", storm_flush(worker)) && stats(worker, &report);
-    return done ? (uint32_t)report.tiers[KVL_TIER_DISK].blocks : 0;
+    return (uint32_t)most;
 }
 
 static bool clear_all(struct storm_worker *worker) {
