@@ -1,5 +1,6 @@
-/* decode_engine.h - the parts of one kvloft-decode run, opened in order and closed in reverse:
- * model, tokenizer, backend, service (embedded), connection, sequence, session. */
+/* decode_engine.h - the parts of one kvloft-decode run, opened in order and closed in reverse
+ * (but the service before its connection): model, tokenizer, backend, service (embedded),
+ * connection, sequence, session. */
 #ifndef KVL_DECODE_ENGINE_H
 #define KVL_DECODE_ENGINE_H
 
