@@ -37,21 +37,6 @@ static uint64_t whole_bytes;
 static uint32_t sessions_seen;
 static uint32_t rounds = 1;
 
-static const char *path_of(const char *name) {
-    static char path[400];
-    snprintf(path, sizeof(path), "%s/%s", fixture.path, name);
-    return path;
-}
-
-static void run(const char *format, ...) {
-    char command[1200];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(command, sizeof(command), format, args);
-    va_end(args);
-    assert_int_equal(system(command), 0);
-}
-
 static bool is_cleared(uint64_t number) {
     return number % 3 == 0;
 }
@@ -115,13 +100,13 @@ static void build_folder(void) {
                 fixture.tier, &fixture.found[i].record.key, fixture.found[i].location);
     }
     fixture_close(&fixture, true);
-    int fd = open(path_of("index/data.mdb"), O_RDONLY | O_CLOEXEC);
+    int fd = open(fixture_path(&fixture, "index/data.mdb"), O_RDONLY | O_CLOEXEC);
     assert_true(fd >= 0 && fstat(fd, &file) == 0);
     whole_bytes = (uint64_t)file.st_size;
     whole = malloc(whole_bytes);
     assert_int_equal(pread(fd, whole, whole_bytes, 0), whole_bytes);
     close(fd);
-    run("rm -rf %s.whole && cp -r %s %s.whole", fixture.path, fixture.path, fixture.path);
+    fixture_shell("rm -rf %s.whole && cp -r %s %s.whole", fixture.path, fixture.path, fixture.path);
 }
 
 /* In a child: the first line that does not hold is its exit status. */
@@ -185,7 +170,7 @@ static void damage(uint64_t page, bool zero) {
     /* Some damage is small. */
     uint32_t at = !zero && rand() % 2 ? (uint32_t)rand() % 4096 : 0;
     uint32_t count = at > 0 ? 1 + (uint32_t)rand() % (4096 - at) % 64 : 4096;
-    int fd = open(path_of("index/data.mdb"), O_WRONLY | O_CLOEXEC);
+    int fd = open(fixture_path(&fixture, "index/data.mdb"), O_WRONLY | O_CLOEXEC);
     assert_true(fd >= 0);
     assert_int_equal(pwrite(fd, bytes, count, (off_t)(page * 4096 + at)), count);
     close(fd);
@@ -194,7 +179,7 @@ static void damage(uint64_t page, bool zero) {
 static void serves_at_the_third_start(uint64_t page, bool zero, uint32_t *deaths) {
     int how = 0;
     uint32_t deaths_before = *deaths;
-    run("rm -rf %s && cp -r %s.whole %s", fixture.path, fixture.path, fixture.path);
+    fixture_shell("rm -rf %s && cp -r %s.whole %s", fixture.path, fixture.path, fixture.path);
     damage(page, zero);
     for (uint32_t i = 0; i < STARTS; i++) {
         int outcome = start(&how);
@@ -231,7 +216,7 @@ static void every_damaged_page_is_survived(void **state) {
         }
     }
     printf("cases=%u rounds=%u deaths=%u\n", cases, rounds, deaths);
-    run("rm -rf %s.whole", fixture.path);
+    fixture_shell("rm -rf %s.whole", fixture.path);
     fixture_remove(&fixture);
     free(whole);
 }

@@ -37,23 +37,8 @@ static void keep_warning(void *arg, enum kvl_log_level level, const char *line) 
 
 /* ---- the folder --------------------------------------------------------------------------- */
 
-static void run(const char *format, ...) {
-    char command[1200];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(command, sizeof(command), format, args);
-    va_end(args);
-    assert_int_equal(system(command), 0);
-}
-
-static const char *path_of(const char *name) {
-    static char path[400];
-    snprintf(path, sizeof(path), "%s/%s", fixture.path, name);
-    return path;
-}
-
 static void lose_index(void) {
-    assert_int_equal(unlink(path_of("index/data.mdb")), 0);
+    assert_int_equal(unlink(fixture_path(&fixture, "index/data.mdb")), 0);
 }
 
 static void open_folder(void) {
@@ -174,26 +159,26 @@ static void assert_one_session(const char *name, const char *value) {
 /* ---- tests -------------------------------------------------------------------------------- */
 
 static void cut_off(void) {
-    assert_int_equal(truncate(path_of("index/data.mdb"), 9000), 0);
+    assert_int_equal(truncate(fixture_path(&fixture, "index/data.mdb"), 9000), 0);
 }
 
 static void empty(void) {
-    assert_int_equal(truncate(path_of("index/data.mdb"), 0), 0);
+    assert_int_equal(truncate(fixture_path(&fixture, "index/data.mdb"), 0), 0);
 }
 
 static void zero_head(void) {
-    run("dd if=/dev/zero of=%s bs=4096 count=2 conv=notrunc status=none",
-        path_of("index/data.mdb"));
+    fixture_shell("dd if=/dev/zero of=%s bs=4096 count=2 conv=notrunc status=none",
+        fixture_path(&fixture, "index/data.mdb"));
 }
 
 static void zero_all(void) {
-    run("dd if=/dev/zero of=%s bs=4096 count=$(($(stat -c %%s %s) / 4096)) conv=notrunc "
-        "status=none",
-        path_of("index/data.mdb"), path_of("index/data.mdb"));
+    fixture_shell("dd if=/dev/zero of=%s bs=4096 count=$(($(stat -c %%s %s) / 4096)) conv=notrunc "
+                  "status=none",
+        fixture_path(&fixture, "index/data.mdb"), fixture_path(&fixture, "index/data.mdb"));
 }
 
 static void remove_folder(void) {
-    run("rm -r %s/index", fixture.path);
+    fixture_shell("rm -r %s/index", fixture.path);
 }
 
 static void a_lost_index_comes_back(void **state) {
@@ -287,7 +272,7 @@ static void read_index(void) {
     struct kvl_errmsg msg = {""};
     uint64_t bad = 0;
     char directory[400];
-    snprintf(directory, sizeof(directory), "%s", path_of("index"));
+    snprintf(directory, sizeof(directory), "%s", fixture_path(&fixture, "index"));
     const struct kvl_index_options options = {.directory = directory, .map_bytes = MIB};
     if (kvl_index_open(&options, &index, &msg) != KVL_OK)
         fail_msg("%s", msg.text);
@@ -394,10 +379,10 @@ static void what_no_transaction_named_is_not_found_after_a_clear(void **state) {
     new_folder(8 * MIB);
     snprintf(copy, sizeof(copy), "%s-earlier", fixture.path);
     store(0, 5);
-    run("rm -rf %s && cp -r %s %s", copy, fixture.path, copy);
+    fixture_shell("rm -rf %s && cp -r %s %s", copy, fixture.path, copy);
     store(5, 5);
     fixture_close(&fixture, true);
-    run("cp %s/segments/*.seg %s/segments/ && rm -r %s && mv %s %s", fixture.path, copy,
+    fixture_shell("cp %s/segments/*.seg %s/segments/ && rm -r %s && mv %s %s", fixture.path, copy,
         fixture.path, copy, fixture.path);
     for (uint32_t start = 0; start < 2; start++) {
         open_folder();
@@ -429,18 +414,18 @@ static void flip_middle_of(const char *path) {
 }
 
 static void flip_journal(void) {
-    flip_middle_of(path_of("segments/journal"));
+    flip_middle_of(fixture_path(&fixture, "segments/journal"));
 }
 
 static void cut_journal(void) {
     struct stat file;
-    assert_int_equal(stat(path_of("segments/journal"), &file), 0);
-    assert_int_equal(truncate(path_of("segments/journal"), file.st_size - 8), 0);
+    assert_int_equal(stat(fixture_path(&fixture, "segments/journal"), &file), 0);
+    assert_int_equal(truncate(fixture_path(&fixture, "segments/journal"), file.st_size - 8), 0);
 }
 
 /* Between two frames, so that only the count of them tells. */
 static void cut_last_frame(void) {
-    int fd = open(path_of("segments/journal"), O_RDWR | O_CLOEXEC);
+    int fd = open(fixture_path(&fixture, "segments/journal"), O_RDWR | O_CLOEXEC);
     uint32_t word;
     off_t at = lseek(fd, 0, SEEK_END) - 8;
     while (pread(fd, &word, 4, at) == 4 && word != 0x4a4c564b)
@@ -450,7 +435,7 @@ static void cut_last_frame(void) {
 }
 
 static void lose_journal(void) {
-    assert_int_equal(unlink(path_of("segments/journal")), 0);
+    assert_int_equal(unlink(fixture_path(&fixture, "segments/journal")), 0);
 }
 
 static void (*const journal_damages[])(void) = {
@@ -513,7 +498,7 @@ static void a_busy_journal_stays_small(void **state) {
         put("chat", value);
         flush();
         struct stat file;
-        assert_int_equal(stat(path_of("segments/journal"), &file), 0);
+        assert_int_equal(stat(fixture_path(&fixture, "segments/journal"), &file), 0);
         assert_true((uint64_t)file.st_size <= 320u << 10);
         assert_true(fixture_disk_usage(&fixture) <= 8 * MIB);
     }
@@ -533,12 +518,13 @@ static void a_cut_off_rebuild_begins_again(void **state) {
     new_folder(8 * MIB);
     store(0, 10);
     close_folder();
-    run("mv %s/index/data.mdb %s/index/data.mdb.new && truncate -s 20000 %s/index/data.mdb.new",
+    fixture_shell(
+        "mv %s/index/data.mdb %s/index/data.mdb.new && truncate -s 20000 %s/index/data.mdb.new",
         fixture.path, fixture.path, fixture.path);
     open_folder();
     assert_int_equal(live_count(), 10);
-    assert_int_equal(access(path_of("index/data.mdb.new"), F_OK), -1);
-    assert_int_equal(access(path_of("index/data.mdb.new-lock"), F_OK), -1);
+    assert_int_equal(access(fixture_path(&fixture, "index/data.mdb.new"), F_OK), -1);
+    assert_int_equal(access(fixture_path(&fixture, "index/data.mdb.new-lock"), F_OK), -1);
     assert_all_load();
     end_folder();
 }
@@ -553,7 +539,8 @@ static void damaged_records_cost_themselves_only(void **state) {
     const uint64_t hit[] = {3, 14};
     for (uint32_t i = 0; i < 2; i++) {
         uint64_t location = fixture_find(&fixture, hit[i])->location;
-        run("printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
+        fixture_shell(
+            "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
             fixture.path, (unsigned)(location >> 32),
             (unsigned long long)(uint32_t)location * 4096 + 100);
     }
@@ -574,7 +561,7 @@ static void unpack_format_1(void) {
     int fd = -1;
     FILE *in = fopen(KVL_TEST_DATA "/disk_format_1.txt", "r");
     assert_non_null(in);
-    run("mkdir -p %s/index %s/segments", fixture.path, fixture.path);
+    fixture_shell("mkdir -p %s/index %s/segments", fixture.path, fixture.path);
     while (fgets(line, sizeof(line), in) != NULL) {
         char *hex = strchr(line, ' ');
         if (line[0] == '#')
@@ -582,7 +569,7 @@ static void unpack_format_1(void) {
         if (sscanf(line, "file %99s %llu", name, &at) == 2) {
             if (fd >= 0)
                 close(fd);
-            fd = open(path_of(name), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+            fd = open(fixture_path(&fixture, name), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
             assert_int_equal(posix_fallocate(fd, 0, (off_t)at), 0);
             continue;
         }
@@ -629,7 +616,7 @@ static void a_folder_of_format_1_is_read_and_goes_on(void **state) {
 static void write_format_9(void) {
     uint8_t frame[4096];
     uint32_t payload_bytes;
-    int fd = open(path_of("segments/journal"), O_RDWR | O_CLOEXEC);
+    int fd = open(fixture_path(&fixture, "segments/journal"), O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0 && pread(fd, frame, sizeof(frame), 0) > 64);
     memcpy(&payload_bytes, frame + 4, 4);
     assert_true(frame[40] == KVL_DISK_FORMAT && payload_bytes < 4000);

@@ -3,6 +3,7 @@
 
 #include <ftw.h>
 #include <poll.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,6 +26,21 @@ void fixture_init(struct disk_fixture *fixture, uint64_t capacity_bytes, const c
     REQUIRE(mkdtemp(fixture->path) != NULL);
     fixture->options = (struct kvl_disk_options){
         .path = fixture->path, .capacity_bytes = capacity_bytes, .persist_ms = 10};
+}
+
+const char *fixture_path(const struct disk_fixture *fixture, const char *name) {
+    static char path[400];
+    snprintf(path, sizeof(path), "%s/%s", fixture->path, name);
+    return path;
+}
+
+void fixture_shell(const char *format, ...) {
+    char command[1200];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(command, sizeof(command), format, args);
+    va_end(args);
+    REQUIRE(system(command) == 0);
 }
 
 struct disk_found_block *fixture_find(struct disk_fixture *fixture, uint64_t number) {

@@ -56,6 +56,10 @@ void fixture_close(struct disk_fixture *fixture, bool drain);
 void fixture_remove(struct disk_fixture *fixture);
 /* Waits for the fd, a moment, and polls. */
 void fixture_poll(struct disk_fixture *fixture);
+/* The path of a file below the folder; static storage, until the next call. */
+const char *fixture_path(const struct disk_fixture *fixture, const char *name);
+/* A command of the shell, which must succeed. */
+__attribute__((format(printf, 1, 2))) void fixture_shell(const char *format, ...);
 /* As du counts: blocks of every file and folder. */
 uint64_t fixture_disk_usage(const struct disk_fixture *fixture);
 
