@@ -1,5 +1,6 @@
 #include "report.h"
 
+#include <getopt.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,19 @@ bool bench_wants_json(int argc, char **argv) {
         if (strcmp(argv[i], "--json") == 0)
             return true;
     return false;
+}
+
+long bench_blocks(int argc, char **argv, long without) {
+    static const struct option options[] = {{"blocks", required_argument, NULL, 'b'},
+        {"json", no_argument, NULL, 'j'}, {NULL, 0, NULL, 0}};
+    int option;
+    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        if (option == 'b')
+            without = strtol(optarg, NULL, 10);
+        else if (option != 'j')
+            return 0;
+    }
+    return without;
 }
 
 static int compare_doubles(const void *a, const void *b) {

@@ -24,6 +24,8 @@ void bench_report_add(
 int bench_report_print(const struct bench_report *report, bool json);
 /* True when --json is among the words. */
 bool bench_wants_json(int argc, char **argv);
+/* The number behind --blocks, otherwise without; 0: another word is there, or no number. */
+long bench_blocks(int argc, char **argv, long without);
 /* Sorts values in place. count >= 1; share 0.5 is the median, 0.99 the 99th percentile. */
 double bench_percentile(double *values, size_t count, double share);
 

@@ -6,7 +6,6 @@
  * The blocks are metadata only: rows of the index that name two-page records in sparse segment
  * files. The daemon makes the folder and the namespace, the index's own code writes the rows. */
 #include <fcntl.h>
-#include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -253,18 +252,9 @@ static void report_start(struct bench_report *report, const struct scale *scale)
 }
 
 int main(int argc, char **argv) {
-    static const struct option options[] = {{"blocks", required_argument, NULL, 'b'},
-        {"json", no_argument, NULL, 'j'}, {NULL, 0, NULL, 0}};
     static struct bench_report report;
     static struct scale few, many;
-    long blocks = 10000000;
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (option == 'b')
-            blocks = strtol(optarg, NULL, 10);
-        else if (option != 'j')
-            return 2;
-    }
+    long blocks = bench_blocks(argc, argv, 10000000);
     if (blocks <= (long)FEW_BLOCKS || blocks > 12000000) {
         fputs("kvl_bench_scale: --blocks is more than 10,000 and at most 12,000,000\n", stderr);
         return 2;

@@ -4,7 +4,6 @@
  *   kvl_bench_start [--blocks N] [--json]
  *
  * Limit: 100 ms. Beside it: starting a process that does nothing (fork, exec, exit). */
-#include <getopt.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -125,21 +124,12 @@ static double plain_start(void) {
 }
 
 int main(int argc, char **argv) {
-    static const struct option options[] = {{"blocks", required_argument, NULL, 'b'},
-        {"json", no_argument, NULL, 'j'}, {NULL, 0, NULL, 0}};
     struct bench bench = {
         .daemon = {.device_bytes = "16M", .host_bytes = "128M", .disk_bytes = "512M"}};
     static struct bench_report report;
     double starts[RUNS], plain[RUNS];
     char name[64];
-    long blocks = 10000;
-    int option;
-    while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        if (option == 'b')
-            blocks = strtol(optarg, NULL, 10);
-        else if (option != 'j')
-            return 2;
-    }
+    long blocks = bench_blocks(argc, argv, 10000);
     if (blocks < 1 || blocks > 1000000) {
         fputs("kvl_bench_start: --blocks is 1 to 1,000,000\n", stderr);
         return 2;
