@@ -105,7 +105,7 @@ static kvl_err open_connection(
         .client_name = "kvloft-decode",
         .label = label,
         .model = engine->model,
-        .arithmetic_id = engine->backend->ops->arithmetic_id,
+        .arithmetic_id = engine->backend->arithmetic_id,
         .kv_dtype = engine->options->kv_dtype,
         .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
         .notice = show_notice,

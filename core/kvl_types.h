@@ -17,6 +17,17 @@ enum kvl_tier_kind { KVL_TIER_DEVICE, KVL_TIER_HOST, KVL_TIER_DISK, KVL_TIER_COU
 #define KVL_TIER_NAMES                                                                             \
     { "device", "host", "disk" }
 
+/* What an arena's descriptor is, and so how it is mapped. */
+enum kvl_arena_memory {
+    KVL_ARENA_MEMFD = 0, /* by mmap */
+    KVL_ARENA_CUDA = 1,  /* a CUDA VMM handle: cuMemImportFromShareableHandle on that GPU */
+};
+struct kvl_arena_info {
+    enum kvl_arena_memory memory;
+    uint64_t bytes;
+    uint8_t device_uuid[16]; /* KVL_ARENA_CUDA: the GPU; zero otherwise */
+};
+
 /* How a block's bytes are cut: a frame is a group of layers, the unit of checksums, of codecs and
  * of "so many layers are ready". */
 struct kvl_layout {

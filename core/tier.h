@@ -11,6 +11,7 @@
  *   STORE  buffer -> tier. Memory tiers: location is the caller's slot (from alloc). Disk: location
  *          is set when complete fires with OK, and then the block is durable. The content is
  *          hashed again on the way; CORRUPT when it is not record.content_hash.
+ *   HASH   memory tiers: record.content_hash becomes that of the bytes at location; no buffer.
  *   LOAD   tier at location -> buffer. frame_ready (may be NULL) reports the growing number of
  *          leading frames that are in the buffer and verified. CORRUPT when key, generation or a
  *          checksum differ; nothing of it may then be used. */
@@ -28,7 +29,7 @@
 
 #define kvl_container_of(pointer, type, member) ((type *)((char *)(pointer)-offsetof(type, member)))
 
-enum kvl_io_op { KVL_IO_STORE, KVL_IO_LOAD };
+enum kvl_io_op { KVL_IO_STORE, KVL_IO_LOAD, KVL_IO_HASH };
 /* RESTORE overtakes PREFETCH overtakes BEHIND (persist, demote). */
 enum kvl_io_priority { KVL_IO_RESTORE, KVL_IO_PREFETCH, KVL_IO_BEHIND };
 
@@ -37,7 +38,7 @@ struct kvl_io {
     enum kvl_io_priority priority;
     struct kvl_block_record record;
     const struct kvl_layout *layout; /* lives as long as its namespace: for ever */
-    void *buffer;                    /* 4096-aligned, layout->slot_bytes */
+    void *buffer;                    /* 4096-aligned, layout->slot_bytes; HASH: NULL */
     uint64_t location;
     uint64_t stored_bytes; /* set by the tier: bytes this block takes there */
     kvl_err status;        /* set before complete */
@@ -88,6 +89,8 @@ struct kvl_tier_ops {
     uint8_t *(*address)(struct kvl_tier *tier, uint64_t location);
     /* Memory tiers: the arena's memfd or exported handle, for engines to map; -1 if none. */
     int (*share_fd)(struct kvl_tier *tier);
+    /* How that descriptor is mapped; NULL: a memfd, by mmap. Sets memory and device_uuid. */
+    void (*describe_arena)(struct kvl_tier *tier, struct kvl_arena_info *out);
     struct kvl_tier_stats (*stats)(struct kvl_tier *tier);
     /* Whether blocks of this layout can be stored at all; if not, capacity_bytes is the smallest
      * with which they could. NULL: all that the arena holds can. */

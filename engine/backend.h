@@ -1,4 +1,4 @@
-/* backend.h - what computes the forward pass: one module per kind of device (cpu now, cuda later).
+/* backend.h - what computes the forward pass: one module per kind of device (cpu, cuda).
  *
  * A backend is row-invariant: a token's K, V and logits depend only on the tokens before it, never
  * on how many tokens one call holds, on alignment, threads, or on where the blocks came from.
@@ -15,6 +15,10 @@
 
 #include "gguf.h"
 #include "kvl_err.h"
+
+/* The CPU backend gives the same bits in both. CUDA has kernels of its own for decoding one token;
+ * tokens of a prompt are always prefilled, also when a restore leaves only one of them. */
+enum kvl_phase { KVL_PHASE_PREFILL, KVL_PHASE_DECODE };
 
 enum kvl_kv_dtype { KVL_KV_F16 = 1, KVL_KV_BF16 = 2, KVL_KV_F32 = 3 };
 
@@ -39,17 +43,22 @@ struct kvl_hparams {
 /* One forward call over `count` consecutive tokens that start at `position`. */
 struct kvl_batch {
     const uint32_t *tokens;
-    uint32_t count;
+    uint32_t count; /* DECODE: 1 */
     uint32_t position;
+    enum kvl_phase phase;
     uint32_t block_tokens;
     enum kvl_kv_dtype kv_dtype;
-    /* Block table: ceil((position + count) / block_tokens) base addresses. Blocks wholly below
+    /* Block table: ceil((position + count) / block_tokens) base addresses, in the memory of the
+     * backend's device (see the memory operations below). Blocks wholly below
      * `position` are only read; the others are written from `position` on. Borrowed for the call.
      */
     uint8_t *const *blocks;
     /* Logits of the last logits_rows tokens go to logits [logits_rows][vocab] f32; 0 rows: none. */
     uint32_t logits_rows;
-    float *logits;
+    float *logits; /* host memory */
+    /* With logits_rows 1, may be set: the index of the largest logit (the lowest of equals) goes
+     * here. logits may then be NULL, which spares the copy from a device. */
+    uint32_t *greedy_token;
     /* Called on the calling thread, once per layer and call, before layer `layer` reads the block
      * table; may be NULL. Blocks until that layer of every block is there (a restore that is still
      * running); an error ends the forward pass. */
@@ -60,7 +69,14 @@ struct kvl_batch {
 struct kvl_backend_options {
     uint32_t threads;     /* 0: as many as the process may run on */
     uint32_t context_max; /* tokens the caller will ever hold; 0: the model's trained context */
+    uint32_t device;      /* which one, where there are several: cuda:N */
 };
+
+/* `count` runs of `bytes` bytes, `stride_bytes` apart on both sides. */
+struct kvl_runs {
+    uint64_t bytes, count, stride_bytes;
+};
+struct kvl_arena_info;
 
 struct kvl_model;
 
@@ -68,8 +84,6 @@ struct kvl_backend; /* an instance; each module embeds it first */
 
 struct kvl_backend_ops {
     const char *name;
-    /* The arithmetic id of the block keys: changes whenever the bits change. Static storage. */
-    const char *arithmetic_id;
     KVL_MUST_CHECK kvl_err (*create)(const struct kvl_model *model,
         const struct kvl_backend_options *options, struct kvl_backend **out,
         struct kvl_errmsg *msg);
@@ -77,14 +91,38 @@ struct kvl_backend_ops {
      * outside the vocabulary, positions beyond context_max, an empty batch); NOMEM. */
     KVL_MUST_CHECK kvl_err (*forward)(struct kvl_backend *backend, const struct kvl_batch *batch);
     void (*destroy)(struct kvl_backend *backend); /* NULL is fine */
+
+    /* ---- the memory that blocks live in. Addresses are the device's: only these functions and
+     * forward reach through them. Same thread as forward. ---- */
+
+    /* Maps a daemon's arena; the descriptor is borrowed. NULL: arenas are the CPU's, and the client
+     * library has mapped them. Errors: UNSUPPORTED (memory of another device), IO. */
+    KVL_MUST_CHECK kvl_err (*map_arena)(struct kvl_backend *backend,
+        const struct kvl_arena_info *arena, int fd, uint8_t **base, struct kvl_errmsg *msg);
+    void (*unmap_arena)(struct kvl_backend *backend, uint8_t *base, uint64_t bytes);
+    /* A slab for private blocks, 4096-aligned, content undefined. NOMEM. */
+    KVL_MUST_CHECK kvl_err (*take_memory)(
+        struct kvl_backend *backend, uint64_t bytes, uint8_t **out);
+    void (*give_memory_back)(struct kvl_backend *backend, uint8_t *memory, uint64_t bytes);
+    /* Done when it returns, or ordered before the next forward call and complete when that returns;
+     * ranges do not overlap. Errors: IO (a lost device). */
+    KVL_MUST_CHECK kvl_err (*copy)(
+        struct kvl_backend *backend, uint8_t *to, const uint8_t *from, struct kvl_runs runs);
+    KVL_MUST_CHECK kvl_err (*zero)(struct kvl_backend *backend, uint8_t *to, uint64_t bytes);
+    /* Returns when all copies and zeroings have been done: before a seal of what they wrote. */
+    KVL_MUST_CHECK kvl_err (*finish)(struct kvl_backend *backend);
 };
 
 struct kvl_backend {
     const struct kvl_backend_ops *ops;
+    /* The arithmetic id of the block keys: changes whenever the bits change; set by create. */
+    char arithmetic_id[96];
 };
 
-/* The modules that this build has. kvl_backend_cpu is always there. */
+/* The modules that this build has. kvl_backend_cpu is always there; kvl_backend_cuda is NULL in a
+ * build without CUDA. */
 extern const struct kvl_backend_ops kvl_backend_cpu;
+extern const struct kvl_backend_ops *const kvl_backend_cuda;
 
 /* Bytes of one block; 0 when it overflows. */
 uint64_t kvl_block_bytes(

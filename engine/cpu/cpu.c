@@ -162,7 +162,8 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
     if (cpu == NULL) {
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     }
-    cpu->base.ops = &kvl_backend_cpu;
+    cpu->base = (struct kvl_backend){
+        .ops = &kvl_backend_cpu, .arithmetic_id = "cpu-f32-1"}; /* of all kernel tables */
     cpu->model = model;
     cpu->kernels = kernels;
     cpu->context_max =
@@ -194,8 +195,12 @@ static kvl_err create(const struct kvl_model *model, const struct kvl_backend_op
 
 const struct kvl_backend_ops kvl_backend_cpu = {
     .name = "cpu",
-    .arithmetic_id = "cpu-f32-1", /* all kernel tables give the same bits */
     .create = create,
     .forward = kvl_cpu_forward,
     .destroy = destroy,
+    .take_memory = kvl_cpu_take_memory,
+    .give_memory_back = kvl_cpu_give_memory_back,
+    .copy = kvl_cpu_copy,
+    .zero = kvl_cpu_zero,
+    .finish = kvl_cpu_finish,
 };

@@ -82,4 +82,13 @@ KVL_MUST_CHECK kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels,
     struct kvl_backend **out, struct kvl_errmsg *msg);
 KVL_MUST_CHECK kvl_err kvl_cpu_forward(struct kvl_backend *backend, const struct kvl_batch *batch);
 
+/* memory.c: the operations of backend.h on host memory. */
+KVL_MUST_CHECK kvl_err kvl_cpu_take_memory(
+    struct kvl_backend *backend, uint64_t bytes, uint8_t **out);
+void kvl_cpu_give_memory_back(struct kvl_backend *backend, uint8_t *memory, uint64_t bytes);
+KVL_MUST_CHECK kvl_err kvl_cpu_copy(
+    struct kvl_backend *backend, uint8_t *to, const uint8_t *from, struct kvl_runs runs);
+KVL_MUST_CHECK kvl_err kvl_cpu_zero(struct kvl_backend *backend, uint8_t *to, uint64_t bytes);
+KVL_MUST_CHECK kvl_err kvl_cpu_finish(struct kvl_backend *backend);
+
 #endif

@@ -90,7 +90,13 @@ KVL_MUST_CHECK kvl_err kvl_client_drain(struct kvl_client *client);
 
 /* Capacity of a mapped arena, 0 when the tier is absent or not mapped. */
 uint64_t kvl_client_arena_bytes(const struct kvl_client *client, enum kvl_tier_kind tier);
-/* Read-only view of a slot; NULL when outside the arena. Content is valid under a lease only. */
+/* What the tier's arena is, and *fd its descriptor (borrowed: until the client closes or, after a
+ * reconnect, kvl_client_unmap_old), for a caller that maps it by itself. NOTFOUND: no such arena.
+ * Arenas of the CPU's memory are mapped already; those of a GPU never are. */
+KVL_MUST_CHECK kvl_err kvl_client_arena(
+    const struct kvl_client *client, enum kvl_tier_kind tier, struct kvl_arena_info *info, int *fd);
+/* Read-only view of a slot; NULL when outside the arena, or when the CPU cannot address it (a
+ * GPU's). Content is valid under a lease only. */
 const uint8_t *kvl_client_block(
     const struct kvl_client *client, enum kvl_tier_kind tier, uint64_t offset_bytes);
 /* Writable view: for slots under a write lease only. */

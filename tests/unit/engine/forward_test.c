@@ -47,7 +47,7 @@ static struct context *open_context(const char *path, struct setting setting) {
         fail_msg("%s", msg.text);
     }
     const struct kvl_hparams *h = &c->model->hparams;
-    const struct kvl_backend_options options = {setting.threads, CONTEXT};
+    const struct kvl_backend_options options = {.threads = setting.threads, .context_max = CONTEXT};
     const struct kvl_cpu_kernels *kernels =
         setting.kernels != NULL ? setting.kernels : kvl_cpu_kernels_best();
     assert_int_equal(kvl_cpu_create(kernels, c->model, &options, &c->backend, &msg), KVL_OK);
