@@ -524,6 +524,32 @@ static void with_both_damaged_no_block_comes_back(void **state) {
     }
 }
 
+/* What an append leaves behind that the power went away from: a piece of a frame, its first pages
+ * missing or not. Nothing was committed on its word, so it takes nothing away. */
+static void a_torn_append_takes_nothing_away(void **state) {
+    (void)state;
+    static const char *const tears[] = {
+        "head -c 5000 /dev/zero >> %s/segments/journal",
+        "(head -c 4096 /dev/zero; head -c 3000 /dev/urandom) >> %s/segments/journal",
+        "(printf JLVK; head -c 20000 /dev/urandom) >> %s/segments/journal",
+    };
+    for (uint32_t i = 0; i < 3; i++) {
+        new_folder(8 * MIB);
+        put("chat", "text");
+        store(0, 20);
+        for (uint64_t number = 0; number < 20; number += 2)
+            discard(number);
+        flush();
+        fixture_close(&fixture, false);
+        fixture_shell(tears[i], fixture.path);
+        rebuild();
+        assert_int_equal(live_count(), 10);
+        assert_one_session("chat", "text");
+        assert_all_load();
+        end_folder();
+    }
+}
+
 static void a_sound_index_writes_the_journal_anew(void **state) {
     (void)state;
     for (uint32_t i = 0; i < 4; i++) {
@@ -711,6 +737,7 @@ int main(void) {
         cmocka_unit_test(discarding_what_is_being_carried_holds),
         cmocka_unit_test(what_no_transaction_named_is_not_found_after_a_clear),
         cmocka_unit_test(with_both_damaged_no_block_comes_back),
+        cmocka_unit_test(a_torn_append_takes_nothing_away),
         cmocka_unit_test(a_sound_index_writes_the_journal_anew),
         cmocka_unit_test(a_busy_journal_stays_small),
         cmocka_unit_test(a_cut_off_rebuild_begins_again),
