@@ -224,7 +224,7 @@ static kvl_err tensor_bytes(struct reader *reader, struct kvl_gguf_tensor *tenso
     if (!layout) {
         return kvl_fail(reader->msg, KVL_ERR_UNSUPPORTED,
             "%s: tensor %s has weight type %u, which is not supported; use a file with F32, F16, "
-            "Q8_0 or Q4_1 weights",
+            "BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or IQ4_XS weights",
             reader->path, show(tensor->name).text, tensor->type);
     }
     if (tensor->dims[0] % layout->block_elements != 0) {

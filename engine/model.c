@@ -221,18 +221,8 @@ static kvl_err read_hparams(struct loader *l) {
 
 /* ---- tensors ---- */
 
-static bool is_weight_type(uint32_t type) {
-    return type == KVL_GGML_F32 || type == KVL_GGML_F16 || type == KVL_GGML_Q8_0 ||
-           type == KVL_GGML_Q4_1;
-}
-
 static kvl_err check_tensor(struct loader *l, const char *name,
     const struct kvl_gguf_tensor *tensor, uint64_t rows, uint64_t columns) {
-    if (!is_weight_type(tensor->type)) {
-        return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED,
-            "tensor %s has ggml type %u; supported are F32, F16, Q8_0 and Q4_1", name,
-            tensor->type);
-    }
     if (tensor->dims[0] != columns || tensor->dims[1] != rows || tensor->dims[2] != 1 ||
         tensor->dims[3] != 1) {
         return kvl_fail(l->msg, KVL_ERR_CORRUPT,

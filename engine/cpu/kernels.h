@@ -7,12 +7,24 @@
  * kernels_body.h over 8-lane vectors, so they give the same bits and share one arithmetic id.
  *
  * Packed panel of 32 weight rows (pack.h makes it), `columns` = k, all little endian:
- *   F32   [k][32] f32
- *   F16   [k][32] f16
- *   Q8_0  per 32 k: d[32] f16, then [8 groups of 4 k][32 rows] u32, byte j is k = 4 * group + j
- *   Q4_1  per 32 k: d[32] f16, m[32] f16, then [4 groups of 8 k][32 rows] u32, nibble j is
- *         k = 8 * group + j
- * It takes as many bytes as the rows take in the file. */
+ *
+ *   F32, F16, BF16   [k][32] elements
+ *
+ * Quantized types, per block of quant.h (256 or 32 k); a group is 16 or 32 k:
+ *
+ *   d[32] f16
+ *   m[32] f16                   with a minimum
+ *   scales [groups][32] i8      with scales; of 4 bits: the scale in the low nibble, the minimum in
+ *   mins   [groups][32] i8      the high one; else minima follow
+ *   per 32 k: low plane, high plane
+ *
+ * The planes hold the codes' low 8, 4 or 2 bits and what is left of them, 0, 1 or 2 bits, as words
+ * [32 / w k][32 rows] u32, a word being w = 32 / bits consecutive k of one row: its k number
+ * 4 q + i lies at bit 8 i + bits * q, so one shift and one mask give 4 k as 4 bytes. Codes of 4
+ * bits less an offset are kept as two's complement.
+ *
+ * It takes as many bytes as the rows take in the file, but for the 6-bit scales of K-quants, which
+ * become bytes: Q3_K + 3.6 %, Q4_K + 2.8 %, Q5_K + 2.3 %, IQ4_XS + 1.5 %. */
 #ifndef KVL_CPU_KERNELS_H
 #define KVL_CPU_KERNELS_H
 

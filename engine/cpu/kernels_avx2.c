@@ -103,12 +103,41 @@ static inline vec8i v8i_shift_right(vec8i a, int bits) {
     return _mm256_srli_epi32(a, bits);
 }
 
-static inline vec8i v8i_and(vec8i a, int mask) {
-    return _mm256_and_si256(a, _mm256_set1_epi32(mask));
+static inline vec8i v8i_shift_left(vec8i a, int bits) {
+    return _mm256_slli_epi32(a, bits);
+}
+
+static inline vec8i v8i_and(vec8i a, uint32_t mask) {
+    return _mm256_and_si256(a, _mm256_set1_epi32((int)mask));
+}
+
+static inline vec8i v8i_or(vec8i a, vec8i b) {
+    return _mm256_or_si256(a, b);
 }
 
 static inline vec8i v8i_sign_extend_byte(vec8i a, int byte) {
     return _mm256_srai_epi32(_mm256_slli_epi32(a, 24 - 8 * byte), 24);
+}
+
+/* The 4 bits from bit `at` on, as two's complement. */
+static inline vec8i v8i_sign_extend_nibble(vec8i a, int at) {
+    return _mm256_srai_epi32(_mm256_slli_epi32(a, 28 - at), 28);
+}
+
+/* 8 signed bytes, one a lane. */
+static inline vec8i v8i_load_i8(const void *p) {
+    return _mm256_cvtepi8_epi32(_mm_loadl_epi64(p));
+}
+
+/* Every byte less `amount`; bytes below 128. */
+static inline vec8i v8i_sub_bytes(vec8i a, uint32_t amount) {
+    return _mm256_sub_epi8(a, _mm256_set1_epi8((char)amount));
+}
+
+/* Every byte b becomes table[b]; bytes below 16. */
+static inline vec8i v8i_lookup_bytes(vec8i a, const int8_t table[16]) {
+    return _mm256_shuffle_epi8(
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)table)), a);
 }
 
 static inline vec8 v8i_to_f32(vec8i a) {

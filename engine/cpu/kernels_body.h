@@ -10,6 +10,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "../quant.h"
 #include "half.h"
 #include "kernels.h"
 
@@ -19,7 +20,6 @@
 enum {
     LANES = 8,
     GEMM_ROWS = 6,
-    QUANT_BLOCK = 32,
     PANEL_VECTORS = KVL_PANEL_ROWS / LANES,
     CACHE_LINE = 64,
 };

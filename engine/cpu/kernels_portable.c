@@ -128,13 +128,53 @@ static inline vec8i v8i_shift_right(vec8i a, int bits) {
     return a;
 }
 
+static inline vec8i v8i_shift_left(vec8i a, int bits) {
+    FOR_LANES a.lane[i] <<= bits;
+    return a;
+}
+
 static inline vec8i v8i_and(vec8i a, uint32_t mask) {
     FOR_LANES a.lane[i] &= mask;
     return a;
 }
 
+static inline vec8i v8i_or(vec8i a, vec8i b) {
+    FOR_LANES a.lane[i] |= b.lane[i];
+    return a;
+}
+
 static inline vec8i v8i_sign_extend_byte(vec8i a, int byte) {
     FOR_LANES a.lane[i] = (uint32_t)(int32_t)(int8_t)(a.lane[i] >> (8 * byte));
+    return a;
+}
+
+static inline vec8i v8i_sign_extend_nibble(vec8i a, int at) {
+    FOR_LANES a.lane[i] = ((a.lane[i] >> at & 15) ^ 8) - 8;
+    return a;
+}
+
+static inline vec8i v8i_load_i8(const void *p) {
+    int8_t byte[8];
+    memcpy(byte, p, sizeof byte);
+    vec8i r;
+    FOR_LANES r.lane[i] = (uint32_t)(int32_t)byte[i];
+    return r;
+}
+
+/* The top bit, set meanwhile, keeps a byte from borrowing of its neighbour. */
+static inline vec8i v8i_sub_bytes(vec8i a, uint32_t amount) {
+    FOR_LANES a.lane[i] = ((a.lane[i] | 0x80808080u) - amount * 0x01010101u) ^ 0x80808080u;
+    return a;
+}
+
+static inline vec8i v8i_lookup_bytes(vec8i a, const int8_t table[16]) {
+    FOR_LANES {
+        uint32_t bytes = 0;
+        for (int at = 0; at < 32; at += 8) {
+            bytes |= (uint32_t)(uint8_t)table[a.lane[i] >> at & 15] << at;
+        }
+        a.lane[i] = bytes;
+    }
     return a;
 }
 

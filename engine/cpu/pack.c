@@ -1,79 +1,101 @@
-/* pack.c - see pack.h. File formats (ggml-common.h, little endian), per 32 weights of a row:
- *   Q8_0  d f16, q[32] i8                  w = q * d
- *   Q4_1  d f16, m f16, q[16] u8           w = q * d + m; q[j] holds weight j in its low nibble
- *                                          and weight j + 16 in its high one */
+/* pack.c - see pack.h. A row of the file goes to its lane of a panel, block by block; what a block
+ * holds is quant.c's business, where it goes in a panel is drawn in kernels.h. */
 #include "pack.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "../huge_memory.h"
-#include "half.h"
+#include "../quant.h"
 #include "kernels.h"
 
-enum { BLOCK = 32, Q8_0_BYTES = 34, Q4_1_BYTES = 20, ROWS = KVL_PANEL_ROWS, CACHE_LINE = 64 };
-
-static uint64_t row_bytes(uint32_t type, uint32_t columns) {
-    switch (type) {
-    case KVL_GGML_Q4_1:
-        return (uint64_t)columns / BLOCK * Q4_1_BYTES;
-    case KVL_GGML_Q8_0:
-        return (uint64_t)columns / BLOCK * Q8_0_BYTES;
-    case KVL_GGML_F16:
-        return (uint64_t)columns * 2;
-    default:
-        return (uint64_t)columns * 4;
-    }
-}
+enum { ROWS = KVL_PANEL_ROWS, CACHE_LINE = 64 };
 
 /* ---- one row into its place in a panel ---- */
 
-static void pack_f32(const uint8_t *row, uint32_t columns, uint8_t *panel, uint32_t lane) {
+static void pack_elements(
+    const uint8_t *row, uint32_t columns, uint32_t bytes, uint8_t *panel, uint32_t lane) {
     for (uint32_t k = 0; k < columns; k++) {
-        memcpy(panel + ((size_t)k * ROWS + lane) * 4, row + (size_t)k * 4, 4);
+        memcpy(panel + ((size_t)k * ROWS + lane) * bytes, row + (size_t)k * bytes, bytes);
     }
 }
 
-static void pack_f16(const uint8_t *row, uint32_t columns, uint8_t *panel, uint32_t lane) {
-    for (uint32_t k = 0; k < columns; k++) {
-        memcpy(panel + ((size_t)k * ROWS + lane) * 2, row + (size_t)k * 2, 2);
-    }
+static bool has_min_array(const struct kvl_quant *quant) {
+    return quant->min != KVL_QUANT_NO_MIN && quant->scale_bits == 8;
 }
 
-static void pack_q8_0(const uint8_t *row, uint32_t columns, uint8_t *panel, uint32_t lane) {
-    for (uint32_t k = 0; k < columns; k += BLOCK) {
-        memcpy(panel + lane * 2, row, 2);
-        uint8_t *quants = panel + ROWS * 2 + lane * 4;
-        for (uint32_t group = 0; group < BLOCK / 4; group++) {
-            memcpy(quants + group * ROWS * 4, row + 2 + group * 4, 4);
+static uint64_t panel_block_bytes(const struct kvl_quant *quant) {
+    const uint64_t halves = quant->min == KVL_QUANT_NO_MIN ? 1 : 2;
+    const uint64_t groups = quant->scale_bits == 0 ? 0 : quant->block / quant->group;
+    return ROWS * (halves * 2 + groups * (has_min_array(quant) ? 2 : 1) +
+                      (uint64_t)quant->block * quant->bits / 8);
+}
+
+/* Scales and minima; returns where the codes begin. */
+static uint8_t *pack_scales(const struct kvl_quant *quant, const struct kvl_quant_block *block,
+    uint8_t *out, uint32_t lane) {
+    memcpy(out + lane * 2, &block->d, 2);
+    out += ROWS * 2;
+    if (quant->min != KVL_QUANT_NO_MIN) {
+        memcpy(out + lane * 2, &block->m, 2);
+        out += ROWS * 2;
+    }
+    const uint32_t groups = quant->scale_bits == 0 ? 0 : quant->block / quant->group;
+    for (uint32_t g = 0; g < groups; g++, out += ROWS) {
+        out[lane] = (uint8_t)(quant->scale_bits == 8 ? block->scales[g]
+                                                     : block->scales[g] | block->mins[g] << 4);
+    }
+    for (uint32_t g = 0; g < groups && has_min_array(quant); g++, out += ROWS) {
+        out[lane] = (uint8_t)block->mins[g];
+    }
+    return out;
+}
+
+/* Bits `from` to `from + bits - 1` of 32 codes, as words; returns where the next plane begins. */
+static uint8_t *pack_plane(
+    const uint8_t *codes, uint32_t from, uint32_t bits, uint8_t *out, uint32_t lane) {
+    const uint32_t mask = bits == 8 ? UINT32_MAX : ((1u << bits) - 1) * 0x01010101u;
+    for (uint32_t k = 0; k < 32; out += ROWS * 4) {
+        uint32_t word = 0;
+        for (uint32_t at = 0; at < 8; at += bits, k += 4) {
+            uint32_t quad;
+            memcpy(&quad, codes + k, 4);
+            word |= (quad >> from & mask) << at;
         }
-        row += Q8_0_BYTES;
-        panel += ROWS * Q8_0_BYTES;
+        memcpy(out + lane * 4, &word, 4);
     }
+    return out;
 }
 
-/* The low nibbles of 8 bytes, first byte lowest. */
-static uint32_t gather_nibbles(uint64_t bytes) {
-    bytes &= 0x0F0F0F0F0F0F0F0F;
-    bytes = (bytes | bytes >> 4) & 0x00FF00FF00FF00FF;
-    bytes = (bytes | bytes >> 8) & 0x0000FFFF0000FFFF;
-    return (uint32_t)(bytes | bytes >> 16);
-}
-
-static void pack_q4_1(const uint8_t *row, uint32_t columns, uint8_t *panel, uint32_t lane) {
-    for (uint32_t k = 0; k < columns; k += BLOCK) {
-        memcpy(panel + lane * 2, row, 2);
-        memcpy(panel + ROWS * 2 + lane * 2, row + 2, 2);
-        uint8_t *quants = panel + ROWS * 4 + lane * 4;
-        for (uint32_t group = 0; group < 4; group++) {
-            uint64_t bytes;
-            memcpy(&bytes, row + 4 + group % 2 * 8, sizeof bytes);
-            const uint32_t nibbles = gather_nibbles(group < 2 ? bytes : bytes >> 4);
-            memcpy(quants + group * ROWS * 4, &nibbles, 4);
+static void pack_codes(
+    const struct kvl_quant *quant, const uint8_t *codes, uint8_t *out, uint32_t lane) {
+    const uint32_t low = quant->bits >= 4 ? quant->bits / 4 * 4 : 2;
+    for (uint32_t k = 0; k < quant->block; k += 32) {
+        out = pack_plane(codes + k, 0, low, out, lane);
+        if (quant->bits > low) {
+            out = pack_plane(codes + k, low, quant->bits - low, out, lane);
         }
-        row += Q4_1_BYTES;
-        panel += ROWS * Q4_1_BYTES;
     }
+}
+
+static void pack_quantized(const struct kvl_quant *quant, const uint8_t *row, uint32_t columns,
+    uint32_t row_block_bytes, uint8_t *panel, uint32_t lane) {
+    struct kvl_quant_block block = {0};
+    const bool is_signed = quant->bits == 4 && quant->offset == 8;
+    for (uint32_t k = 0; k < columns; k += quant->block, row += row_block_bytes) {
+        quant->split(row, &block);
+        for (uint32_t i = 0; i < quant->block && is_signed; i++) {
+            block.codes[i] ^= 8; /* code - 8 in 4 bits */
+        }
+        pack_codes(quant, block.codes, pack_scales(quant, &block, panel, lane), lane);
+        panel += panel_block_bytes(quant);
+    }
+}
+
+static uint64_t panel_bytes_of(uint32_t type, uint32_t columns) {
+    const struct kvl_quant *quant = kvl_quant_of(type);
+    return quant == NULL ? kvl_row_bytes(type, columns) * ROWS
+                         : columns / quant->block * panel_block_bytes(quant);
 }
 
 /* ---- a model's matrices ---- */
@@ -84,26 +106,20 @@ struct pack_job {
 
 static void pack_panel(const struct kvl_pack_item *item, uint32_t index) {
     const struct kvl_packed *packed = item->packed;
+    const struct kvl_quant *quant = kvl_quant_of(packed->type);
+    const uint32_t block_bytes = kvl_ggml_layout(packed->type)->block_bytes;
+    const uint64_t row_bytes = kvl_row_bytes(packed->type, packed->columns);
     uint8_t *panel = packed->panels + index * packed->panel_bytes;
-    const uint64_t bytes = row_bytes(packed->type, packed->columns);
     for (uint32_t lane = 0; lane < ROWS; lane++) {
         const uint64_t row_index = (uint64_t)index * ROWS + lane;
         if (row_index >= packed->rows) {
             break; /* fresh memory is zero */
         }
-        const uint8_t *row = (const uint8_t *)item->weight->tensor->data + row_index * bytes;
-        switch (packed->type) {
-        case KVL_GGML_Q4_1:
-            pack_q4_1(row, packed->columns, panel, lane);
-            break;
-        case KVL_GGML_Q8_0:
-            pack_q8_0(row, packed->columns, panel, lane);
-            break;
-        case KVL_GGML_F16:
-            pack_f16(row, packed->columns, panel, lane);
-            break;
-        default:
-            pack_f32(row, packed->columns, panel, lane);
+        const uint8_t *row = (const uint8_t *)item->weight->tensor->data + row_index * row_bytes;
+        if (quant == NULL) {
+            pack_elements(row, packed->columns, block_bytes, panel, lane);
+        } else {
+            pack_quantized(quant, row, packed->columns, block_bytes, panel, lane);
         }
     }
 }
@@ -122,7 +138,7 @@ static void pack_unit(void *arg, uint32_t thread, uint32_t unit) {
 
 static void shape(const struct kvl_weight *weight, struct kvl_packed *out) {
     *out = (struct kvl_packed){
-        .panel_bytes = row_bytes(weight->tensor->type, weight->columns) * ROWS,
+        .panel_bytes = panel_bytes_of(weight->tensor->type, weight->columns),
         .panel_count = (uint32_t)(((uint64_t)weight->rows + ROWS - 1) / ROWS),
         .type = weight->tensor->type,
         .rows = weight->rows,
@@ -130,7 +146,8 @@ static void shape(const struct kvl_weight *weight, struct kvl_packed *out) {
     };
 }
 
-/* Where each matrix starts. Nothing overflows: the file holds as much, but for the last panels. */
+/* Where each matrix starts. Nothing overflows: the file holds about as much, but for the last
+ * panels. */
 static uint64_t place(const struct kvl_pack_item *items, uint32_t count, uint8_t *base) {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -165,51 +182,8 @@ void kvl_packed_free(struct kvl_packed_memory *memory) {
     *memory = (struct kvl_packed_memory){0};
 }
 
-/* ---- one row as f32 ---- */
-
-static float f16_at(const uint8_t *bytes) {
-    uint16_t half;
-    memcpy(&half, bytes, sizeof half);
-    return kvl_f16_to_f32(half);
-}
-
-static void unpack_q4_1(const uint8_t *row, uint32_t columns, float *out) {
-    for (uint32_t k = 0; k < columns; k += BLOCK, row += Q4_1_BYTES) {
-        const float d = f16_at(row);
-        const float m = f16_at(row + 2);
-        for (uint32_t j = 0; j < BLOCK / 2; j++) {
-            out[k + j] = (float)(row[4 + j] & 15) * d + m;
-            out[k + j + BLOCK / 2] = (float)(row[4 + j] >> 4) * d + m;
-        }
-    }
-}
-
-static void unpack_q8_0(const uint8_t *row, uint32_t columns, float *out) {
-    for (uint32_t k = 0; k < columns; k += BLOCK, row += Q8_0_BYTES) {
-        const float d = f16_at(row);
-        for (uint32_t j = 0; j < BLOCK; j++) {
-            out[k + j] = (float)(int8_t)row[2 + j] * d;
-        }
-    }
-}
-
 void kvl_unpack_row(const struct kvl_weight *weight, uint32_t row, float *out) {
     const uint32_t type = weight->tensor->type;
-    const uint8_t *data =
-        (const uint8_t *)weight->tensor->data + row * row_bytes(type, weight->columns);
-    switch (type) {
-    case KVL_GGML_Q4_1:
-        unpack_q4_1(data, weight->columns, out);
-        break;
-    case KVL_GGML_Q8_0:
-        unpack_q8_0(data, weight->columns, out);
-        break;
-    case KVL_GGML_F16:
-        for (uint32_t k = 0; k < weight->columns; k++) {
-            out[k] = f16_at(data + (size_t)k * 2);
-        }
-        break;
-    default:
-        memcpy(out, data, (size_t)weight->columns * 4);
-    }
+    const uint64_t offset = row * kvl_row_bytes(type, weight->columns);
+    kvl_dequantize_row(type, (const uint8_t *)weight->tensor->data + offset, weight->columns, out);
 }

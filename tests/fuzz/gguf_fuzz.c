@@ -6,6 +6,7 @@
 
 #include "chat.h"
 #include "gguf.h"
+#include "quant.h"
 #include "tokenizer.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes);
@@ -18,11 +19,28 @@ static void read_all(const void *bytes, uint64_t count_bytes) {
     }
 }
 
+/* The first and the last row as f32. */
+static void read_weights(const struct kvl_gguf_tensor *tensor) {
+    const uint64_t columns = tensor->dims[0];
+    const uint64_t row_bytes = kvl_row_bytes(tensor->type, columns);
+    float *row = malloc(columns * sizeof *row);
+    if (row == NULL) {
+        abort();
+    }
+    kvl_dequantize_row(tensor->type, tensor->data, columns, row);
+    read_all(row, columns * sizeof *row);
+    const uint8_t *end = (const uint8_t *)tensor->data + tensor->data_bytes;
+    kvl_dequantize_row(tensor->type, end - row_bytes, columns, row);
+    read_all(row, columns * sizeof *row);
+    free(row);
+}
+
 static void read_tensors(const struct kvl_gguf *gguf) {
     for (uint64_t i = 0; i < kvl_gguf_tensor_count(gguf); i++) {
         const struct kvl_gguf_tensor *tensor = kvl_gguf_tensor_at(gguf, i);
         read_all(tensor->name.data, tensor->name.bytes);
         read_all(tensor->data, tensor->data_bytes);
+        read_weights(tensor);
     }
 }
 

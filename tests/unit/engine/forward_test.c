@@ -130,19 +130,36 @@ static void check_reference(const struct tiny_shape *shape, enum kvl_kv_dtype dt
     free(path);
 }
 
+static const uint32_t types[] = {KVL_GGML_F32, KVL_GGML_F16, KVL_GGML_BF16, KVL_GGML_Q8_0,
+    KVL_GGML_Q4_0, KVL_GGML_Q4_1, KVL_GGML_Q5_0, KVL_GGML_Q5_1, KVL_GGML_Q2_K, KVL_GGML_Q3_K,
+    KVL_GGML_Q4_K, KVL_GGML_Q5_K, KVL_GGML_Q6_K, KVL_GGML_IQ4_NL, KVL_GGML_IQ4_XS};
+enum { TYPES = sizeof types / sizeof types[0] };
+
+/* Rows of every product a multiple of a K-quant's block. */
+static struct tiny_shape shape_of_type(size_t index) {
+    struct tiny_shape shape = tiny_shape_default();
+    shape.layers = 1;
+    shape.width = 256;
+    shape.ffn_width = 256;
+    shape.heads = 4;
+    shape.v_dim = 64;
+    shape.type = types[index];
+    shape.embedding_type = types[TYPES - 1 - index];
+    shape.seed = index + 1;
+    return shape;
+}
+
 static void agrees_with_a_plain_pass_in_double(void **state) {
     (void)state;
-    static const uint32_t types[] = {KVL_GGML_F32, KVL_GGML_F16, KVL_GGML_Q8_0, KVL_GGML_Q4_1};
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        struct tiny_shape shape = tiny_shape_default();
-        shape.type = types[i];
-        shape.embedding_type = types[3 - i];
-        shape.seed = i + 1;
+    for (size_t i = 0; i < TYPES; i++) {
+        struct tiny_shape shape = shape_of_type(i);
         check_reference(&shape, KVL_KV_F32, 2e-5);
-        shape.tied = false;
-        check_reference(&shape, KVL_KV_F16, 5e-3);
-        check_reference(&shape, KVL_KV_BF16, 4e-2);
     }
+    struct tiny_shape shape = tiny_shape_default();
+    shape.tied = false;
+    check_reference(&shape, KVL_KV_F32, 2e-5);
+    check_reference(&shape, KVL_KV_F16, 5e-3);
+    check_reference(&shape, KVL_KV_BF16, 4e-2);
 }
 
 static void handles_unusual_shapes(void **state) {
@@ -211,6 +228,25 @@ static void threads_blocks_and_kernels_do_not_change_bits(void **state) {
         close_context(first);
     }
     free(path);
+}
+
+static void no_weight_type_changes_bits(void **state) {
+    (void)state;
+    for (size_t i = 0; i < TYPES; i++) {
+        const struct tiny_shape shape = shape_of_type(i);
+        char *path = tiny_model_file(&shape);
+        struct context *whole = open_context(path, plain);
+        struct context *cut =
+            open_context(path, (struct setting){&kvl_cpu_kernels_portable, 2, 16, KVL_KV_F16});
+        advance(whole, 60);
+        advance(cut, 41);
+        advance_in_chunks(cut, 52, 1);
+        advance_in_chunks(cut, 60, 5);
+        assert_same_bits(whole, cut, 60);
+        close_context(whole);
+        close_context(cut);
+        free(path);
+    }
 }
 
 /* Beyond one chunk of scratch and several partitions; decode against prefill at the far end. */
@@ -360,6 +396,7 @@ int main(void) {
         cmocka_unit_test(handles_unusual_shapes),
         cmocka_unit_test(chunk_lengths_do_not_change_bits),
         cmocka_unit_test(threads_blocks_and_kernels_do_not_change_bits),
+        cmocka_unit_test(no_weight_type_changes_bits),
         cmocka_unit_test(long_contexts_keep_their_bits),
         cmocka_unit_test(restored_blocks_go_on_with_the_same_bits),
         cmocka_unit_test(writes_nothing_but_its_own_tokens),

@@ -4,6 +4,7 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -204,6 +205,38 @@ static void impossible_tensors_are_refused(void **state) {
     assert_refused(&writer, KVL_ERR_UNSUPPORTED, "weight type 4");
 }
 
+/* Each type with a row that is no whole number of blocks, data that ends a byte early, and a
+ * number of rows whose bytes overflow. */
+static void sizes_are_checked_for_every_type(void **state) {
+    (void)state;
+    uint32_t quantized = 0;
+    for (uint32_t type = 0; type < 64; type++) {
+        const struct kvl_ggml_layout *layout = kvl_ggml_layout(type);
+        if (layout == NULL) {
+            continue;
+        }
+        const uint64_t columns = 2ull * layout->block_elements;
+        struct gguf_writer writer;
+        if (layout->block_elements > 1) {
+            char says[32];
+            snprintf(says, sizeof says, "multiple of %u", layout->block_elements);
+            gguf_writer_init(&writer);
+            gguf_add_tensor_at(&writer, "x", type, 1, (uint64_t[]){columns + 16}, 0);
+            assert_refused(&writer, KVL_ERR_CORRUPT, says);
+            quantized++;
+        }
+        const uint8_t data[600] = {0};
+        gguf_writer_init(&writer);
+        gguf_add_tensor(&writer, "x", type, 1, &columns, data, 2ull * layout->block_bytes - 1);
+        writer.data.count_bytes = 2ull * layout->block_bytes - 1; /* without its padding */
+        assert_refused(&writer, KVL_ERR_SHORT, "the weights");
+        gguf_writer_init(&writer);
+        gguf_add_tensor_at(&writer, "x", type, 3, (uint64_t[]){columns, UINT64_C(1) << 60, 16}, 0);
+        assert_refused(&writer, KVL_ERR_CORRUPT, "overflow");
+    }
+    assert_int_equal(quantized, 12);
+}
+
 static void impossible_metadata_is_refused(void **state) {
     (void)state;
     struct gguf_writer writer;
@@ -298,6 +331,7 @@ int main(void) {
         cmocka_unit_test(changed_bytes_never_lead_outside),
         cmocka_unit_test(duplicates_are_refused),
         cmocka_unit_test(impossible_tensors_are_refused),
+        cmocka_unit_test(sizes_are_checked_for_every_type),
         cmocka_unit_test(impossible_metadata_is_refused),
         cmocka_unit_test(alignment_is_a_power_of_two),
         cmocka_unit_test(other_files_are_refused),

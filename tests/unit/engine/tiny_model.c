@@ -7,7 +7,9 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { F32 = 0, F16 = 1, Q4_1 = 3, Q8_0 = 8, MAX_FILES = 64 };
+#include "quant.h"
+
+enum { F32 = KVL_GGML_F32, MAX_FILES = 64 };
 static const double EPSILON = 1e-5, ROPE_BASE = 10000;
 
 static void *allocate(uint64_t bytes) {
@@ -32,20 +34,11 @@ float tiny_random(uint64_t *state) {
 
 /* ---- encoded weights ---- */
 
-static double half_value(const uint8_t *bytes) {
-    const unsigned half = (unsigned)(bytes[0] | bytes[1] << 8);
-    const int exponent = half >> 10 & 31;
-    const double fraction = half & 1023;
-    const double magnitude =
-        exponent == 0 ? ldexp(fraction, -24) : ldexp(1024 + fraction, exponent - 25);
-    return half >> 15 ? -magnitude : magnitude;
-}
-
-/* An f16 near the value, cut towards zero; below 2^-14 it is 0. */
+/* An f16 near the value, cut towards zero. */
 static void put_half(uint8_t *bytes, double value) {
     int exponent;
     const double mantissa = frexp(fabs(value), &exponent); /* [0.5, 1) */
-    unsigned half = 0;
+    unsigned half = (unsigned)(fabs(value) * 0x1p24);      /* in units of the smallest */
     if (exponent > -14) {
         half = (unsigned)(exponent + 14) << 10 | ((unsigned)(mantissa * 2048) & 1023);
     }
@@ -54,48 +47,74 @@ static void put_half(uint8_t *bytes, double value) {
     bytes[1] = (uint8_t)(half >> 8);
 }
 
-double tiny_weight(uint32_t type, const uint8_t *data, uint64_t index) {
-    float value;
-    const uint8_t *block;
-    switch (type) {
-    case Q4_1:
-        block = data + index / 32 * 20;
-        return half_value(block) * (block[4 + index % 16] >> (index % 32 < 16 ? 0 : 4) & 15) +
-               half_value(block + 2);
-    case Q8_0:
-        block = data + index / 32 * 34;
-        return half_value(block) * (int8_t)block[2 + index % 32];
-    case F16:
-        return half_value(data + index * 2);
-    default:
-        memcpy(&value, data + index * 4, sizeof value);
-        return value;
+/* Where a type's f16 scales stand in a block; factors from the magnitude of the weights to them,
+ * for random codes and scales. */
+struct encoding {
+    uint32_t type;
+    int d_at, m_at; /* -1: none */
+    double d, m;
+};
+
+static const struct encoding encodings[] = {
+    {KVL_GGML_Q4_0, 0, -1, 1.0 / 8, 0},
+    {KVL_GGML_Q4_1, 0, 2, 1 / 7.5, -0.97},
+    {KVL_GGML_Q5_0, 0, -1, 1.0 / 16, 0},
+    {KVL_GGML_Q5_1, 0, 2, 1 / 15.5, -0.97},
+    {KVL_GGML_Q8_0, 0, -1, 1.0 / 127, 0},
+    {KVL_GGML_Q2_K, 80, 82, 2.0 / 45, 3.0 / 45},
+    {KVL_GGML_Q3_K, 108, -1, 1.0 / 64, 0},
+    {KVL_GGML_Q4_K, 0, 2, 2.0 / 945, 15.0 / 945},
+    {KVL_GGML_Q5_K, 0, 2, 2.0 / 1953, 31.0 / 1953},
+    {KVL_GGML_Q6_K, 208, -1, 1.0 / 2048, 0},
+    {KVL_GGML_IQ4_NL, 0, -1, 1.0 / 127, 0},
+    {KVL_GGML_IQ4_XS, 0, -1, 1.0 / 2032, 0},
+};
+
+static const struct encoding *encoding_of(uint32_t type) {
+    for (size_t i = 0; i < sizeof encodings / sizeof encodings[0]; i++) {
+        if (encodings[i].type == type) {
+            return &encodings[i];
+        }
+    }
+    abort();
+}
+
+static void fill_block(const struct encoding *encoding, uint32_t bytes, double magnitude,
+    uint64_t *seed, uint8_t *block) {
+    const double scale = magnitude * (1.5 + tiny_random(seed)) / 2;
+    for (uint32_t b = 0; b < bytes; b++) {
+        block[b] = (uint8_t)next_random(seed);
+    }
+    put_half(block + encoding->d_at, scale * encoding->d);
+    if (encoding->m_at >= 0) {
+        put_half(block + encoding->m_at, scale * encoding->m);
+    }
+}
+
+static void fill_plain(uint32_t type, float value, uint8_t *out) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (type == KVL_GGML_F32) {
+        memcpy(out, &value, 4);
+    } else if (type == KVL_GGML_BF16) {
+        out[0] = (uint8_t)(bits >> 16);
+        out[1] = (uint8_t)(bits >> 24);
+    } else {
+        put_half(out, value);
     }
 }
 
 uint8_t *tiny_weights(
     uint32_t type, uint64_t count, double magnitude, uint64_t *seed, uint64_t *bytes) {
-    *bytes = type == Q4_1   ? count / 32 * 20
-             : type == Q8_0 ? count / 32 * 34
-             : type == F16  ? count * 2
-                            : count * 4;
+    const struct kvl_ggml_layout *layout = kvl_ggml_layout(type);
+    *bytes = count / layout->block_elements * layout->block_bytes;
     uint8_t *data = allocate(*bytes);
-    for (uint64_t i = 0; i < count; i++) {
-        const float value = (float)magnitude * tiny_random(seed);
-        if (type == F32) {
-            memcpy(data + i * 4, &value, 4);
-        } else if (type == F16) {
-            put_half(data + i * 2, value);
-        } else if (i % 32 == 0) {
-            uint8_t *block = data + i / 32 * (type == Q4_1 ? 20 : 34);
-            const double scale = magnitude * (1.5 + tiny_random(seed)) / 2;
-            for (int b = 2; b < (type == Q4_1 ? 20 : 34); b++) {
-                block[b] = (uint8_t)next_random(seed);
-            }
-            put_half(block, type == Q4_1 ? scale / 7.5 : scale / 127);
-            if (type == Q4_1) {
-                put_half(block + 2, -scale * 0.97);
-            }
+    for (uint64_t i = 0; i < count / layout->block_elements; i++) {
+        uint8_t *block = data + i * layout->block_bytes;
+        if (layout->block_elements == 1) {
+            fill_plain(type, (float)magnitude * tiny_random(seed), block);
+        } else {
+            fill_block(encoding_of(type), layout->block_bytes, magnitude, seed, block);
         }
     }
     return data;
@@ -125,6 +144,7 @@ struct matrix {
     uint32_t rows, columns;
     uint8_t *data;
     uint64_t bytes;
+    double *values; /* what data means */
 };
 
 enum { PER_LAYER = 9, MAX_MATRICES = 3 + 8 * PER_LAYER };
@@ -135,6 +155,17 @@ struct tiny {
     struct matrix layers[8][PER_LAYER];
 };
 
+static void find_values(struct matrix *m) {
+    const uint64_t count = (uint64_t)m->rows * m->columns;
+    float *floats = allocate(count * sizeof *floats);
+    m->values = allocate(count * sizeof *m->values);
+    kvl_dequantize_row(m->type, m->data, count, floats);
+    for (uint64_t i = 0; i < count; i++) {
+        m->values[i] = floats[i];
+    }
+    free(floats);
+}
+
 static void fill(struct matrix *m, const char *name, uint32_t type, uint32_t rows, uint32_t columns,
     uint64_t *seed) {
     snprintf(m->name, sizeof m->name, "%s.weight", name);
@@ -143,6 +174,7 @@ static void fill(struct matrix *m, const char *name, uint32_t type, uint32_t row
     m->columns = columns;
     m->data = tiny_weights(
         type, (uint64_t)rows * columns, rows == 1 ? 1.5 : 2.5 / sqrt(columns), seed, &m->bytes);
+    find_values(m);
 }
 
 static struct tiny *tiny_create(const struct tiny_shape *s) {
@@ -170,13 +202,18 @@ static struct tiny *tiny_create(const struct tiny_shape *s) {
     return tiny;
 }
 
+static void matrix_free(struct matrix *m) {
+    free(m->data);
+    free(m->values);
+}
+
 static void tiny_free(struct tiny *tiny) {
-    free(tiny->embedding.data);
-    free(tiny->output_norm.data);
-    free(tiny->output.data);
+    matrix_free(&tiny->embedding);
+    matrix_free(&tiny->output_norm);
+    matrix_free(&tiny->output);
     for (int l = 0; l < 8; l++) {
         for (int i = 0; i < PER_LAYER; i++) {
-            free(tiny->layers[l][i].data);
+            matrix_free(&tiny->layers[l][i]);
         }
     }
     free(tiny);
@@ -258,7 +295,7 @@ static void multiply(const struct matrix *m, const double *x, double *y) {
     for (uint32_t row = 0; row < m->rows; row++) {
         double sum = 0;
         for (uint32_t k = 0; k < m->columns; k++) {
-            sum += tiny_weight(m->type, m->data, (uint64_t)row * m->columns + k) * x[k];
+            sum += m->values[(uint64_t)row * m->columns + k] * x[k];
         }
         y[row] = sum;
     }
@@ -270,8 +307,7 @@ static void norm(const struct matrix *m, const double *x, double *y) {
         squares += x[i] * x[i];
     }
     for (uint32_t i = 0; i < m->columns; i++) {
-        y[i] =
-            x[i] / sqrt(squares / m->columns + (float)EPSILON) * tiny_weight(m->type, m->data, i);
+        y[i] = x[i] / sqrt(squares / m->columns + (float)EPSILON) * m->values[i];
     }
 }
 
@@ -328,8 +364,7 @@ void tiny_model_reference(
     double *up = allocate(sizeof(double) * s->ffn_width);
     for (uint32_t t = 0; t < count; t++) {
         for (uint32_t i = 0; i < s->width; i++) {
-            x[i] = tiny_weight(
-                s->embedding_type, tiny->embedding.data, (uint64_t)tokens[t] * s->width + i);
+            x[i] = tiny->embedding.values[(uint64_t)tokens[t] * s->width + i];
         }
         for (uint32_t l = 0; l < s->layers; l++) {
             const struct matrix *m = tiny->layers[l];

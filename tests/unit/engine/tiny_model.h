@@ -1,5 +1,6 @@
 /* tiny_model.h - random llama models of a few KiB for the tests, and a plain forward pass in double
- * that shares no code with the engine.
+ * that shares no code with the engine but kvl_dequantize_row (held to an outside reference by
+ * golden_weights_test).
  *
  * Threads: none. Everything aborts when memory or the temporary folder is not there. */
 #ifndef KVL_TESTS_TINY_MODEL_H
@@ -33,9 +34,7 @@ void tiny_model_reference(
 
 /* Uniform in [-1, 1). */
 float tiny_random(uint64_t *state);
-/* value of weight `index` of ggml-encoded data, by the format's definition */
-double tiny_weight(uint32_t type, const uint8_t *data, uint64_t index);
-/* Random encoded weights of about the given magnitude; to be freed. */
+/* Random encoded weights of about the given magnitude, a whole number of blocks; to be freed. */
 uint8_t *tiny_weights(
     uint32_t type, uint64_t count, double magnitude, uint64_t *seed, uint64_t *bytes);
 
