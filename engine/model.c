@@ -2,31 +2,24 @@
  * tensor's shape before anything computes with it. */
 #include "model.h"
 
+#include "model_internal.h"
+
 #include <assert.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* One row per architecture: the metadata prefix is its name; switches come as they are needed. */
-struct architecture {
-    const char *name;
-    float rope_base; /* where the file has none */
-};
-
+/* One row per architecture: its name, which prefixes its metadata, and what it does otherwise than
+ * llama. What the forward pass does about it goes through hparams and the layers' tensors. */
 static const struct architecture architectures[] = {
-    {.name = "llama", .rope_base = 10000.0f},
+    {.name = "llama", .rope_factors = true},
+    {.name = "qwen2", .rope_pairing = KVL_ROPE_HALVES, .qkv_bias = true},
+    {.name = "qwen3", .rope_pairing = KVL_ROPE_HALVES, .qk_norm = true},
 };
 
 /* Sizes beyond these are no model but a mistake; they also keep all later products in range. */
 enum { MAX_LAYERS = 4096, MAX_WIDTH = 1 << 20, MAX_HEAD_DIM = 1024, MAX_VOCAB = 1 << 24 };
-
-struct loader {
-    struct kvl_model *model;
-    const struct architecture *architecture;
-    struct kvl_errmsg *msg;
-    uint64_t claimed; /* tensors with a place in the model */
-};
 
 static const char *key_of(const struct loader *l, const char *name, char key[96]) {
     assert(l->architecture); /* found before any key of it is read */
@@ -64,9 +57,36 @@ static bool has_key(const struct loader *l, const char *name) {
 }
 
 /* Absent: *value stays. */
-static kvl_err read_optional(
+kvl_err kvl_model_optional(
     struct loader *l, const char *name, uint64_t min, uint64_t max, uint32_t *value) {
     return has_key(l, name) ? read_number(l, name, min, max, value) : KVL_OK;
+}
+
+kvl_err kvl_model_optional_float(
+    struct loader *l, const char *name, float min, float max, float *value) {
+    char key[96];
+    if (!has_key(l, name)) {
+        return KVL_OK;
+    }
+    key_of(l, name, key);
+    if (!kvl_gguf_f32(l->model->gguf, key, value) || !(*value >= min && *value <= max)) {
+        return kvl_fail(l->msg, KVL_ERR_CORRUPT, "%s is not a number from %g to %g", key, min, max);
+    }
+    return KVL_OK;
+}
+
+bool kvl_model_text(const struct loader *l, const char *name, struct kvl_gguf_string *value) {
+    char key[96];
+    return kvl_gguf_string(l->model->gguf, key_of(l, name, key), value);
+}
+
+static void list_architectures(char *text, size_t text_bytes) {
+    size_t used = 0;
+    for (size_t i = 0; i < sizeof architectures / sizeof architectures[0] && used < text_bytes;
+         i++) {
+        used += (size_t)snprintf(
+            text + used, text_bytes - used, "%s%s", i == 0 ? "" : ", ", architectures[i].name);
+    }
 }
 
 static kvl_err find_architecture(struct loader *l) {
@@ -84,24 +104,11 @@ static kvl_err find_architecture(struct loader *l) {
             return KVL_OK;
         }
     }
+    char names[128];
+    list_architectures(names, sizeof names);
     return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED,
-        "architecture '%.*s' is not supported; use a model of architecture llama",
-        name.bytes > 64 ? 64 : (int)name.bytes, name.data);
-}
-
-static kvl_err refuse_scaled_rope(struct loader *l) {
-    char key[96];
-    struct kvl_gguf_string type;
-    float factor = 1;
-    if (kvl_gguf_string(l->model->gguf, key_of(l, "rope.scaling.type", key), &type) &&
-        !(type.bytes == 4 && memcmp(type.data, "none", 4) == 0)) {
-        return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED, "%s '%.*s' is not supported", key,
-            type.bytes > 64 ? 64 : (int)type.bytes, type.data);
-    }
-    if (kvl_gguf_f32(l->model->gguf, key_of(l, "rope.scale_linear", key), &factor) && factor != 1) {
-        return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED, "%s %g is not supported", key, factor);
-    }
-    return KVL_OK;
+        "architecture '%.*s' is not supported; use a model of one of these: %s",
+        name.bytes > 64 ? 64 : (int)name.bytes, name.data, names);
 }
 
 static kvl_err refuse_features(struct loader *l) {
@@ -114,7 +121,7 @@ static kvl_err refuse_features(struct loader *l) {
                 (unsigned long long)value);
         }
     }
-    return refuse_scaled_rope(l);
+    return KVL_OK;
 }
 
 static kvl_err read_heads(struct loader *l) {
@@ -124,7 +131,7 @@ static kvl_err read_heads(struct loader *l) {
         return err;
     }
     h->kv_heads = h->heads;
-    err = read_optional(l, "attention.head_count_kv", 1, h->heads, &h->kv_heads);
+    err = kvl_model_optional(l, "attention.head_count_kv", 1, h->heads, &h->kv_heads);
     if (err != KVL_OK) {
         return err;
     }
@@ -133,53 +140,17 @@ static kvl_err read_heads(struct loader *l) {
             h->heads, h->kv_heads);
     }
     h->k_dim = h->v_dim = h->width / h->heads;
-    err = read_optional(l, "attention.key_length", 1, MAX_HEAD_DIM, &h->k_dim);
+    err = kvl_model_optional(l, "attention.key_length", 1, MAX_HEAD_DIM, &h->k_dim);
     if (err != KVL_OK) {
         return err;
     }
-    err = read_optional(l, "attention.value_length", 1, MAX_HEAD_DIM, &h->v_dim);
+    err = kvl_model_optional(l, "attention.value_length", 1, MAX_HEAD_DIM, &h->v_dim);
     if (err == KVL_OK &&
         (h->k_dim == 0 || h->k_dim > MAX_HEAD_DIM || h->v_dim == 0 || h->v_dim > MAX_HEAD_DIM)) {
         err = kvl_fail(l->msg, KVL_ERR_CORRUPT, "head sizes %u and %u are outside 1 to %d",
             h->k_dim, h->v_dim, MAX_HEAD_DIM);
     }
     return err;
-}
-
-/* Pair i turns by base^(-2i / dims) a position, in double: exact enough to round once. */
-static kvl_err fill_rope_frequencies(struct loader *l) {
-    struct kvl_hparams *h = &l->model->hparams;
-    double *frequencies = calloc(h->rope_dims / 2 + 1, sizeof *frequencies);
-    if (frequencies == NULL) {
-        return kvl_fail(l->msg, KVL_ERR_NOMEM, "out of memory");
-    }
-    for (uint32_t i = 0; i < h->rope_dims; i += 2) {
-        frequencies[i / 2] = pow(h->rope_base, -(double)i / h->rope_dims);
-    }
-    l->model->rope_frequencies = frequencies;
-    h->rope_frequencies = frequencies;
-    h->rope_magnitude = 1;
-    return KVL_OK;
-}
-
-static kvl_err read_rope(struct loader *l) {
-    struct kvl_hparams *h = &l->model->hparams;
-    char key[96];
-    h->rope_dims = h->k_dim;
-    h->rope_base = l->architecture->rope_base;
-    const kvl_err err = read_optional(l, "rope.dimension_count", 0, h->k_dim, &h->rope_dims);
-    if (err != KVL_OK) {
-        return err;
-    }
-    if (h->rope_dims % 2 != 0) {
-        return kvl_fail(
-            l->msg, KVL_ERR_CORRUPT, "odd number of rotated dimensions: %u", h->rope_dims);
-    }
-    (void)kvl_gguf_f32(l->model->gguf, key_of(l, "rope.freq_base", key), &h->rope_base);
-    if (!isfinite(h->rope_base) || h->rope_base <= 0) {
-        return kvl_fail(l->msg, KVL_ERR_CORRUPT, "%s is not a positive number", key);
-    }
-    return fill_rope_frequencies(l);
 }
 
 static kvl_err read_hparams(struct loader *l) {
@@ -204,7 +175,7 @@ static kvl_err read_hparams(struct loader *l) {
     if (err != KVL_OK) {
         return err;
     }
-    err = read_rope(l);
+    err = kvl_model_read_rope(l);
     if (err != KVL_OK) {
         return err;
     }
@@ -233,7 +204,7 @@ static kvl_err check_tensor(struct loader *l, const char *name,
     return KVL_OK;
 }
 
-static kvl_err take_tensor(struct loader *l, const char *name, uint64_t rows, uint64_t columns,
+kvl_err kvl_model_take(struct loader *l, const char *name, uint64_t rows, uint64_t columns,
     struct kvl_weight *weight) {
     const struct kvl_gguf_tensor *tensor = kvl_gguf_tensor(l->model->gguf, name);
     if (tensor == NULL) {
@@ -257,24 +228,31 @@ static kvl_err take_layer(struct loader *l, uint32_t index) {
     const uint64_t out_width = (uint64_t)h->heads * h->v_dim;
     const struct {
         const char *name;
+        bool there;
         uint64_t rows, columns;
         struct kvl_weight *weight;
     } tensors[] = {
-        {"attn_norm", 1, h->width, &layer->attention_norm},
-        {"attn_q", q_width, h->width, &layer->q},
-        {"attn_k", k_width, h->width, &layer->k},
-        {"attn_v", v_width, h->width, &layer->v},
-        {"attn_output", h->width, out_width, &layer->attention_out},
-        {"ffn_norm", 1, h->width, &layer->ffn_norm},
-        {"ffn_gate", h->ffn_width, h->width, &layer->ffn_gate},
-        {"ffn_up", h->ffn_width, h->width, &layer->ffn_up},
-        {"ffn_down", h->width, h->ffn_width, &layer->ffn_down},
+        {"attn_norm.weight", true, 1, h->width, &layer->attention_norm},
+        {"attn_q.weight", true, q_width, h->width, &layer->q},
+        {"attn_k.weight", true, k_width, h->width, &layer->k},
+        {"attn_v.weight", true, v_width, h->width, &layer->v},
+        {"attn_q.bias", l->architecture->qkv_bias, 1, q_width, &layer->q_bias},
+        {"attn_k.bias", l->architecture->qkv_bias, 1, k_width, &layer->k_bias},
+        {"attn_v.bias", l->architecture->qkv_bias, 1, v_width, &layer->v_bias},
+        {"attn_q_norm.weight", l->architecture->qk_norm, 1, h->k_dim, &layer->q_norm},
+        {"attn_k_norm.weight", l->architecture->qk_norm, 1, h->k_dim, &layer->k_norm},
+        {"attn_output.weight", true, h->width, out_width, &layer->attention_out},
+        {"ffn_norm.weight", true, 1, h->width, &layer->ffn_norm},
+        {"ffn_gate.weight", true, h->ffn_width, h->width, &layer->ffn_gate},
+        {"ffn_up.weight", true, h->ffn_width, h->width, &layer->ffn_up},
+        {"ffn_down.weight", true, h->width, h->ffn_width, &layer->ffn_down},
     };
     for (size_t i = 0; i < sizeof tensors / sizeof tensors[0]; i++) {
         char name[64];
-        snprintf(name, sizeof name, "blk.%u.%s.weight", index, tensors[i].name);
-        const kvl_err err =
-            take_tensor(l, name, tensors[i].rows, tensors[i].columns, tensors[i].weight);
+        snprintf(name, sizeof name, "blk.%u.%s", index, tensors[i].name);
+        const kvl_err err = tensors[i].there ? kvl_model_take(l, name, tensors[i].rows,
+                                                   tensors[i].columns, tensors[i].weight)
+                                             : KVL_OK;
         if (err != KVL_OK) {
             return err;
         }
@@ -291,12 +269,12 @@ static kvl_err take_embedding(struct loader *l) {
                            : "token_embd.weight has an impossible number of rows");
     }
     h->vocab = (uint32_t)tensor->dims[1];
-    kvl_err err = take_tensor(l, "token_embd.weight", h->vocab, h->width, &l->model->embedding);
+    kvl_err err = kvl_model_take(l, "token_embd.weight", h->vocab, h->width, &l->model->embedding);
     if (err != KVL_OK) {
         return err;
     }
     uint32_t named = h->vocab;
-    err = read_optional(l, "vocab_size", h->vocab, h->vocab, &named);
+    err = kvl_model_optional(l, "vocab_size", h->vocab, h->vocab, &named);
     if (err != KVL_OK) {
         return err;
     }
@@ -304,12 +282,13 @@ static kvl_err take_embedding(struct loader *l) {
         l->model->output = l->model->embedding;
         return KVL_OK;
     }
-    return take_tensor(l, "output.weight", h->vocab, h->width, &l->model->output);
+    return kvl_model_take(l, "output.weight", h->vocab, h->width, &l->model->output);
 }
 
-static bool is_claimed(const struct kvl_model *model, const struct kvl_gguf_tensor *tensor) {
+static bool is_claimed(const struct loader *l, const struct kvl_gguf_tensor *tensor) {
+    const struct kvl_model *model = l->model;
     if (tensor == model->embedding.tensor || tensor == model->output.tensor ||
-        tensor == model->output_norm.tensor) {
+        tensor == model->output_norm.tensor || tensor == l->rope_factors.tensor) {
         return true;
     }
     for (uint32_t i = 0; i < model->hparams.layers; i++) {
@@ -323,7 +302,8 @@ static bool is_claimed(const struct kvl_model *model, const struct kvl_gguf_tens
     return false;
 }
 
-/* A bias, a norm on q and k, RoPE factors: leaving such a tensor out would give wrong text. */
+/* A bias, a norm: leaving a tensor out that the architecture does not know would give wrong text.
+ */
 static kvl_err refuse_unclaimed(struct loader *l) {
     const uint64_t count = kvl_gguf_tensor_count(l->model->gguf);
     if (count == l->claimed) {
@@ -331,10 +311,11 @@ static kvl_err refuse_unclaimed(struct loader *l) {
     }
     for (uint64_t i = 0; i < count; i++) {
         const struct kvl_gguf_tensor *tensor = kvl_gguf_tensor_at(l->model->gguf, i);
-        if (!is_claimed(l->model, tensor)) {
+        if (!is_claimed(l, tensor)) {
             return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED,
-                "tensor %.*s is not part of a supported llama model",
-                tensor->name.bytes > 64 ? 64 : (int)tensor->name.bytes, tensor->name.data);
+                "tensor %.*s is not part of a supported %s model",
+                tensor->name.bytes > 64 ? 64 : (int)tensor->name.bytes, tensor->name.data,
+                l->architecture->name);
         }
     }
     return KVL_OK;
@@ -346,7 +327,7 @@ static kvl_err take_tensors(struct loader *l) {
         return err;
     }
     struct kvl_hparams *h = &l->model->hparams;
-    err = take_tensor(l, "output_norm.weight", 1, h->width, &l->model->output_norm);
+    err = kvl_model_take(l, "output_norm.weight", 1, h->width, &l->model->output_norm);
     if (err != KVL_OK) {
         return err;
     }

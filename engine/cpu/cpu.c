@@ -52,14 +52,35 @@ static void take_thread(struct arena *arena, const struct kvl_cpu *cpu, struct k
     s->total = take_part(arena, cpu, rows);
 }
 
+/* Room for a vector of the file, which is also unpacked once there is memory. */
+static void take_vector(struct arena *arena, const struct kvl_weight *weight, float **vector) {
+    if (weight->tensor == NULL) {
+        return;
+    }
+    *vector = take(arena, weight->columns);
+    if (arena->base != NULL) {
+        kvl_unpack_row(weight, 0, *vector);
+    }
+}
+
+static void take_vectors(
+    struct arena *arena, const struct kvl_layer *from, struct kvl_cpu_layer *to) {
+    take_vector(arena, &from->attention_norm, &to->attention_norm);
+    take_vector(arena, &from->q_bias, &to->q_bias);
+    take_vector(arena, &from->k_bias, &to->k_bias);
+    take_vector(arena, &from->v_bias, &to->v_bias);
+    take_vector(arena, &from->q_norm, &to->q_norm);
+    take_vector(arena, &from->k_norm, &to->k_norm);
+    take_vector(arena, &from->ffn_norm, &to->ffn_norm);
+}
+
 static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     const uint64_t tokens =
         cpu->context_max < KVL_CHUNK_TOKENS ? cpu->context_max : KVL_CHUNK_TOKENS;
-    cpu->output_norm = take(arena, h->width);
+    take_vector(arena, &cpu->model->output_norm, &cpu->output_norm);
     for (uint32_t i = 0; i < h->layers; i++) {
-        cpu->layers[i].attention_norm = take(arena, h->width);
-        cpu->layers[i].ffn_norm = take(arena, h->width);
+        take_vectors(arena, &cpu->model->layers[i], &cpu->layers[i]);
     }
     cpu->x = take(arena, tokens * h->width);
     cpu->normed = take(arena, tokens * h->width);
@@ -130,11 +151,8 @@ static kvl_err pack_weights(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for %u layers", layers);
     }
     for (uint32_t i = 0; i < layers; i++) {
-        kvl_unpack_row(&model->layers[i].attention_norm, 0, cpu->layers[i].attention_norm);
-        kvl_unpack_row(&model->layers[i].ffn_norm, 0, cpu->layers[i].ffn_norm);
         list_matrices(&model->layers[i], &cpu->layers[i], items + i * LAYER_MATRICES);
     }
-    kvl_unpack_row(&model->output_norm, 0, cpu->output_norm);
     items[count - 1] = (struct kvl_pack_item){&model->output, &cpu->output};
     const kvl_err err = kvl_pack(items, count, cpu->pool, &cpu->packed, msg);
     free(items);

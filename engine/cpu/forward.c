@@ -19,6 +19,21 @@ struct chunk {
     uint32_t layer;
 };
 
+/* Cosine and sine of each pair of elements, where the kernels of RoPE want them. */
+static void find_angles(
+    const struct kvl_hparams *h, uint32_t position, float *cosines, float *sines) {
+    const uint32_t pairs = h->rope_dims / 2;
+    const bool in_halves = h->rope_pairing == KVL_ROPE_HALVES;
+    for (uint32_t i = 0; i < pairs; i++) {
+        const double theta = position * h->rope_frequencies[i];
+        const uint32_t first = in_halves ? i : 2 * i;
+        const uint32_t second = in_halves ? i + pairs : 2 * i + 1;
+        cosines[first] = cosines[second] = (float)(cos(theta) * h->rope_magnitude);
+        sines[second] = (float)(sin(theta) * h->rope_magnitude);
+        sines[first] = -sines[second];
+    }
+}
+
 /* x = the tokens' embeddings; the angles of their positions. Both serve all layers. */
 static void embed_token(void *arg, uint32_t thread, uint32_t t) {
     (void)thread;
@@ -27,14 +42,8 @@ static void embed_token(void *arg, uint32_t thread, uint32_t t) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     kvl_unpack_row(&cpu->model->embedding, chunk->batch->tokens[chunk->offset + t],
         cpu->x + (size_t)t * h->width);
-    for (uint32_t i = 0; i < h->rope_dims; i += 2) {
-        const double theta = (chunk->position + t) * h->rope_frequencies[i / 2];
-        float *cosines = cpu->cosines + (size_t)t * h->rope_dims + i;
-        float *sines = cpu->sines + (size_t)t * h->rope_dims + i;
-        cosines[0] = cosines[1] = (float)cos(theta);
-        sines[1] = (float)sin(theta);
-        sines[0] = -sines[1];
-    }
+    find_angles(h, chunk->position + t, cpu->cosines + (size_t)t * h->rope_dims,
+        cpu->sines + (size_t)t * h->rope_dims);
 }
 
 static void normalize_token(void *arg, uint32_t thread, uint32_t t) {
@@ -51,27 +60,49 @@ static void normalize(struct chunk *chunk, const float *weights) {
     kvl_pool_run(chunk->cpu->pool, normalize_token, chunk, chunk->tokens);
 }
 
-/* Turns the token's q and k by its position's angles, and writes k and v into its block. */
+/* Heads of a token as the products left them: bias, norm of each head, RoPE. */
+static void finish_heads(const struct kvl_cpu *cpu, uint32_t t, float *x, uint32_t heads,
+    const float *bias, const float *norm) {
+    const struct kvl_cpu_kernels *kernels = cpu->kernels;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    const float *cosines = cpu->cosines + (size_t)t * h->rope_dims;
+    const float *sines = cpu->sines + (size_t)t * h->rope_dims;
+    if (bias != NULL) {
+        kernels->add(x, bias, heads * h->k_dim);
+    }
+    for (uint32_t head = 0; head < heads; head++, x += h->k_dim) {
+        if (norm != NULL) {
+            kernels->rms_norm(x, norm, h->k_dim, h->rms_epsilon, x);
+        }
+        if (h->rope_pairing == KVL_ROPE_HALVES) {
+            kernels->rope_halves(x, h->rope_dims, cosines, sines);
+        } else {
+            kernels->rope(x, h->rope_dims, cosines, sines);
+        }
+    }
+}
+
+/* Finishes the token's q, k and v, and writes k and v into its block. */
 static void place_token(void *arg, uint32_t thread, uint32_t t) {
     (void)thread;
     const struct chunk *chunk = arg;
     struct kvl_cpu *cpu = chunk->cpu;
     const struct kvl_cpu_kernels *kernels = cpu->kernels;
+    const struct kvl_cpu_layer *layer = &cpu->layers[chunk->layer];
     const struct kvl_hparams *h = &cpu->model->hparams;
-    const float *cosines = cpu->cosines + (size_t)t * h->rope_dims;
-    const float *sines = cpu->sines + (size_t)t * h->rope_dims;
+    const enum kvl_kv_dtype dtype = chunk->batch->kv_dtype;
     const struct kvl_kv_slot slot = kvl_kv_slot(h, chunk->batch, chunk->layer, chunk->position + t);
-    for (uint32_t head = 0; head < h->heads; head++) {
-        float *q = cpu->q + ((size_t)t * h->heads + head) * h->k_dim;
-        kernels->rope(q, h->rope_dims, cosines, sines);
+    float *k = cpu->k + (size_t)t * h->kv_heads * h->k_dim;
+    float *v = cpu->v + (size_t)t * h->kv_heads * h->v_dim;
+    finish_heads(
+        cpu, t, cpu->q + (size_t)t * h->heads * h->k_dim, h->heads, layer->q_bias, layer->q_norm);
+    finish_heads(cpu, t, k, h->kv_heads, layer->k_bias, layer->k_norm);
+    if (layer->v_bias != NULL) {
+        kernels->add(v, layer->v_bias, h->kv_heads * h->v_dim);
     }
-    for (uint32_t head = 0; head < h->kv_heads; head++) {
-        float *k = cpu->k + ((size_t)t * h->kv_heads + head) * h->k_dim;
-        const float *v = cpu->v + ((size_t)t * h->kv_heads + head) * h->v_dim;
-        kernels->rope(k, h->rope_dims, cosines, sines);
-        kernels->store_kv(chunk->batch->kv_dtype, k, h->k_dim, slot.key + head * slot.key_stride);
-        kernels->store_kv(
-            chunk->batch->kv_dtype, v, h->v_dim, slot.value + head * slot.value_stride);
+    for (uint32_t head = 0; head < h->kv_heads; head++, k += h->k_dim, v += h->v_dim) {
+        kernels->store_kv(dtype, k, h->k_dim, slot.key + head * slot.key_stride);
+        kernels->store_kv(dtype, v, h->v_dim, slot.value + head * slot.value_stride);
     }
 }
 

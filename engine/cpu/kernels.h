@@ -87,6 +87,10 @@ struct kvl_cpu_kernels {
     void (*rms_norm)(const float *x, const float *weight, uint32_t width, float epsilon, float *y);
     /* Turns the pairs (2i, 2i+1) of x[dims]. cosines: c0 c0 c1 c1 ..., sines: -s0 s0 -s1 s1 ... */
     void (*rope)(float *x, uint32_t dims, const float *cosines, const float *sines);
+    /* Likewise the pairs (i, i + dims/2). cosines: c0 c1 ... c0 c1 ..., sines: -s0 -s1 ... s0 ...
+     */
+    void (*rope_halves)(float *x, uint32_t dims, const float *cosines, const float *sines);
+    void (*add)(float *x, const float *y, uint32_t count); /* x += y */
     /* out = gate / (1 + exp(-gate)) * up; out may be gate. */
     void (*swiglu)(const float *gate, const float *up, uint32_t count, float *out);
     void (*scale)(const float *x, uint32_t count, float factor, float *y);

@@ -128,6 +128,26 @@ static void rope(float *x, uint32_t dims, const float *cosines, const float *sin
     }
 }
 
+static void rope_halves(float *x, uint32_t dims, const float *cosines, const float *sines) {
+    const uint32_t half = dims / 2;
+    for (uint32_t i = 0; i < half; i += LANES) {
+        const uint32_t left = half - i;
+        const vec8 low = load_upto(x + i, left), high = load_upto(x + half + i, left);
+        const vec8 low_turned = v8_mul(high, load_upto(sines + i, left));
+        const vec8 high_turned = v8_mul(low, load_upto(sines + half + i, left));
+        store_upto(x + i, v8_fma(low, load_upto(cosines + i, left), low_turned), left);
+        store_upto(
+            x + half + i, v8_fma(high, load_upto(cosines + half + i, left), high_turned), left);
+    }
+}
+
+static void add(float *x, const float *y, uint32_t count) {
+    for (uint32_t i = 0; i < count; i += LANES) {
+        const uint32_t left = count - i;
+        store_upto(x + i, v8_add(load_upto(x + i, left), load_upto(y + i, left)), left);
+    }
+}
+
 static void swiglu(const float *gate, const float *up, uint32_t count, float *out) {
     const vec8 one = v8_set1(1);
     for (uint32_t i = 0; i < count; i += LANES) {
@@ -156,6 +176,8 @@ const struct kvl_cpu_kernels KVL_KERNELS_TABLE = {
     .matvec = matvec,
     .rms_norm = rms_norm,
     .rope = rope,
+    .rope_halves = rope_halves,
+    .add = add,
     .swiglu = swiglu,
     .scale = scale,
     .store_kv = store_kv,

@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
-"""Writes data/tiny_f32.gguf, tiny_mixed.gguf and tiny_reference.json.
+"""Writes data/tiny_*.gguf and tiny_reference.json.
 
-Two random models of architecture llama, small enough to keep, and what a forward pass in plain
-numpy float64 gives for them: K (after RoPE) and V of every layer at some positions, and the last
-logits. K and V of layer l depend on the hidden state that enters layer l, so comparing them layer
-by layer finds the first layer that is wrong. Run by scripts/make-references.
+Random models of every architecture and kind of RoPE, small enough to keep, and what a forward pass
+in plain numpy float64 gives for them: K (after RoPE) and V of every layer at some positions, and the
+last logits. K and V of layer l depend on the hidden state that enters layer l, so comparing them
+layer by layer finds the first layer that is wrong. Then the tokens that llama.cpp chooses greedily
+after them. Run by scripts/make-references.
 
-The pass is written from the definition of the model (RMS norm; attention with rotary embedding of
-pairs (2i, 2i+1), grouped query heads; SwiGLU), reads its weights back from the GGUF file with
-dequantisers of its own, and is itself compared with llama.cpp on the same file.
+The pass is written from the definition of the models (RMS norm; attention with rotary embedding,
+grouped query heads; SwiGLU; what the architecture adds), reads its weights back from the GGUF file
+with dequantisers of its own, and is itself compared with llama.cpp on the same file. llama.cpp has
+no models whose keys and values differ in length: there (tiny_dims) numpy is the only reference.
 """
 import argparse
 import json
@@ -28,13 +30,30 @@ BLOCK_TOKENS = 16
 TOKEN_COUNT = 37
 POSITIONS = [0, 1, 15, 16, 17, 31, 32, 36]  # around the block edges, and the last one
 LOGIT_ROWS = 3
+GREEDY_TOKENS = 24
 
 # The second has more than one 32-element block a row, and heads * head_dim other than the width.
+# From the third on: one for each difference between architectures. Llama 3's factors leave quick
+# pairs as they are and slow the others down; YaRN's ramp begins and ends within the pairs.
+SMALL = {"layers": 2, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 16, "ffn": 64,
+         "rope_base": 10000.0, "epsilon": 1e-5, "tied": True, "brief": True}
 SHAPES = {
     "tiny_f32": {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64,
                  "rope_base": 10000.0, "epsilon": 1e-5, "tied": False, "seed": 11},
     "tiny_mixed": {"layers": 2, "width": 64, "heads": 6, "kv_heads": 2, "head_dim": 16, "ffn": 96,
                    "rope_base": 100000.0, "epsilon": 1e-6, "tied": True, "seed": 12},
+    "tiny_linear": {**SMALL, "scaling": {"type": "linear", "factor": 4.0}, "seed": 13},
+    "tiny_llama3": {**SMALL, "rope_base": 500000.0, "seed": 14, "tied": False,
+                    "factors": [1.0, 1.0, 1.5, 3.0, 6.0, 8.0, 8.0, 8.0]},
+    "tiny_yarn": {**SMALL, "scaling": {"type": "yarn", "factor": 4.0, "original_context": 64},
+                  "seed": 15},
+    "tiny_qwen2": {**SMALL, "architecture": "qwen2", "halves": True, "bias": True,
+                   "head_dim": 8, "rope_base": 1000000.0, "seed": 16,
+                   "scaling": {"type": "yarn", "factor": 8.0, "original_context": 512}},
+    "tiny_qwen3": {**SMALL, "architecture": "qwen3", "halves": True, "qk_norm": True,
+                   "rope_base": 1000000.0, "epsilon": 1e-6, "kv_heads": 1, "seed": 17},
+    "tiny_dims": {**SMALL, "architecture": "qwen3", "halves": True, "qk_norm": True,
+                  "head_dim": 24, "v_dim": 16, "rope_dims": 12, "numpy_only": True, "seed": 18},
 }
 
 F32, F16 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16
@@ -79,7 +98,11 @@ def random_weights(shape, vocab):
     def norm(n):
         return (1.0 + 0.2 * rng.standard_normal(n)).astype(np.float32)
 
+    def bias(n):
+        return (0.5 * rng.standard_normal(n)).astype(np.float32)
+
     width, ffn, head = shape["width"], shape["ffn"], shape["head_dim"]
+    v_head = shape.get("v_dim", head)
     weights = {"token_embd": matrix(vocab, width, 2.0), "output_norm": norm(width)}
     if not shape["tied"]:
         weights["output"] = matrix(vocab, width, 2.0)
@@ -88,10 +111,19 @@ def random_weights(shape, vocab):
             "attn_norm": norm(width), "ffn_norm": norm(width),
             "attn_q": matrix(shape["heads"] * head, width, 2.0),
             "attn_k": matrix(shape["kv_heads"] * head, width, 2.0),
-            "attn_v": matrix(shape["kv_heads"] * head, width),
-            "attn_output": matrix(width, shape["heads"] * head),
+            "attn_v": matrix(shape["kv_heads"] * v_head, width),
+            "attn_output": matrix(width, shape["heads"] * v_head),
             "ffn_gate": matrix(ffn, width, 1.5), "ffn_up": matrix(ffn, width),
             "ffn_down": matrix(width, ffn)}.items()})
+        if shape.get("bias"):
+            weights.update({f"blk.{layer}.attn_{part}.bias": bias(heads * dim)
+                            for part, heads, dim in (("q", shape["heads"], head),
+                                                     ("k", shape["kv_heads"], head),
+                                                     ("v", shape["kv_heads"], v_head))})
+        if shape.get("qk_norm"):
+            weights.update({f"blk.{layer}.attn_{part}_norm": norm(head) for part in "qk"})
+    if "factors" in shape:
+        weights["rope_freqs"] = np.array(shape["factors"], np.float32)
     return weights
 
 
@@ -129,8 +161,14 @@ def dequantise(raw, kind, rows, columns):
     return np.array(out, np.float64).reshape(rows, columns)
 
 
+def kind_of(name, shape, tensor, values):
+    if name == "tiny_mixed":
+        return MIXED_TYPES.get(tensor.rsplit(".", 1)[-1], F32)
+    return Q8_0 if shape.get("brief") and values.ndim == 2 else F32
+
+
 def write_model(path, name, shape, weights):
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, shape.get("architecture", "llama"))
     tokens, types = vocabulary()
     writer.add_name(name)
     writer.add_block_count(shape["layers"])
@@ -140,9 +178,14 @@ def write_model(path, name, shape, weights):
     writer.add_head_count(shape["heads"])
     writer.add_head_count_kv(shape["kv_heads"])
     writer.add_key_length(shape["head_dim"])
-    writer.add_value_length(shape["head_dim"])
-    writer.add_rope_dimension_count(shape["head_dim"])
+    writer.add_value_length(shape.get("v_dim", shape["head_dim"]))
+    writer.add_rope_dimension_count(shape.get("rope_dims", shape["head_dim"]))
     writer.add_rope_freq_base(shape["rope_base"])
+    if "scaling" in shape:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(shape["scaling"]["type"]))
+        writer.add_rope_scaling_factor(shape["scaling"]["factor"])
+        if "original_context" in shape["scaling"]:
+            writer.add_rope_scaling_orig_ctx_len(shape["scaling"]["original_context"])
     writer.add_layer_norm_rms_eps(shape["epsilon"])
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
@@ -156,12 +199,12 @@ def write_model(path, name, shape, weights):
     writer.add_add_bos_token(False)
     writer.add_chat_template(TEMPLATE)
     for tensor, values in weights.items():
-        part = tensor.rsplit(".", 1)[-1]
-        kind = MIXED_TYPES.get(part, F32) if name == "tiny_mixed" else F32
+        file_name = tensor if tensor.endswith(".bias") else tensor + ".weight"
+        kind = kind_of(name, shape, tensor, values)
         if kind in (F32, F16):
-            writer.add_tensor(tensor + ".weight", values.astype([np.float32, np.float16][kind]))
+            writer.add_tensor(file_name, values.astype([np.float32, np.float16][kind]))
         else:
-            writer.add_tensor(tensor + ".weight", quantise(values, kind), raw_dtype=kind)
+            writer.add_tensor(file_name, quantise(values, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -181,14 +224,40 @@ def rms_norm(x, gain, epsilon):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * gain
 
 
-def rotate(x, base):
-    """x [token][head][dim]: the pair (2i, 2i+1) at position p turns by p * base^(-2i/dim)."""
-    dim = x.shape[-1]
-    angles = np.outer(np.arange(len(x)), base ** (-np.arange(0, dim, 2) / dim))[:, None, :]
-    even, odd = x[..., 0::2], x[..., 1::2]
-    out = np.empty_like(x)
-    out[..., 0::2] = even * np.cos(angles) - odd * np.sin(angles)
-    out[..., 1::2] = even * np.sin(angles) + odd * np.cos(angles)
+def frequencies(shape):
+    """-> radians a position of each pair, magnitude. YaRN as its paper has it (section 3.4)."""
+    dims, base = shape.get("rope_dims", shape["head_dim"]), shape["rope_base"]
+    plain = base ** (-np.arange(0, dims, 2) / dims)
+    scaling = shape.get("scaling", {"type": "none"})
+    if "factors" in shape:
+        return plain / np.array(shape["factors"]), 1.0
+    if scaling["type"] == "linear":
+        return plain / scaling["factor"], 1.0
+    if scaling["type"] == "none":
+        return plain, 1.0
+
+    def pair_of(rotations):
+        return (dims * np.log(scaling["original_context"] / (rotations * 2 * np.pi))
+                / (2 * np.log(base)))
+
+    low, high = max(np.floor(pair_of(32)), 0), min(np.ceil(pair_of(1)), dims - 1)
+    interpolated = ((np.arange(dims // 2) - low) / max(high - low, 0.001)).clip(0, 1)
+    return (plain * (1 - interpolated) + plain / scaling["factor"] * interpolated,
+            0.1 * np.log(scaling["factor"]) + 1.0)
+
+
+def rotate(x, shape):
+    """x [token][head][dim]: pair i at position p turns by p * frequency i. Pairs are adjacent, or
+    the two halves of the rotated dims; what lies behind those stays."""
+    angles, magnitude = frequencies(shape)
+    angles = np.outer(np.arange(len(x)), angles)[:, None, :]
+    cosines, sines = np.cos(angles) * magnitude, np.sin(angles) * magnitude
+    pairs = angles.shape[-1]
+    first, second = ((slice(0, pairs), slice(pairs, 2 * pairs)) if shape.get("halves")
+                     else (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)))
+    out = x.copy()
+    out[..., first] = x[..., first] * cosines - x[..., second] * sines
+    out[..., second] = x[..., first] * sines + x[..., second] * cosines
     return out
 
 
@@ -197,27 +266,39 @@ def attend(q, k, v):
     count, heads, dim = q.shape
     group = heads // k.shape[1]
     mask = np.triu(np.full((count, count), -np.inf), 1)
-    out = np.empty_like(q)
+    out = np.empty((count, heads, v.shape[-1]))
     for head in range(heads):
         scores = q[:, head] @ k[:, head // group].T / dim ** 0.5 + mask
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         out[:, head] = scores / scores.sum(-1, keepdims=True) @ v[:, head // group]
-    return out.reshape(count, heads * dim)
+    return out.reshape(count, -1)
+
+
+def project(x, weights, layer, part, shape):
+    """Q, K or V of a layer: [token][head][dim]."""
+    dim = shape.get("v_dim", shape["head_dim"]) if part == "v" else shape["head_dim"]
+    out = x @ weights[f"blk.{layer}.attn_{part}"].T
+    if shape.get("bias"):
+        out = out + weights[f"blk.{layer}.attn_{part}.bias"].ravel()
+    out = out.reshape(len(x), -1, dim)
+    if part == "v":
+        return out
+    if shape.get("qk_norm"):
+        gain = weights[f"blk.{layer}.attn_{part}_norm"].ravel()
+        out = rms_norm(out, gain, float(np.float32(shape["epsilon"])))
+    return rotate(out, shape)
 
 
 def forward(weights, shape, tokens):
     """-> K and V per layer [token][kv_head][dim], logits [token][vocab]."""
-    epsilon, dim = float(np.float32(shape["epsilon"])), shape["head_dim"]
+    epsilon = float(np.float32(shape["epsilon"]))
     hidden = weights["token_embd"][tokens]
     keys, values = [], []
     for layer in range(shape["layers"]):
         w = {n: weights[f"blk.{layer}.{n}"] for n in (
-            "attn_norm", "attn_q", "attn_k", "attn_v", "attn_output",
-            "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
+            "attn_norm", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
         x = rms_norm(hidden, w["attn_norm"].ravel(), epsilon)
-        q, k, v = ((x @ w[name].T).reshape(len(tokens), -1, dim)
-                   for name in ("attn_q", "attn_k", "attn_v"))
-        q, k = rotate(q, shape["rope_base"]), rotate(k, shape["rope_base"])
+        q, k, v = (project(x, weights, layer, part, shape) for part in "qkv")
         keys.append(k)
         values.append(v)
         hidden = hidden + attend(q, k, v) @ w["attn_output"].T
@@ -228,21 +309,42 @@ def forward(weights, shape, tokens):
     return keys, values, x @ weights.get("output", weights["token_embd"]).T
 
 
-def compare_with_llama(path, tokens, logits):
-    """Largest difference of the last logits from llama.cpp's, over the largest logit."""
+def margin(logits):
+    """Between the first and the second, as a share of the largest logit."""
+    second, first = np.sort(logits)[-2:]
+    return float((first - second) / np.abs(logits).max())
+
+
+def ask_llama(path, tokens, logits):
+    """Largest difference of the last logits from llama.cpp's, over the largest logit; then the
+    tokens that it chooses, and their margins."""
     with tempfile.TemporaryDirectory() as folder:
         f32 = os.path.join(folder, "f32.gguf")
         requantize_to_f32(path, f32, 1)
         session = LlamaSession(f32, 256, 1, kv_f32=True)
         theirs = session.last_logits(tokens)
+        difference = float(np.abs(theirs - logits[-1]).max() / np.abs(logits[-1]).max())
+        chosen, margins = [], []
+        for _ in range(GREEDY_TOKENS):
+            chosen.append(int(theirs.argmax()))
+            margins.append(margin(theirs))
+            theirs = session.last_logits(chosen[-1:])
         session.close()
-    difference = float(np.abs(theirs - logits[-1]).max() / np.abs(logits[-1]).max())
     assert difference < 1e-5, f"{path}: numpy and llama.cpp differ by {difference}"
-    return difference
+    return difference, chosen, margins
 
 
-def rounded(values):
-    return [float(f"{value:.9g}") for value in np.asarray(values).ravel()]
+def ask_numpy(weights, shape, tokens):
+    chosen, margins = [], []
+    for _ in range(GREEDY_TOKENS):
+        logits = forward(weights, shape, tokens + chosen)[2][-1]
+        chosen.append(int(logits.argmax()))
+        margins.append(margin(logits))
+    return chosen, margins
+
+
+def rounded(values, digits=9):
+    return [float(f"{value:.{digits}g}") for value in np.asarray(values).ravel()]
 
 
 def make(name, shape, out):
@@ -250,13 +352,22 @@ def make(name, shape, out):
     write_model(path, name, shape, random_weights(shape, len(vocabulary()[0])))
     rng = np.random.default_rng(3)
     tokens = [int(t) for t in rng.integers(3, len(vocabulary()[0]), TOKEN_COUNT)]
-    keys, values, logits = forward(read_weights(path), shape, tokens)
+    weights = read_weights(path)
+    keys, values, logits = forward(weights, shape, tokens)
+    difference = None
+    if shape.get("numpy_only"):
+        chosen, margins = ask_numpy(weights, shape, tokens)
+    else:
+        difference, chosen, margins = ask_llama(path, tokens, logits)
+    positions = POSITIONS[1::3] + POSITIONS[-1:] if shape.get("brief") else POSITIONS
+    rows = 1 if shape.get("brief") else LOGIT_ROWS
     return {"file": name + ".gguf", "tokens": tokens, "block_tokens": BLOCK_TOKENS,
-            "positions": POSITIONS, "largest_difference_from_llama_cpp":
-                float(f"{compare_with_llama(path, tokens, logits):.2g}"),
-            "k": [rounded(k[POSITIONS]) for k in keys],
-            "v": [rounded(v[POSITIONS]) for v in values],
-            "logits": [rounded(row) for row in logits[-LOGIT_ROWS:]]}
+            "positions": positions, "largest_difference_from_llama_cpp":
+                difference if difference is None else float(f"{difference:.2g}"),
+            "greedy": chosen, "margins": rounded(margins, 3),
+            "k": [rounded(k[positions]) for k in keys],
+            "v": [rounded(v[positions]) for v in values],
+            "logits": [rounded(row) for row in logits[-rows:]]}
 
 
 def main():
