@@ -18,6 +18,9 @@ static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
 void fixture_init(struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
     struct tiny_shape shape = tiny_shape_default();
+    const char *architecture = getenv("KVL_ARCHITECTURE");
+    if (architecture != NULL)
+        shape.architecture = architecture;
     *fixture = (struct fixture){0};
     char *path = tiny_model_file(&shape);
     need(kvl_model_load(path, &fixture->model, &msg), "model", &msg);

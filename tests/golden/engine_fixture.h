@@ -21,7 +21,7 @@ struct fixture {
     char *disk_path;             /* a temporary folder */
 };
 
-/* Loads the model; no service yet. */
+/* Loads the model, of the architecture in $KVL_ARCHITECTURE (default llama); no service yet. */
 void fixture_init(struct fixture *fixture);
 void fixture_deinit(struct fixture *fixture);
 

@@ -162,6 +162,22 @@ static void agrees_with_a_plain_pass_in_double(void **state) {
     check_reference(&shape, KVL_KV_BF16, 4e-2);
 }
 
+static const char *const architectures[] = {"llama", "qwen2", "qwen3"};
+enum { ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
+
+static void every_architecture_agrees_with_a_plain_pass(void **state) {
+    (void)state;
+    for (size_t i = 0; i < ARCHITECTURES; i++) {
+        struct tiny_shape shape = tiny_shape_default();
+        shape.architecture = architectures[i];
+        check_reference(&shape, KVL_KV_F32, 2e-5);
+        shape.k_dim = 22; /* no multiple of 8, nor are its halves */
+        shape.rope_dims = 14;
+        shape.v_dim = 10;
+        check_reference(&shape, KVL_KV_F32, 2e-5);
+    }
+}
+
 static void handles_unusual_shapes(void **state) {
     (void)state;
     struct tiny_shape shape = tiny_shape_default();
@@ -183,11 +199,16 @@ static void handles_unusual_shapes(void **state) {
 
 /* ---- the same bits ---- */
 
-static char *quantised_model(void) {
+static char *quantised_model_of(const char *architecture) {
     struct tiny_shape shape = tiny_shape_default();
+    shape.architecture = architecture;
     shape.type = KVL_GGML_Q4_1;
     shape.embedding_type = KVL_GGML_Q8_0;
     return tiny_model_file(&shape);
+}
+
+static char *quantised_model(void) {
+    return quantised_model_of("llama");
 }
 
 static void chunk_lengths_do_not_change_bits(void **state) {
@@ -228,6 +249,25 @@ static void threads_blocks_and_kernels_do_not_change_bits(void **state) {
         close_context(first);
     }
     free(path);
+}
+
+static void no_architecture_changes_bits(void **state) {
+    (void)state;
+    for (size_t i = 0; i < ARCHITECTURES; i++) {
+        char *path = quantised_model_of(architectures[i]);
+        struct context *whole = open_context(path, plain);
+        advance(whole, TOKENS);
+        for (uint32_t chunk = 1; chunk <= 97; chunk += 32) {
+            struct context *cut =
+                open_context(path, (struct setting){chunk == 33 ? &kvl_cpu_kernels_portable : NULL,
+                                       1 + chunk % 3, 24, KVL_KV_F16});
+            advance_in_chunks(cut, TOKENS, chunk);
+            assert_same_bits(whole, cut, TOKENS);
+            close_context(cut);
+        }
+        close_context(whole);
+        free(path);
+    }
 }
 
 static void no_weight_type_changes_bits(void **state) {
@@ -393,9 +433,11 @@ int main(void) {
     }
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_a_plain_pass_in_double),
+        cmocka_unit_test(every_architecture_agrees_with_a_plain_pass),
         cmocka_unit_test(handles_unusual_shapes),
         cmocka_unit_test(chunk_lengths_do_not_change_bits),
         cmocka_unit_test(threads_blocks_and_kernels_do_not_change_bits),
+        cmocka_unit_test(no_architecture_changes_bits),
         cmocka_unit_test(no_weight_type_changes_bits),
         cmocka_unit_test(long_contexts_keep_their_bits),
         cmocka_unit_test(restored_blocks_go_on_with_the_same_bits),

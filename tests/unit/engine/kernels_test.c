@@ -184,6 +184,12 @@ static void rows_have_the_same_bits(void **state) {
         portable->rope(a, n / 2 * 2, w, x);
         fast->rope(b, n / 2 * 2, w, x);
         assert_memory_equal(a, b, n * sizeof(float));
+        portable->rope_halves(a, n / 2 * 2, w, x);
+        fast->rope_halves(b, n / 2 * 2, w, x);
+        assert_memory_equal(a, b, n * sizeof(float));
+        portable->add(a, w, n);
+        fast->add(b, w, n);
+        assert_memory_equal(a, b, n * sizeof(float));
         free(x);
         free(w);
     }

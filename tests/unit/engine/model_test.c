@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,8 +104,9 @@ static void refuses_other_architectures(void **state) {
     (void)state;
     struct gguf_writer writer;
     gguf_writer_init(&writer);
-    gguf_add_string(&writer, "general.architecture", "qwen2");
-    refuse(&writer, KVL_ERR_UNSUPPORTED, "qwen2");
+    gguf_add_string(&writer, "general.architecture", "mamba");
+    refuse(&writer, KVL_ERR_UNSUPPORTED,
+        "'mamba' is not supported; use a model of one of these: llama");
     gguf_writer_init(&writer);
     gguf_add_u32(&writer, "llama.block_count", 2);
     refuse(&writer, KVL_ERR_CORRUPT, "general.architecture");
@@ -114,20 +116,96 @@ static void refuses_features_by_name(void **state) {
     (void)state;
     struct gguf_writer writer;
     write_default(&writer);
-    gguf_add_string(&writer, "llama.rope.scaling.type", "yarn");
-    refuse(&writer, KVL_ERR_UNSUPPORTED, "yarn");
-    write_default(&writer);
-    gguf_add_f32(&writer, "llama.rope.scale_linear", 4);
-    refuse(&writer, KVL_ERR_UNSUPPORTED, "rope.scale_linear");
+    gguf_add_string(&writer, "llama.rope.scaling.type", "longrope");
+    refuse(&writer, KVL_ERR_UNSUPPORTED, "longrope");
     write_default(&writer);
     gguf_add_u32(&writer, "llama.expert_count", 8);
     refuse(&writer, KVL_ERR_UNSUPPORTED, "expert_count");
 }
 
+static struct kvl_model *load_with_float(const char *key, float value) {
+    struct gguf_writer writer;
+    write_default(&writer);
+    gguf_add_f32(&writer, key, value);
+    return load(&writer);
+}
+
+static void scales_rope_linearly(void **state) {
+    (void)state;
+    static const char *const keys[] = {"llama.rope.scale_linear", "llama.rope.scaling.factor"};
+    struct kvl_model *plain = load_with_float(keys[0], 1);
+    assert_false(plain->hparams.rope_scaled);
+    for (size_t i = 0; i < 2; i++) {
+        struct kvl_model *model = load_with_float(keys[i], 4);
+        assert_true(model->hparams.rope_scaled && model->hparams.rope_magnitude == 1);
+        for (uint32_t pair = 0; pair < 8; pair++) {
+            assert_true(
+                model->hparams.rope_frequencies[pair] == plain->hparams.rope_frequencies[pair] / 4);
+        }
+        kvl_model_free(model);
+    }
+    kvl_model_free(plain);
+    struct gguf_writer writer;
+    write_default(&writer);
+    gguf_add_f32(&writer, keys[1], 4);
+    gguf_add_string(&writer, "llama.rope.scaling.type", "none");
+    struct kvl_model *none = load(&writer);
+    assert_false(none->hparams.rope_scaled);
+    kvl_model_free(none);
+}
+
+static void refuses_impossible_scaling(void **state) {
+    (void)state;
+    static const struct {
+        const char *key;
+        float value;
+    } bad[] = {
+        {"llama.rope.scaling.factor", -4}, {"llama.rope.scaling.factor", NAN},
+        {"llama.rope.scaling.factor", INFINITY}, {"llama.rope.scaling.attn_factor", NAN},
+        {"llama.rope.scaling.yarn_beta_fast", 0}, {"llama.rope.scaling.yarn_beta_slow", -1},
+        {"llama.rope.scaling.yarn_log_multiplier", INFINITY},
+        {"llama.rope.scaling.original_context_length", 0.5f}, /* no integer */
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct gguf_writer writer;
+        write_default(&writer);
+        gguf_add_string(&writer, "llama.rope.scaling.type", "yarn");
+        gguf_add_f32(&writer, bad[i].key, bad[i].value);
+        refuse(&writer, KVL_ERR_CORRUPT, bad[i].key);
+    }
+    const float factors[2][8] = {{1, 1, 1, 1, 1, 1, 1, 0}, {1, 1, 1, NAN, 1, 1, 1, 1}};
+    for (size_t i = 0; i < 3; i++) {
+        struct gguf_writer writer;
+        write_default(&writer);
+        gguf_add_tensor(&writer, "rope_freqs.weight", 0, 1, (uint64_t[]){i == 2 ? 7 : 8},
+            factors[i % 2], i == 2 ? 28 : 32);
+        refuse(&writer, KVL_ERR_CORRUPT, "rope_freqs.weight");
+    }
+}
+
+/* llama's tensors under the other architectures' metadata. */
+static void knows_what_each_architecture_must_have(void **state) {
+    (void)state;
+    static const char *const names[] = {"qwen2", "qwen3"};
+    static const char *const missing[] = {"blk.0.attn_q.bias", "blk.0.attn_q_norm.weight"};
+    for (size_t i = 0; i < 2; i++) {
+        struct gguf_writer writer, other;
+        struct tiny_shape shape = tiny_shape_default();
+        tiny_model_write(&writer, &shape);
+        shape.architecture = names[i];
+        tiny_model_write(&other, &shape);
+        const struct gguf_buffer pairs = writer.pairs;
+        writer.pairs = other.pairs;
+        other.pairs = pairs;
+        refuse(&writer, KVL_ERR_CORRUPT, missing[i]);
+        gguf_writer_deinit(&other);
+    }
+}
+
 static void refuses_tensors_it_would_leave_out(void **state) {
     (void)state;
     static const char *const names[] = {
-        "blk.0.attn_q.bias", "rope_freqs.weight", "blk.1.attn_q_norm.weight"};
+        "blk.0.attn_q.bias", "blk.0.attn_output.bias", "blk.1.attn_q_norm.weight"};
     const float zeros[96] = {0};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
         struct gguf_writer writer;
@@ -208,6 +286,9 @@ int main(void) {
         cmocka_unit_test(fills_in_defaults),
         cmocka_unit_test(refuses_other_architectures),
         cmocka_unit_test(refuses_features_by_name),
+        cmocka_unit_test(scales_rope_linearly),
+        cmocka_unit_test(refuses_impossible_scaling),
+        cmocka_unit_test(knows_what_each_architecture_must_have),
         cmocka_unit_test(refuses_tensors_it_would_leave_out),
         cmocka_unit_test(refuses_other_weight_types),
         cmocka_unit_test(refuses_shapes_that_contradict_the_metadata),

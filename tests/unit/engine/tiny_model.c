@@ -123,7 +123,8 @@ uint8_t *tiny_weights(
 /* ---- the model ---- */
 
 struct tiny_shape tiny_shape_default(void) {
-    return (struct tiny_shape){.layers = 2,
+    return (struct tiny_shape){.architecture = "llama",
+        .layers = 2,
         .width = 96,
         .ffn_width = 160,
         .heads = 6,
@@ -147,8 +148,9 @@ struct matrix {
     double *values; /* what data means */
 };
 
-enum { PER_LAYER = 9, MAX_MATRICES = 3 + 8 * PER_LAYER };
+enum { PER_LAYER = 14 };
 enum { ATTN_NORM, Q, K, V, ATTN_OUT, FFN_NORM, GATE, UP, DOWN };
+enum { Q_BIAS = DOWN + 1, K_BIAS, V_BIAS, Q_NORM, K_NORM }; /* only some architectures */
 
 struct tiny {
     struct matrix embedding, output_norm, output;
@@ -168,7 +170,7 @@ static void find_values(struct matrix *m) {
 
 static void fill(struct matrix *m, const char *name, uint32_t type, uint32_t rows, uint32_t columns,
     uint64_t *seed) {
-    snprintf(m->name, sizeof m->name, "%s.weight", name);
+    snprintf(m->name, sizeof m->name, "%s", name);
     m->type = type;
     m->rows = rows;
     m->columns = columns;
@@ -177,27 +179,41 @@ static void fill(struct matrix *m, const char *name, uint32_t type, uint32_t row
     find_values(m);
 }
 
+static bool is(const struct tiny_shape *s, const char *architecture) {
+    return strcmp(s->architecture, architecture) == 0;
+}
+
+static bool has_tensor(const struct tiny_shape *s, int index) {
+    return index <= DOWN || (index <= V_BIAS ? is(s, "qwen2") : is(s, "qwen3"));
+}
+
 static struct tiny *tiny_create(const struct tiny_shape *s) {
-    static const char *const names[PER_LAYER] = {"attn_norm", "attn_q", "attn_k", "attn_v",
-        "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down"};
+    static const char *const names[PER_LAYER] = {"attn_norm.weight", "attn_q.weight",
+        "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_norm.weight",
+        "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "attn_q.bias", "attn_k.bias",
+        "attn_v.bias", "attn_q_norm.weight", "attn_k_norm.weight"};
     const uint32_t rows[PER_LAYER] = {1, s->heads * s->k_dim, s->kv_heads * s->k_dim,
-        s->kv_heads * s->v_dim, s->width, 1, s->ffn_width, s->ffn_width, s->width};
+        s->kv_heads * s->v_dim, s->width, 1, s->ffn_width, s->ffn_width, s->width, 1, 1, 1, 1, 1};
     const uint32_t columns[PER_LAYER] = {s->width, s->width, s->width, s->width,
-        s->heads * s->v_dim, s->width, s->width, s->width, s->ffn_width};
+        s->heads * s->v_dim, s->width, s->width, s->width, s->ffn_width, s->heads * s->k_dim,
+        s->kv_heads * s->k_dim, s->kv_heads * s->v_dim, s->k_dim, s->k_dim};
     struct tiny *tiny = allocate(sizeof *tiny);
     uint64_t seed = s->seed;
-    fill(&tiny->embedding, "token_embd", s->embedding_type, s->vocab, s->width, &seed);
+    fill(&tiny->embedding, "token_embd.weight", s->embedding_type, s->vocab, s->width, &seed);
     for (uint32_t l = 0; l < s->layers; l++) {
         for (int i = 0; i < PER_LAYER; i++) {
             char name[40];
             snprintf(name, sizeof name, "blk.%u.%s", l, names[i]);
+            if (!has_tensor(s, i)) {
+                continue;
+            }
             fill(&tiny->layers[l][i], name, rows[i] == 1 ? F32 : s->type, rows[i], columns[i],
                 &seed);
         }
     }
-    fill(&tiny->output_norm, "output_norm", F32, 1, s->width, &seed);
+    fill(&tiny->output_norm, "output_norm.weight", F32, 1, s->width, &seed);
     if (!s->tied) {
-        fill(&tiny->output, "output", s->type, s->vocab, s->width, &seed);
+        fill(&tiny->output, "output.weight", s->type, s->vocab, s->width, &seed);
     }
     return tiny;
 }
@@ -226,20 +242,34 @@ static void add_matrix(struct gguf_writer *writer, const struct matrix *m) {
     }
 }
 
+static void add_number(
+    struct gguf_writer *writer, const struct tiny_shape *s, const char *name, uint32_t value) {
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", s->architecture, name);
+    gguf_add_u32(writer, key, value);
+}
+
+static void add_real(
+    struct gguf_writer *writer, const struct tiny_shape *s, const char *name, double value) {
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", s->architecture, name);
+    gguf_add_f32(writer, key, (float)value);
+}
+
 void tiny_model_write(struct gguf_writer *writer, const struct tiny_shape *s) {
     gguf_writer_init(writer);
-    gguf_add_string(writer, "general.architecture", "llama");
-    gguf_add_u32(writer, "llama.block_count", s->layers);
-    gguf_add_u32(writer, "llama.context_length", 4096);
-    gguf_add_u32(writer, "llama.embedding_length", s->width);
-    gguf_add_u32(writer, "llama.feed_forward_length", s->ffn_width);
-    gguf_add_u32(writer, "llama.attention.head_count", s->heads);
-    gguf_add_u32(writer, "llama.attention.head_count_kv", s->kv_heads);
-    gguf_add_u32(writer, "llama.attention.key_length", s->k_dim);
-    gguf_add_u32(writer, "llama.attention.value_length", s->v_dim);
-    gguf_add_u32(writer, "llama.rope.dimension_count", s->rope_dims);
-    gguf_add_f32(writer, "llama.rope.freq_base", (float)ROPE_BASE);
-    gguf_add_f32(writer, "llama.attention.layer_norm_rms_epsilon", (float)EPSILON);
+    gguf_add_string(writer, "general.architecture", s->architecture);
+    add_number(writer, s, "block_count", s->layers);
+    add_number(writer, s, "context_length", 4096);
+    add_number(writer, s, "embedding_length", s->width);
+    add_number(writer, s, "feed_forward_length", s->ffn_width);
+    add_number(writer, s, "attention.head_count", s->heads);
+    add_number(writer, s, "attention.head_count_kv", s->kv_heads);
+    add_number(writer, s, "attention.key_length", s->k_dim);
+    add_number(writer, s, "attention.value_length", s->v_dim);
+    add_number(writer, s, "rope.dimension_count", s->rope_dims);
+    add_real(writer, s, "rope.freq_base", ROPE_BASE);
+    add_real(writer, s, "attention.layer_norm_rms_epsilon", EPSILON);
     struct tiny *tiny = tiny_create(s);
     add_matrix(writer, &tiny->embedding);
     add_matrix(writer, &tiny->output_norm);
@@ -311,12 +341,29 @@ static void norm(const struct matrix *m, const double *x, double *y) {
     }
 }
 
-static void turn(double *head, uint32_t dims, uint32_t position) {
-    for (uint32_t i = 0; i < dims; i += 2) {
-        const double theta = position * pow(ROPE_BASE, -(double)i / dims);
-        const double a = head[i], b = head[i + 1];
-        head[i] = a * cos(theta) - b * sin(theta);
-        head[i + 1] = a * sin(theta) + b * cos(theta);
+static void turn(double *head, const struct tiny_shape *s, uint32_t position) {
+    const uint32_t pairs = s->rope_dims / 2;
+    for (uint32_t i = 0; i < pairs; i++) {
+        const double theta = position * pow(ROPE_BASE, -(double)i / pairs);
+        double *first = head + (is(s, "llama") ? 2 * i : i);
+        double *second = is(s, "llama") ? first + 1 : first + pairs;
+        const double a = *first, b = *second;
+        *first = a * cos(theta) - b * sin(theta);
+        *second = a * sin(theta) + b * cos(theta);
+    }
+}
+
+/* heads of q or k after their product; bias and gain: those of the architecture */
+static void finish(const struct tiny_shape *s, double *x, uint32_t heads, const struct matrix *bias,
+    const struct matrix *gain, uint32_t position) {
+    for (uint32_t i = 0; i < heads * s->k_dim && bias->values != NULL; i++) {
+        x[i] += bias->values[i];
+    }
+    for (uint32_t h = 0; h < heads; h++, x += s->k_dim) {
+        if (gain->values != NULL) {
+            norm(gain, x, x);
+        }
+        turn(x, s, position);
     }
 }
 
@@ -372,13 +419,13 @@ void tiny_model_reference(
             norm(&m[ATTN_NORM], x, n);
             multiply(&m[Q], n, q);
             multiply(&m[K], n, k);
-            multiply(&m[V], n, values + ((size_t)l * count + t) * v_floats);
-            for (uint32_t h = 0; h < s->heads; h++) {
-                turn(q + h * s->k_dim, s->rope_dims, t);
+            double *v = values + ((size_t)l * count + t) * v_floats;
+            multiply(&m[V], n, v);
+            for (uint32_t i = 0; i < v_floats && m[V_BIAS].values != NULL; i++) {
+                v[i] += m[V_BIAS].values[i];
             }
-            for (uint32_t h = 0; h < s->kv_heads; h++) {
-                turn(k + h * s->k_dim, s->rope_dims, t);
-            }
+            finish(s, q, s->heads, &m[Q_BIAS], &m[Q_NORM], t);
+            finish(s, k, s->kv_heads, &m[K_BIAS], &m[K_NORM], t);
             attend(s, q, keys + (size_t)l * count * k_floats, values + (size_t)l * count * v_floats,
                 t + 1, attended);
             multiply(&m[ATTN_OUT], attended, y);

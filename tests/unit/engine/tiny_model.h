@@ -1,4 +1,4 @@
-/* tiny_model.h - random llama models of a few KiB for the tests, and a plain forward pass in double
+/* tiny_model.h - random models of a few KiB for the tests, and a plain forward pass in double
  * that shares no code with the engine but kvl_dequantize_row (held to an outside reference by
  * golden_weights_test).
  *
@@ -12,6 +12,7 @@
 #include "gguf_writer.h"
 
 struct tiny_shape {
+    const char *architecture; /* llama, qwen2, qwen3 */
     uint32_t layers, width, ffn_width, heads, kv_heads, k_dim, v_dim, rope_dims, vocab;
     uint32_t type; /* of the matrices, ggml's number */
     uint32_t embedding_type;
@@ -19,7 +20,7 @@ struct tiny_shape {
     uint64_t seed;
 };
 
-/* 2 layers, 3 query heads to a KV head, width 96, F32. */
+/* llama: 2 layers, 3 query heads to a KV head, width 96, F32. */
 struct tiny_shape tiny_shape_default(void);
 
 /* A writer with metadata and all tensors; the test may add to it before it saves. */
