@@ -11,6 +11,9 @@
  *
  *   kvloft-fingerprint 1 SIZE MTIME_S MTIME_NS CTIME_S CTIME_NS FINGERPRINT\nSHA-256 OF THAT LINE\n
  *
+ * Of a split model it belongs to the first file, and before the fingerprint stands a SHA-256 over
+ * device, inode, size, mtime and ctime of the others.
+ *
  * A file that was changed less than two seconds ago is hashed again: another change within the
  * same tick of the file system's clock would not show. */
 #include <endian.h>
@@ -124,15 +127,51 @@ static void to_hex(const uint8_t bytes[HASH_BYTES], char hex[2 * HASH_BYTES + 1]
     }
 }
 
-/* What the cache file of this file and fingerprint holds; 0 when it cannot be made. */
+static bool put_identity(EVP_MD_CTX *hash, const struct stat *identity) {
+    const int64_t numbers[] = {(int64_t)identity->st_dev, (int64_t)identity->st_ino,
+        identity->st_size, identity->st_mtim.tv_sec, identity->st_mtim.tv_nsec,
+        identity->st_ctim.tv_sec, identity->st_ctim.tv_nsec};
+    bool good = true;
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++) {
+        good = good && put_u64(hash, (uint64_t)numbers[i]);
+    }
+    return good;
+}
+
+/* The other files of a split model as "HEX ", nothing for one file. */
+static bool parts_text(const struct kvl_gguf *gguf, char text[2 * HASH_BYTES + 2]) {
+    uint8_t digest[HASH_BYTES];
+    text[0] = '\0';
+    if (gguf->part_count == 0) {
+        return true;
+    }
+    EVP_MD_CTX *hash = EVP_MD_CTX_new();
+    bool good = hash && EVP_DigestInit_ex(hash, EVP_sha256(), NULL) == 1;
+    for (uint32_t i = 0; i < gguf->part_count && good; i++) {
+        good = put_identity(hash, &gguf->parts[i]->identity);
+    }
+    good = good && EVP_DigestFinal_ex(hash, digest, NULL) == 1;
+    EVP_MD_CTX_free(hash);
+    if (good) {
+        to_hex(digest, text);
+        strcat(text, " ");
+    }
+    return good;
+}
+
+/* What the cache file of this model and fingerprint holds; 0 when it cannot be made. */
 static uint64_t cache_text(
-    const struct stat *identity, const uint8_t fingerprint[HASH_BYTES], char text[LINE_BYTES]) {
-    char hex[2 * HASH_BYTES + 1];
+    const struct kvl_gguf *gguf, const uint8_t fingerprint[HASH_BYTES], char text[LINE_BYTES]) {
+    const struct stat *identity = &gguf->identity;
+    char hex[2 * HASH_BYTES + 1], parts[2 * HASH_BYTES + 2];
     uint8_t check[HASH_BYTES];
+    if (!parts_text(gguf, parts)) {
+        return 0;
+    }
     to_hex(fingerprint, hex);
-    int bytes = snprintf(text, LINE_BYTES, "kvloft-fingerprint 1 %jd %jd %ld %jd %ld %s\n",
+    int bytes = snprintf(text, LINE_BYTES, "kvloft-fingerprint 1 %jd %jd %ld %jd %ld %s%s\n",
         (intmax_t)identity->st_size, (intmax_t)identity->st_mtim.tv_sec, identity->st_mtim.tv_nsec,
-        (intmax_t)identity->st_ctim.tv_sec, identity->st_ctim.tv_nsec, hex);
+        (intmax_t)identity->st_ctim.tv_sec, identity->st_ctim.tv_nsec, parts, hex);
     if (EVP_Digest(text, (size_t)bytes, check, NULL, EVP_sha256(), NULL) != 1) {
         return 0;
     }
@@ -144,7 +183,7 @@ static uint64_t cache_text(
 /* Reads the fingerprint where it stands in the line, then compares the whole file with what it
  * would have to be: any other size, time or damaged byte is a miss. */
 static bool cache_read(
-    const struct stat *identity, const char *path, uint8_t fingerprint[HASH_BYTES]) {
+    const struct kvl_gguf *gguf, const char *path, uint8_t fingerprint[HASH_BYTES]) {
     char found[LINE_BYTES] = {0}, expected[LINE_BYTES];
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
@@ -162,7 +201,7 @@ static bool cache_read(
             return false;
         }
     }
-    uint64_t expected_bytes = cache_text(identity, fingerprint, expected);
+    uint64_t expected_bytes = cache_text(gguf, fingerprint, expected);
     return expected_bytes == (uint64_t)found_bytes && memcmp(found, expected, expected_bytes) == 0;
 }
 
@@ -177,9 +216,9 @@ static void make_folders(char *folder) {
 }
 
 static void cache_write(
-    const struct stat *identity, const char *path, const uint8_t fingerprint[HASH_BYTES]) {
+    const struct kvl_gguf *gguf, const char *path, const uint8_t fingerprint[HASH_BYTES]) {
     char text[LINE_BYTES], temporary[PATH_BYTES + 32];
-    uint64_t bytes = cache_text(identity, fingerprint, text);
+    uint64_t bytes = cache_text(gguf, fingerprint, text);
     snprintf(temporary, sizeof temporary, "%s.XXXXXX", path);
     int fd = bytes > 0 ? mkostemp(temporary, O_CLOEXEC) : -1;
     if (fd < 0) {
@@ -193,7 +232,7 @@ static void cache_write(
 }
 
 /* The file is what it was when it was opened, and has been so for a while. */
-static bool settled(const struct kvl_gguf *gguf) {
+static bool part_settled(const struct kvl_gguf *gguf) {
     struct stat now;
     struct timespec clock;
     const struct stat *then = &gguf->identity;
@@ -205,18 +244,26 @@ static bool settled(const struct kvl_gguf *gguf) {
            clock.tv_sec - now.st_ctim.tv_sec > SETTLED_SECONDS;
 }
 
+static bool settled(const struct kvl_gguf *gguf) {
+    bool all = part_settled(gguf);
+    for (uint32_t i = 0; i < gguf->part_count && all; i++) {
+        all = part_settled(gguf->parts[i]);
+    }
+    return all;
+}
+
 kvl_err kvl_gguf_fingerprint(
     const struct kvl_gguf *gguf, uint8_t fingerprint[32], struct kvl_errmsg *msg) {
     char folder[PATH_BYTES], path[PATH_BYTES];
     bool cached = gguf->fd >= 0 && cache_folder(folder) &&
                   cache_path(&gguf->identity, folder, path) && settled(gguf);
-    if (cached && cache_read(&gguf->identity, path, fingerprint)) {
+    if (cached && cache_read(gguf, path, fingerprint)) {
         return KVL_OK;
     }
     kvl_err err = hash_model(gguf, fingerprint, msg);
     if (!err && cached && settled(gguf)) {
         make_folders(folder);
-        cache_write(&gguf->identity, path, fingerprint);
+        cache_write(gguf, path, fingerprint);
     }
     return err;
 }

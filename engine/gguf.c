@@ -52,7 +52,7 @@ static kvl_err map_file(struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
-kvl_err kvl_gguf_open(const char *path, struct kvl_gguf **out, struct kvl_errmsg *msg) {
+kvl_err kvl_gguf_open_part(const char *path, struct kvl_gguf **out, struct kvl_errmsg *msg) {
     *out = NULL;
     struct kvl_gguf *gguf = gguf_new(path);
     if (!gguf) {
@@ -68,6 +68,18 @@ kvl_err kvl_gguf_open(const char *path, struct kvl_gguf **out, struct kvl_errmsg
     }
     *out = gguf;
     return KVL_OK;
+}
+
+kvl_err kvl_gguf_open(const char *path, struct kvl_gguf **out, struct kvl_errmsg *msg) {
+    kvl_err err = kvl_gguf_open_part(path, out, msg);
+    if (!err) {
+        err = kvl_gguf_join(*out, msg);
+    }
+    if (err) {
+        kvl_gguf_close(*out);
+        *out = NULL;
+    }
+    return err;
 }
 
 kvl_err kvl_gguf_open_memory(const void *data, uint64_t bytes, const char *name,
@@ -106,6 +118,10 @@ void kvl_gguf_close(struct kvl_gguf *gguf) {
     free(gguf->tensors);
     free(gguf->pairs_by_key);
     free(gguf->tensors_by_name);
+    for (uint32_t i = 0; i < gguf->part_count; i++) {
+        kvl_gguf_close(gguf->parts[i]);
+    }
+    free(gguf->parts);
     if (gguf->mapped) {
         munmap((void *)gguf->bytes, gguf->size_bytes);
     } else {

@@ -4,6 +4,9 @@
  * offset, count and length is untrusted input. Format: ggml's docs/gguf.md (version 3, little
  * endian).
  *
+ * A model split over several files, NAME-00001-of-00003.gguf and so on, is opened by its first
+ * file; the metadata are that file's, the tensors those of all.
+ *
  * Owns:    the returned struct owns the mapping; every pointer from the getters lives until close.
  * Threads: open and close on one thread; getters from any thread (immutable after open).
  * Errors:  NOTFOUND, PERM, SHORT (truncated), CORRUPT (overflowing sizes, offsets outside the file,

@@ -351,7 +351,7 @@ static kvl_err order_pairs(struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
-static kvl_err order_tensors(struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
+kvl_err kvl_gguf_order_tensors(struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
     for (uint64_t i = 0; i < gguf->tensor_count; i++) {
         gguf->tensors_by_name[i] = &gguf->tensors[i];
     }
@@ -416,7 +416,7 @@ static kvl_err read_tensors(struct reader *reader, struct kvl_gguf *gguf, uint64
     }
     uint64_t alignment;
     if (!err) {
-        err = order_tensors(gguf, reader->msg);
+        err = kvl_gguf_order_tensors(gguf, reader->msg);
     }
     if (!err) {
         err = read_alignment(gguf, &alignment, reader->msg);
