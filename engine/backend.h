@@ -62,6 +62,8 @@ struct kvl_hparams {
     float attention_softcap; /* scores s become cap * tanh(s / cap); 0: none */
     float logit_softcap;     /* likewise the logits */
     enum kvl_activation activation;
+    uint32_t window; /* tokens that a windowed layer sees, its own included; 0: no such layer */
+    uint32_t window_pattern; /* the last of every so many layers sees everything */
 };
 
 /* One forward call over `count` consecutive tokens that start at `position`. */
@@ -147,6 +149,13 @@ struct kvl_backend {
  * build without CUDA. */
 extern const struct kvl_backend_ops kvl_backend_cpu;
 extern const struct kvl_backend_ops *const kvl_backend_cuda;
+
+/* How many tokens, its own included, a token sees in that layer; 0: all before it. */
+static inline uint32_t kvl_layer_window(const struct kvl_hparams *hparams, uint32_t layer) {
+    const bool is_full =
+        hparams->window == 0 || layer % hparams->window_pattern == hparams->window_pattern - 1;
+    return is_full ? 0 : hparams->window;
+}
 
 /* Bytes of one block; 0 when it overflows. */
 uint64_t kvl_block_bytes(

@@ -16,6 +16,20 @@ static const struct architecture architectures[] = {
     {.name = "llama", .rope_factors = true},
     {.name = "qwen2", .rope_pairing = KVL_ROPE_HALVES, .qkv_bias = true},
     {.name = "qwen3", .rope_pairing = KVL_ROPE_HALVES, .qk_norm = true},
+    {.name = "gemma",
+        .rope_pairing = KVL_ROPE_HALVES,
+        .scaled_embedding = true,
+        .activation = KVL_ACTIVATION_GELU_TANH},
+    {.name = "gemma2",
+        .rope_pairing = KVL_ROPE_HALVES,
+        .post_norms = true,
+        .scaled_embedding = true,
+        .activation = KVL_ACTIVATION_GELU_TANH,
+        .attention_softcap = 50,
+        .logit_softcap = 30,
+        .window = 4096,
+        .window_pattern = 2,
+        .width_scaled_layers = 46}, /* the 27B model, known by that in llama.cpp too */
 };
 
 /* Sizes beyond these are no model but a mistake; they also keep all later products in range. */
@@ -111,17 +125,21 @@ static kvl_err find_architecture(struct loader *l) {
         name.bytes > 64 ? 64 : (int)name.bytes, name.data, names);
 }
 
-static kvl_err refuse_features(struct loader *l) {
-    static const char *const absent[] = {"expert_count", "attention.sliding_window"};
-    for (size_t i = 0; i < sizeof absent / sizeof absent[0]; i++) {
-        char key[96];
-        uint64_t value = 0;
-        if (kvl_gguf_u64(l->model->gguf, key_of(l, absent[i], key), &value) && value != 0) {
-            return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED, "%s %llu is not supported", key,
-                (unsigned long long)value);
-        }
+static kvl_err refuse_number(struct loader *l, const char *name) {
+    char key[96];
+    uint64_t value = 0;
+    if (kvl_gguf_u64(l->model->gguf, key_of(l, name, key), &value) && value != 0) {
+        return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED, "%s %llu is not supported", key,
+            (unsigned long long)value);
     }
     return KVL_OK;
+}
+
+static kvl_err refuse_features(struct loader *l) {
+    const kvl_err err = refuse_number(l, "expert_count");
+    return err != KVL_OK || l->architecture->window != 0
+               ? err
+               : refuse_number(l, "attention.sliding_window");
 }
 
 static kvl_err read_heads(struct loader *l) {
@@ -151,6 +169,34 @@ static kvl_err read_heads(struct loader *l) {
             h->k_dim, h->v_dim, MAX_HEAD_DIM);
     }
     return err;
+}
+
+/* What most architectures do not have. */
+static kvl_err read_extras(struct loader *l) {
+    struct kvl_hparams *h = &l->model->hparams;
+    const struct architecture *a = l->architecture;
+    h->activation = a->activation;
+    h->embedding_scale = a->scaled_embedding ? sqrtf((float)h->width) : 1;
+    h->attention_scale =
+        1.0f / sqrtf(h->layers == a->width_scaled_layers ? (float)h->width / (float)h->heads
+                                                         : (float)h->k_dim);
+    h->attention_softcap = a->attention_softcap;
+    h->logit_softcap = a->logit_softcap;
+    h->window = a->window;
+    h->window_pattern = a->window_pattern;
+    kvl_err err = KVL_OK;
+    if (a->attention_softcap != 0) {
+        err = kvl_model_optional_float(
+            l, "attn_logit_softcapping", 1e-3f, 1e6f, &h->attention_softcap);
+    }
+    if (err == KVL_OK && a->logit_softcap != 0) {
+        err =
+            kvl_model_optional_float(l, "final_logit_softcapping", 1e-3f, 1e6f, &h->logit_softcap);
+    }
+    if (err == KVL_OK && a->window != 0) {
+        err = kvl_model_optional(l, "attention.sliding_window", 1, UINT32_MAX, &h->window);
+    }
+    return err == KVL_OK ? refuse_features(l) : err;
 }
 
 static kvl_err read_hparams(struct loader *l) {
@@ -185,9 +231,7 @@ static kvl_err read_hparams(struct loader *l) {
         !isfinite(h->rms_epsilon)) {
         return kvl_fail(l->msg, KVL_ERR_CORRUPT, "the model file has no valid %s", key);
     }
-    h->embedding_scale = 1;
-    h->attention_scale = 1.0f / sqrtf((float)h->k_dim);
-    return refuse_features(l);
+    return read_extras(l);
 }
 
 /* ---- tensors ---- */
@@ -242,6 +286,9 @@ static kvl_err take_layer(struct loader *l, uint32_t index) {
         {"attn_q_norm.weight", l->architecture->qk_norm, 1, h->k_dim, &layer->q_norm},
         {"attn_k_norm.weight", l->architecture->qk_norm, 1, h->k_dim, &layer->k_norm},
         {"attn_output.weight", true, h->width, out_width, &layer->attention_out},
+        {"post_attention_norm.weight", l->architecture->post_norms, 1, h->width,
+            &layer->attention_post_norm},
+        {"post_ffw_norm.weight", l->architecture->post_norms, 1, h->width, &layer->ffn_post_norm},
         {"ffn_norm.weight", true, 1, h->width, &layer->ffn_norm},
         {"ffn_gate.weight", true, h->ffn_width, h->width, &layer->ffn_gate},
         {"ffn_up.weight", true, h->ffn_width, h->width, &layer->ffn_up},

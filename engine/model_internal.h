@@ -11,6 +11,12 @@ struct architecture {
     bool rope_factors; /* may have rope_freqs.weight */
     bool qkv_bias;
     bool qk_norm;
+    bool post_norms;       /* of what attention and feed-forward give */
+    bool scaled_embedding; /* by sqrt(width) */
+    enum kvl_activation activation;
+    float attention_softcap, logit_softcap; /* where the file has none; 0: not in this one */
+    uint32_t window, window_pattern;        /* likewise */
+    uint32_t width_scaled_layers; /* with so many, scores are scaled by width / heads, not k_dim */
 };
 
 struct loader {

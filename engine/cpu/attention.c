@@ -53,6 +53,16 @@ static uint32_t visible(const struct rows *rows, uint32_t row, uint32_t tile, ui
     return position < tile ? 0 : min_of(position - tile + 1, count);
 }
 
+/* How many of the positions from `tile` on the row's window has left behind, at most `count`. */
+static uint32_t hidden(const struct rows *rows, uint32_t row, uint32_t tile, uint32_t count) {
+    const uint32_t window = rows->attention->window;
+    const uint32_t position = rows->first + row / rows->attention->cpu->group;
+    if (window == 0 || position < window || position - window < tile) {
+        return 0;
+    }
+    return min_of(position - window + 1 - tile, count);
+}
+
 static void load_queries(const struct rows *rows) {
     struct kvl_cpu *cpu = rows->attention->cpu;
     const struct kvl_hparams *h = &cpu->model->hparams;
@@ -164,6 +174,27 @@ static void gather_values(const struct rows *rows, const struct tile *tile,
     }
 }
 
+/* A row's scores of a tile, of which it sees the first `seen`, become weights. */
+static void weigh_tile(const struct rows *rows, struct kvl_attention_part part, uint32_t row,
+    uint32_t tile, uint32_t seen) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    const float cap = cpu->model->hparams.attention_softcap;
+    float *scores = rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS;
+    const uint32_t left_behind = hidden(rows, row, tile, seen);
+    if (left_behind == seen) { /* nothing, or nothing any more */
+        memset(scores, 0, seen * sizeof *scores);
+        return;
+    }
+    if (cap != 0) {
+        cpu->kernels->softcap(scores, seen, cap);
+    }
+    for (uint32_t p = 0; p < left_behind; p++) {
+        scores[p] = -INFINITY;
+    }
+    cpu->kernels->softmax_tile(
+        scores, seen, &part.softmax[row], part.out + (size_t)row * cpu->v_stride, cpu->v_stride);
+}
+
 static void attend_tile(const struct rows *rows, struct kvl_attention_part part,
     const struct tile_places *places, const struct tile_places *next) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
@@ -172,11 +203,7 @@ static void attend_tile(const struct rows *rows, struct kvl_attention_part part,
     load_tile(rows, places, next, &tile);
     score_tile(rows, &tile);
     for (uint32_t row = 0; row < rows->count; row++) {
-        const uint32_t seen = visible(rows, row, first, count);
-        if (seen > 0) {
-            cpu->kernels->softmax_tile(rows->scratch->scores + (size_t)row * KVL_TILE_TOKENS, seen,
-                &part.softmax[row], part.out + (size_t)row * cpu->v_stride, cpu->v_stride);
-        }
+        weigh_tile(rows, part, row, first, visible(rows, row, first, count));
     }
     if (visible(rows, 0, first, count) == count) {
         gather_values(rows, &tile, part, 0, rows->count, count);
@@ -195,8 +222,11 @@ static void attend_partition(const struct rows *rows, struct kvl_attention_part 
         part.softmax[row] = (struct kvl_softmax){.max = -INFINITY};
     }
     memset(part.out, 0, (size_t)rows->count * cpu->v_stride * sizeof(float));
-    const uint32_t begin = partition * KVL_PARTITION_TOKENS;
-    const uint32_t end = min_of(begin + KVL_PARTITION_TOKENS, rows->first + rows->tokens);
+    const uint32_t left_behind =
+        hidden(rows, 0, partition * KVL_PARTITION_TOKENS, KVL_PARTITION_TOKENS);
+    const uint32_t begin =
+        partition * KVL_PARTITION_TOKENS + left_behind / KVL_TILE_TOKENS * KVL_TILE_TOKENS;
+    const uint32_t end = min_of((partition + 1) * KVL_PARTITION_TOKENS, rows->first + rows->tokens);
     struct tile_places places[2]; /* this tile's and the next one's, in turns */
     find_tile(rows, begin, &places[0]);
     for (uint32_t tile = begin, turn = 0; tile < end; turn = 1 - turn) {
@@ -207,12 +237,22 @@ static void attend_partition(const struct rows *rows, struct kvl_attention_part 
     }
 }
 
-/* Rows before the partition saw nothing of it, and stay as they are. */
+/* Rows that saw nothing of the partition stay as they are: those before it, and those whose window
+ * has left it behind. The first that a row saw is taken as it is. */
 static void merge_partition(const struct rows *rows, struct kvl_attention_part total,
     struct kvl_attention_part part, uint32_t partition) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
     for (uint32_t row = 0; row < rows->count; row++) {
-        if (visible(rows, row, partition * KVL_PARTITION_TOKENS, 1) > 0) {
+        const uint32_t begin = partition * KVL_PARTITION_TOKENS;
+        if (visible(rows, row, begin, 1) == 0 ||
+            hidden(rows, row, begin, KVL_PARTITION_TOKENS) == KVL_PARTITION_TOKENS) {
+            continue;
+        }
+        if (hidden(rows, row, 0, begin) == begin) {
+            total.softmax[row] = part.softmax[row];
+            memcpy(total.out + (size_t)row * cpu->v_stride, part.out + (size_t)row * cpu->v_stride,
+                cpu->v_stride * sizeof(float));
+        } else {
             cpu->kernels->softmax_merge(&total.softmax[row],
                 total.out + (size_t)row * cpu->v_stride, &part.softmax[row],
                 part.out + (size_t)row * cpu->v_stride, cpu->v_stride);
@@ -247,9 +287,11 @@ static void block_unit(void *arg, uint32_t thread, uint32_t unit) {
     const struct rows rows = rows_of(attention, thread, unit % kv_heads, token,
         min_of(attention->tokens - token, cpu->query_tokens));
     load_queries(&rows);
-    attend_partition(&rows, rows.scratch->total, 0, 1);
+    /* The first partition that the first row sees something of. */
+    const uint32_t first = hidden(&rows, 0, 0, UINT32_MAX) / KVL_PARTITION_TOKENS;
+    attend_partition(&rows, rows.scratch->total, first, first + 1);
     const uint32_t partitions = partitions_below(rows.first + rows.tokens);
-    for (uint32_t partition = 1; partition < partitions; partition++) {
+    for (uint32_t partition = first + 1; partition < partitions; partition++) {
         attend_partition(&rows, rows.scratch->part, partition, partition + 1);
         merge_partition(&rows, rows.scratch->total, rows.scratch->part, partition);
     }

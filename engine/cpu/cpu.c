@@ -71,7 +71,9 @@ static void take_vectors(
     take_vector(arena, &from->v_bias, &to->v_bias);
     take_vector(arena, &from->q_norm, &to->q_norm);
     take_vector(arena, &from->k_norm, &to->k_norm);
+    take_vector(arena, &from->attention_post_norm, &to->attention_post_norm);
     take_vector(arena, &from->ffn_norm, &to->ffn_norm);
+    take_vector(arena, &from->ffn_post_norm, &to->ffn_post_norm);
 }
 
 static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {

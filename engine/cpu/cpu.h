@@ -22,8 +22,9 @@ struct kvl_cpu_layer {
     float *attention_norm; /* [width] */
     float *ffn_norm;       /* [width] */
     /* NULL where the model has none (struct kvl_layer) */
-    float *q_bias, *k_bias, *v_bias; /* [heads or kv_heads][k_dim or v_dim] */
-    float *q_norm, *k_norm;          /* [k_dim] */
+    float *q_bias, *k_bias, *v_bias;            /* [heads or kv_heads][k_dim or v_dim] */
+    float *q_norm, *k_norm;                     /* [k_dim] */
+    float *attention_post_norm, *ffn_post_norm; /* [width] */
     struct kvl_packed q, k, v, attention_out;
     struct kvl_packed ffn_gate, ffn_up, ffn_down;
 };

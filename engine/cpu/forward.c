@@ -42,6 +42,10 @@ static void embed_token(void *arg, uint32_t thread, uint32_t t) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     kvl_unpack_row(&cpu->model->embedding, chunk->batch->tokens[chunk->offset + t],
         cpu->x + (size_t)t * h->width);
+    if (h->embedding_scale != 1) {
+        float *x = cpu->x + (size_t)t * h->width;
+        cpu->kernels->scale(x, h->width, h->embedding_scale, x);
+    }
     find_angles(h, chunk->position + t, cpu->cosines + (size_t)t * h->rope_dims,
         cpu->sines + (size_t)t * h->rope_dims);
 }
@@ -119,6 +123,32 @@ static void project(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
     kvl_pool_run(cpu->pool, place_token, chunk, chunk->tokens);
 }
 
+/* x += norm of what a half of the layer gave, which lies in `normed`. */
+static void join_token(void *arg, uint32_t thread, uint32_t t) {
+    (void)thread;
+    const struct chunk *chunk = arg;
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    float *given = cpu->normed + (size_t)t * h->width;
+    cpu->kernels->rms_norm(given, chunk->norm, h->width, h->rms_epsilon, given);
+    cpu->kernels->add(cpu->x + (size_t)t * h->width, given, h->width);
+}
+
+/* x += weight y, or, with a norm, x += norm(weight y) */
+static void join(
+    struct chunk *chunk, const struct kvl_packed *weight, const float *y, const float *norm) {
+    struct kvl_cpu *cpu = chunk->cpu;
+    const struct kvl_matmul product = {.weight = weight,
+        .x = y,
+        .y = norm == NULL ? cpu->x : cpu->normed,
+        .accumulate = norm == NULL};
+    kvl_matmul(cpu, &product, 1, chunk->tokens);
+    if (norm != NULL) {
+        chunk->norm = norm;
+        kvl_pool_run(cpu->pool, join_token, chunk, chunk->tokens);
+    }
+}
+
 /* x += output of the attention over all positions up to each token's own */
 static void attend(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
     struct kvl_cpu *cpu = chunk->cpu;
@@ -126,22 +156,19 @@ static void attend(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
         .cpu = cpu,
         .batch = chunk->batch,
         .layer = chunk->layer,
+        .window = kvl_layer_window(&cpu->model->hparams, chunk->layer),
         .first = chunk->position,
         .tokens = chunk->tokens,
     });
-    const struct kvl_matmul out = {
-        .weight = &layer->attention_out, .x = cpu->attended, .y = cpu->x, .accumulate = true};
-    kvl_matmul(cpu, &out, 1, chunk->tokens);
+    join(chunk, &layer->attention_out, cpu->attended, layer->attention_post_norm);
 }
 
-/* x += down(silu(gate(x)) * up(x)) */
+/* x += down(activation(gate(x)) * up(x)) */
 static void feed_forward(struct chunk *chunk, const struct kvl_cpu_layer *layer) {
     struct kvl_cpu *cpu = chunk->cpu;
     normalize(chunk, layer->ffn_norm);
     kvl_gated_matmul(cpu, &layer->ffn_gate, &layer->ffn_up, cpu->normed, cpu->ffn, chunk->tokens);
-    const struct kvl_matmul down = {
-        .weight = &layer->ffn_down, .x = cpu->ffn, .y = cpu->x, .accumulate = true};
-    kvl_matmul(cpu, &down, 1, chunk->tokens);
+    join(chunk, &layer->ffn_down, cpu->ffn, layer->ffn_post_norm);
 }
 
 static bool has_logits(const struct chunk *chunk) {
@@ -163,6 +190,10 @@ static void logits_of(struct chunk *chunk) {
         .y = batch->logits + (size_t)(begin - first_row) * cpu->model->hparams.vocab,
     };
     kvl_matmul(cpu, &output, 1, end - begin);
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    for (uint32_t row = 0; row < end - begin && h->logit_softcap != 0; row++) {
+        cpu->kernels->softcap(output.y + (size_t)row * h->vocab, h->vocab, h->logit_softcap);
+    }
 }
 
 static kvl_err forward_chunk(struct chunk *chunk) {

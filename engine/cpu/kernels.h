@@ -93,6 +93,9 @@ struct kvl_cpu_kernels {
     void (*add)(float *x, const float *y, uint32_t count); /* x += y */
     /* out = gate / (1 + exp(-gate)) * up; out may be gate. */
     void (*swiglu)(const float *gate, const float *up, uint32_t count, float *out);
+    /* out = gelu(gate) * up, gelu by its tanh form (backend.h); out may be gate. */
+    void (*geglu)(const float *gate, const float *up, uint32_t count, float *out);
+    void (*softcap)(float *x, uint32_t count, float cap); /* x = cap * tanh(x / cap) */
     void (*scale)(const float *x, uint32_t count, float factor, float *y);
 
     void (*store_kv)(enum kvl_kv_dtype dtype, const float *x, uint32_t count, void *out);

@@ -158,6 +158,29 @@ static void swiglu(const float *gate, const float *up, uint32_t count, float *ou
     }
 }
 
+/* 0.5 x (1 + tanh(u)) = x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3) */
+static void geglu(const float *gate, const float *up, uint32_t count, float *out) {
+    const vec8 one = v8_set1(1), cubic = v8_set1(0.044715f), factor = v8_set1(-1.59576912f);
+    for (uint32_t i = 0; i < count; i += LANES) {
+        const uint32_t left = count - i;
+        const vec8 g = load_upto(gate + i, left);
+        const vec8 inner = v8_fma(v8_mul(v8_mul(g, g), g), cubic, g);
+        const vec8 gelu = v8_div(g, v8_add(one, exp8(v8_mul(inner, factor))));
+        store_upto(out + i, v8_mul(gelu, load_upto(up + i, left)), left);
+    }
+}
+
+/* tanh(y) = 1 - 2 / (1 + e^2y) */
+static void softcap(float *x, uint32_t count, float cap) {
+    const vec8 one = v8_set1(1), two = v8_set1(2), inverse = v8_set1(2 / cap);
+    for (uint32_t i = 0; i < count; i += LANES) {
+        const uint32_t left = count - i;
+        const vec8 e = exp8(v8_mul(load_upto(x + i, left), inverse));
+        const vec8 tanh = v8_sub(one, v8_div(two, v8_add(one, e)));
+        store_upto(x + i, v8_mul(tanh, v8_set1(cap)), left);
+    }
+}
+
 static void scale(const float *x, uint32_t count, float factor, float *y) {
     const vec8 f = v8_set1(factor);
     for (uint32_t i = 0; i < count; i += LANES) {
@@ -179,6 +202,8 @@ const struct kvl_cpu_kernels KVL_KERNELS_TABLE = {
     .rope_halves = rope_halves,
     .add = add,
     .swiglu = swiglu,
+    .geglu = geglu,
+    .softcap = softcap,
     .scale = scale,
     .store_kv = store_kv,
     .load_keys = load_keys,

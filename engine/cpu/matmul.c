@@ -102,7 +102,7 @@ void kvl_matmul(
     kvl_pool_run(cpu->pool, matmul_unit, &job, job.panels * block_count(tokens));
 }
 
-/* ---- the gated half of a SwiGLU feed-forward ---- */
+/* ---- the gated half of a feed-forward ---- */
 
 struct gated_job {
     struct kvl_cpu *cpu;
@@ -126,8 +126,10 @@ static void gated_unit(void *arg, uint32_t thread, uint32_t unit) {
         (struct tile){scratch->tile_b, KVL_PANEL_ROWS}, false);
     float *out = job->out + first * job->gate->rows + (size_t)panel * KVL_PANEL_ROWS;
     const uint32_t outputs = panel_outputs(job->gate, panel);
+    const struct kvl_cpu_kernels *kernels = job->cpu->kernels;
+    const bool is_gelu = job->cpu->model->hparams.activation == KVL_ACTIVATION_GELU_TANH;
     for (uint32_t token = 0; token < tokens; token++) {
-        job->cpu->kernels->swiglu(scratch->tile_a + token * KVL_PANEL_ROWS,
+        (is_gelu ? kernels->geglu : kernels->swiglu)(scratch->tile_a + token * KVL_PANEL_ROWS,
             scratch->tile_b + token * KVL_PANEL_ROWS, outputs,
             out + token * (size_t)job->gate->rows);
     }

@@ -14,7 +14,7 @@ struct kvl_matmul {
 /* All products of the list, in parallel; at most KVL_CHUNK_TOKENS tokens. */
 void kvl_matmul(
     struct kvl_cpu *cpu, const struct kvl_matmul *products, uint32_t count, uint32_t tokens);
-/* out[tokens][gate->rows] = silu(gate x) * (up x) */
+/* out[tokens][gate->rows] = activation(gate x) * (up x) */
 void kvl_gated_matmul(struct kvl_cpu *cpu, const struct kvl_packed *gate,
     const struct kvl_packed *up, const float *x, float *out, uint32_t tokens);
 

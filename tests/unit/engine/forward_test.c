@@ -162,7 +162,7 @@ static void agrees_with_a_plain_pass_in_double(void **state) {
     check_reference(&shape, KVL_KV_BF16, 4e-2);
 }
 
-static const char *const architectures[] = {"llama", "qwen2", "qwen3"};
+static const char *const architectures[] = {"llama", "qwen2", "qwen3", "gemma2"};
 enum { ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
 
 static void every_architecture_agrees_with_a_plain_pass(void **state) {
@@ -290,9 +290,8 @@ static void no_weight_type_changes_bits(void **state) {
 }
 
 /* Beyond one chunk of scratch and several partitions; decode against prefill at the far end. */
-static void long_contexts_keep_their_bits(void **state) {
-    (void)state;
-    char *path = quantised_model();
+static void long_context_keeps_its_bits(const char *architecture) {
+    char *path = quantised_model_of(architecture);
     struct context *whole = open_context(path, (struct setting){NULL, 2, 64, KVL_KV_F16});
     struct context *cut = open_context(path, (struct setting){NULL, 3, 16, KVL_KV_F16});
     advance(whole, 2100);
@@ -304,6 +303,12 @@ static void long_contexts_keep_their_bits(void **state) {
     close_context(whole);
     close_context(cut);
     free(path);
+}
+
+static void long_contexts_keep_their_bits(void **state) {
+    (void)state;
+    long_context_keeps_its_bits("llama");
+    long_context_keeps_its_bits("gemma2"); /* whole partitions left behind by the window */
 }
 
 /* The arena of one session, copied under another one, goes on as if that one had computed it. */

@@ -176,6 +176,12 @@ static void rows_have_the_same_bits(void **state) {
         portable->swiglu(x, w, n, a);
         fast->swiglu(x, w, n, b);
         assert_memory_equal(a, b, n * sizeof(float));
+        portable->geglu(x, w, n, a);
+        fast->geglu(x, w, n, b);
+        assert_memory_equal(a, b, n * sizeof(float));
+        portable->softcap(a, n, 1.5f);
+        fast->softcap(b, n, 1.5f);
+        assert_memory_equal(a, b, n * sizeof(float));
         portable->scale(x, n, 0.3f, a);
         fast->scale(x, n, 0.3f, b);
         assert_memory_equal(a, b, n * sizeof(float));

@@ -183,6 +183,57 @@ static void refuses_impossible_scaling(void **state) {
     }
 }
 
+static void reads_what_gemma2_adds(void **state) {
+    (void)state;
+    struct gguf_writer writer;
+    struct tiny_shape shape = tiny_shape_default();
+    shape.architecture = "gemma2";
+    tiny_model_write(&writer, &shape);
+    struct kvl_model *model = load(&writer);
+    const struct kvl_hparams *h = &model->hparams;
+    assert_true(h->attention_softcap == 6 && h->logit_softcap == 4);
+    assert_true(h->activation == KVL_ACTIVATION_GELU_TANH);
+    assert_int_equal(kvl_layer_window(h, 0), 70);
+    assert_int_equal(kvl_layer_window(h, 1), 0);
+    kvl_model_free(model);
+    static const char *const keys[] = {
+        "llama.attn_logit_softcapping", "llama.attention.sliding_window"};
+    write_default(&writer);
+    gguf_add_f32(&writer, keys[0], 0.5f); /* not llama's: stays as it is */
+    model = load(&writer);
+    assert_true(model->hparams.attention_softcap == 0);
+    kvl_model_free(model);
+    write_default(&writer);
+    gguf_add_u32(&writer, keys[1], 512);
+    refuse(&writer, KVL_ERR_UNSUPPORTED, keys[1]);
+}
+
+/* Metadata alone: a bad number is refused before any tensor is missed. */
+static void refuses_impossible_windows_and_caps(void **state) {
+    (void)state;
+    static const char *const floats[] = {
+        "gemma2.attn_logit_softcapping", "gemma2.final_logit_softcapping"};
+    static const float bad[] = {0, -1, NAN, INFINITY};
+    for (size_t i = 0; i < 9; i++) {
+        const char *key = i == 8 ? "gemma2.attention.sliding_window" : floats[i / 4];
+        struct gguf_writer writer;
+        gguf_writer_init(&writer);
+        gguf_add_string(&writer, "general.architecture", "gemma2");
+        gguf_add_u32(&writer, "gemma2.block_count", 2);
+        gguf_add_u32(&writer, "gemma2.context_length", 77);
+        gguf_add_u32(&writer, "gemma2.embedding_length", 96);
+        gguf_add_u32(&writer, "gemma2.feed_forward_length", 160);
+        gguf_add_u32(&writer, "gemma2.attention.head_count", 6);
+        gguf_add_f32(&writer, "gemma2.attention.layer_norm_rms_epsilon", 1e-6f);
+        if (i == 8) {
+            gguf_add_u32(&writer, key, 0);
+        } else {
+            gguf_add_f32(&writer, key, bad[i % 4]);
+        }
+        refuse(&writer, KVL_ERR_CORRUPT, key);
+    }
+}
+
 /* llama's tensors under the other architectures' metadata. */
 static void knows_what_each_architecture_must_have(void **state) {
     (void)state;
@@ -288,6 +339,8 @@ int main(void) {
         cmocka_unit_test(refuses_features_by_name),
         cmocka_unit_test(scales_rope_linearly),
         cmocka_unit_test(refuses_impossible_scaling),
+        cmocka_unit_test(reads_what_gemma2_adds),
+        cmocka_unit_test(refuses_impossible_windows_and_caps),
         cmocka_unit_test(knows_what_each_architecture_must_have),
         cmocka_unit_test(refuses_tensors_it_would_leave_out),
         cmocka_unit_test(refuses_other_weight_types),

@@ -148,9 +148,12 @@ struct matrix {
     double *values; /* what data means */
 };
 
-enum { PER_LAYER = 14 };
+enum { PER_LAYER = 16 };
 enum { ATTN_NORM, Q, K, V, ATTN_OUT, FFN_NORM, GATE, UP, DOWN };
-enum { Q_BIAS = DOWN + 1, K_BIAS, V_BIAS, Q_NORM, K_NORM }; /* only some architectures */
+/* Only some architectures: */
+enum { Q_BIAS = DOWN + 1, K_BIAS, V_BIAS, Q_NORM, K_NORM, ATTN_POST_NORM, FFN_POST_NORM };
+enum { WINDOW = 70 };
+static const double ATTENTION_CAP = 6, LOGIT_CAP = 4;
 
 struct tiny {
     struct matrix embedding, output_norm, output;
@@ -184,19 +187,23 @@ static bool is(const struct tiny_shape *s, const char *architecture) {
 }
 
 static bool has_tensor(const struct tiny_shape *s, int index) {
-    return index <= DOWN || (index <= V_BIAS ? is(s, "qwen2") : is(s, "qwen3"));
+    return index <= DOWN || (index <= V_BIAS      ? is(s, "qwen2")
+                                : index <= K_NORM ? is(s, "qwen3")
+                                                  : is(s, "gemma2"));
 }
 
 static struct tiny *tiny_create(const struct tiny_shape *s) {
     static const char *const names[PER_LAYER] = {"attn_norm.weight", "attn_q.weight",
         "attn_k.weight", "attn_v.weight", "attn_output.weight", "ffn_norm.weight",
         "ffn_gate.weight", "ffn_up.weight", "ffn_down.weight", "attn_q.bias", "attn_k.bias",
-        "attn_v.bias", "attn_q_norm.weight", "attn_k_norm.weight"};
+        "attn_v.bias", "attn_q_norm.weight", "attn_k_norm.weight", "post_attention_norm.weight",
+        "post_ffw_norm.weight"};
     const uint32_t rows[PER_LAYER] = {1, s->heads * s->k_dim, s->kv_heads * s->k_dim,
-        s->kv_heads * s->v_dim, s->width, 1, s->ffn_width, s->ffn_width, s->width, 1, 1, 1, 1, 1};
+        s->kv_heads * s->v_dim, s->width, 1, s->ffn_width, s->ffn_width, s->width, 1, 1, 1, 1, 1, 1,
+        1};
     const uint32_t columns[PER_LAYER] = {s->width, s->width, s->width, s->width,
         s->heads * s->v_dim, s->width, s->width, s->width, s->ffn_width, s->heads * s->k_dim,
-        s->kv_heads * s->k_dim, s->kv_heads * s->v_dim, s->k_dim, s->k_dim};
+        s->kv_heads * s->k_dim, s->kv_heads * s->v_dim, s->k_dim, s->k_dim, s->width, s->width};
     struct tiny *tiny = allocate(sizeof *tiny);
     uint64_t seed = s->seed;
     fill(&tiny->embedding, "token_embd.weight", s->embedding_type, s->vocab, s->width, &seed);
@@ -270,6 +277,11 @@ void tiny_model_write(struct gguf_writer *writer, const struct tiny_shape *s) {
     add_number(writer, s, "rope.dimension_count", s->rope_dims);
     add_real(writer, s, "rope.freq_base", ROPE_BASE);
     add_real(writer, s, "attention.layer_norm_rms_epsilon", EPSILON);
+    if (is(s, "gemma2")) {
+        add_number(writer, s, "attention.sliding_window", WINDOW);
+        add_real(writer, s, "attn_logit_softcapping", ATTENTION_CAP);
+        add_real(writer, s, "final_logit_softcapping", LOGIT_CAP);
+    }
     struct tiny *tiny = tiny_create(s);
     add_matrix(writer, &tiny->embedding);
     add_matrix(writer, &tiny->output_norm);
@@ -367,9 +379,9 @@ static void finish(const struct tiny_shape *s, double *x, uint32_t heads, const 
     }
 }
 
-/* keys and values: [position][kv_heads][dim] of one layer */
+/* keys and values: [position][kv_heads][dim] of one layer; positions below `first` are not seen */
 static void attend(const struct tiny_shape *s, const double *q, const double *keys,
-    const double *values, uint32_t positions, double *out) {
+    const double *values, uint32_t first, uint32_t positions, double *out) {
     double *p = allocate(positions * sizeof *p);
     for (uint32_t head = 0; head < s->heads; head++) {
         const uint32_t kv = head / (s->heads / s->kv_heads);
@@ -380,6 +392,8 @@ static void attend(const struct tiny_shape *s, const double *q, const double *ke
                 p[t] += q[head * s->k_dim + c] * keys[(t * s->kv_heads + kv) * s->k_dim + c];
             }
             p[t] /= sqrt(s->k_dim);
+            p[t] = is(s, "gemma2") ? ATTENTION_CAP * tanh(p[t] / ATTENTION_CAP) : p[t];
+            p[t] = t < first ? -INFINITY : p[t];
             max = fmax(max, p[t]);
         }
         for (uint32_t t = 0; t < positions; t++) {
@@ -397,6 +411,21 @@ static void attend(const struct tiny_shape *s, const double *q, const double *ke
     free(p);
 }
 
+static double activate(const struct tiny_shape *s, double x) {
+    return is(s, "gemma2") ? 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)))
+                           : x / (1 + exp(-x));
+}
+
+/* x += y, after its norm where the model has one */
+static void join(const struct tiny_shape *s, const struct matrix *gain, double *y, double *x) {
+    if (gain->values != NULL) {
+        norm(gain, y, y);
+    }
+    for (uint32_t i = 0; i < s->width; i++) {
+        x[i] += y[i];
+    }
+}
+
 void tiny_model_reference(
     const struct tiny_shape *s, const uint32_t *tokens, uint32_t count, double *logits) {
     struct tiny *tiny = tiny_create(s);
@@ -411,7 +440,8 @@ void tiny_model_reference(
     double *up = allocate(sizeof(double) * s->ffn_width);
     for (uint32_t t = 0; t < count; t++) {
         for (uint32_t i = 0; i < s->width; i++) {
-            x[i] = tiny->embedding.values[(uint64_t)tokens[t] * s->width + i];
+            x[i] = tiny->embedding.values[(uint64_t)tokens[t] * s->width + i] *
+                   (is(s, "gemma2") ? sqrt(s->width) : 1);
         }
         for (uint32_t l = 0; l < s->layers; l++) {
             const struct matrix *m = tiny->layers[l];
@@ -427,24 +457,24 @@ void tiny_model_reference(
             finish(s, q, s->heads, &m[Q_BIAS], &m[Q_NORM], t);
             finish(s, k, s->kv_heads, &m[K_BIAS], &m[K_NORM], t);
             attend(s, q, keys + (size_t)l * count * k_floats, values + (size_t)l * count * v_floats,
-                t + 1, attended);
+                is(s, "gemma2") && l % 2 == 0 && t >= WINDOW ? t + 1 - WINDOW : 0, t + 1, attended);
             multiply(&m[ATTN_OUT], attended, y);
-            for (uint32_t i = 0; i < s->width; i++) {
-                x[i] += y[i];
-            }
+            join(s, &m[ATTN_POST_NORM], y, x);
             norm(&m[FFN_NORM], x, n);
             multiply(&m[GATE], n, gate);
             multiply(&m[UP], n, up);
             for (uint32_t i = 0; i < s->ffn_width; i++) {
-                gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i];
+                gate[i] = activate(s, gate[i]) * up[i];
             }
             multiply(&m[DOWN], gate, y);
-            for (uint32_t i = 0; i < s->width; i++) {
-                x[i] += y[i];
-            }
+            join(s, &m[FFN_POST_NORM], y, x);
         }
         norm(&tiny->output_norm, x, n);
-        multiply(s->tied ? &tiny->embedding : &tiny->output, n, logits + (size_t)t * s->vocab);
+        double *row = logits + (size_t)t * s->vocab;
+        multiply(s->tied ? &tiny->embedding : &tiny->output, n, row);
+        for (uint32_t i = 0; i < s->vocab && is(s, "gemma2"); i++) {
+            row[i] = LOGIT_CAP * tanh(row[i] / LOGIT_CAP);
+        }
     }
     double *const all[] = {keys, values, x, n, q, attended, y, gate, up};
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
