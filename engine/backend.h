@@ -55,6 +55,7 @@ struct kvl_hparams {
      * rope_magnitude (1 but for YaRN). */
     const double *rope_frequencies;
     float rope_magnitude;
+    const double *rope_frequencies_windowed; /* of windowed layers; mostly the same pointer */
     bool rope_scaled; /* frequencies or magnitude are others than rope_base alone gives */
     float rms_epsilon;
     float embedding_scale;   /* multiplies the tokens' embeddings; 1: leave them */

@@ -9,10 +9,11 @@
 #define ATTEMPT_SHARE 40u /* of the time: a daemon that comes up but does not answer costs that */
 
 /* RoPE as the block key takes it in, little endian: u32 rotated dims, f32 base; unless it is plain
- * RoPE of adjacent elements also u32 pairing, f32 magnitude, f64 frequency of every pair. */
+ * RoPE of adjacent elements also u32 pairing, f32 magnitude, f64 frequency of every pair, and those
+ * of windowed layers where they differ. */
 #define ROPE_DIMS_MAX 1024u /* a head is no longer (model.c) */
 struct rope_bytes {
-    uint8_t bytes[16 + ROPE_DIMS_MAX / 2 * sizeof(double)];
+    uint8_t bytes[16 + ROPE_DIMS_MAX * sizeof(double)];
     uint32_t used;
 };
 
@@ -33,6 +34,15 @@ static uint32_t bits_of(float value) {
     return bits;
 }
 
+static void append_frequencies(struct rope_bytes *rope, const double *frequencies, uint32_t pairs) {
+    for (uint32_t i = 0; i < pairs && i < ROPE_DIMS_MAX / 2; ++i) {
+        uint64_t bits;
+        memcpy(&bits, &frequencies[i], sizeof bits);
+        append_word(rope, (uint32_t)bits);
+        append_word(rope, (uint32_t)(bits >> 32));
+    }
+}
+
 static void rope_of(const struct kvl_hparams *hparams, struct rope_bytes *rope) {
     rope->used = 0;
     append_word(rope, hparams->rope_dims);
@@ -41,12 +51,9 @@ static void rope_of(const struct kvl_hparams *hparams, struct rope_bytes *rope) 
         return;
     append_word(rope, (uint32_t)hparams->rope_pairing);
     append_word(rope, bits_of(hparams->rope_magnitude));
-    for (uint32_t i = 0; i < hparams->rope_dims / 2 && i < ROPE_DIMS_MAX / 2; ++i) {
-        uint64_t bits;
-        memcpy(&bits, &hparams->rope_frequencies[i], sizeof bits);
-        append_word(rope, (uint32_t)bits);
-        append_word(rope, (uint32_t)(bits >> 32));
-    }
+    append_frequencies(rope, hparams->rope_frequencies, hparams->rope_dims / 2);
+    if (hparams->rope_frequencies_windowed != hparams->rope_frequencies)
+        append_frequencies(rope, hparams->rope_frequencies_windowed, hparams->rope_dims / 2);
 }
 
 kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmetic_id,

@@ -30,6 +30,17 @@ static const struct architecture architectures[] = {
         .window = 4096,
         .window_pattern = 2,
         .width_scaled_layers = 46}, /* the 27B model, known by that in llama.cpp too */
+    {.name = "gemma3",
+        .rope_pairing = KVL_ROPE_HALVES,
+        .rope_base = 1000000,
+        .qk_norm = true,
+        .post_norms = true,
+        .scaled_embedding = true,
+        .activation = KVL_ACTIVATION_GELU_TANH,
+        .window = 1024,
+        .window_pattern = 6,
+        .windowed_rope_base = 10000,
+        .width_scaled_layers = 62}, /* 27B */
 };
 
 /* Sizes beyond these are no model but a mistake; they also keep all later products in range. */
@@ -195,6 +206,10 @@ static kvl_err read_extras(struct loader *l) {
     }
     if (err == KVL_OK && a->window != 0) {
         err = kvl_model_optional(l, "attention.sliding_window", 1, UINT32_MAX, &h->window);
+    }
+    if (err == KVL_OK && a->window != 0) {
+        err = kvl_model_optional(
+            l, "attention.sliding_window_pattern", 1, MAX_LAYERS, &h->window_pattern);
     }
     return err == KVL_OK ? refuse_features(l) : err;
 }

@@ -34,7 +34,7 @@ struct kvl_model {
     struct kvl_weight output_norm;
     struct kvl_weight output; /* the embedding again when tied */
     struct kvl_layer *layers;
-    double *rope_frequencies; /* owned; hparams borrows it */
+    double *rope_frequencies; /* owned, both kinds; hparams borrows them */
 };
 
 /* Errors: those of kvl_gguf_open; UNSUPPORTED (names the architecture, weight type or feature that

@@ -8,6 +8,7 @@
 struct architecture {
     const char *name;
     enum kvl_rope_pairing rope_pairing;
+    float rope_base;   /* where the file has none; 0: 10000 */
     bool rope_factors; /* may have rope_freqs.weight */
     bool qkv_bias;
     bool qk_norm;
@@ -16,6 +17,7 @@ struct architecture {
     enum kvl_activation activation;
     float attention_softcap, logit_softcap; /* where the file has none; 0: not in this one */
     uint32_t window, window_pattern;        /* likewise */
+    float windowed_rope_base; /* where the file has none; 0: windowed layers turn as the others */
     uint32_t width_scaled_layers; /* with so many, scores are scaled by width / heads, not k_dim */
 };
 

@@ -121,19 +121,43 @@ static kvl_err divide_by_factors(struct loader *l, double *frequencies) {
                 : kvl_fail(l->msg, KVL_ERR_CORRUPT, "%s has a factor outside 1e-6 to 1e6", name);
 }
 
+static void fill_plain(double *frequencies, uint32_t dims, float base) {
+    for (uint32_t i = 0; i < dims; i += 2) {
+        frequencies[i / 2] = pow(base, -(double)i / dims);
+    }
+}
+
+/* Windowed layers with a base of their own are not scaled: they never see far. */
+static kvl_err fill_windowed(struct loader *l, const struct scaling *s, double *frequencies) {
+    struct kvl_hparams *h = &l->model->hparams;
+    float base = l->architecture->windowed_rope_base;
+    if (base == 0) {
+        return KVL_OK;
+    }
+    if (s->is_yarn) {
+        return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED,
+            "rope.scaling.type 'yarn' is not supported for architecture %s", l->architecture->name);
+    }
+    const kvl_err err = kvl_model_optional_float(l, "rope.freq_base_swa", 1.0001f, 1e12f, &base);
+    fill_plain(frequencies, h->rope_dims, base);
+    h->rope_frequencies_windowed = frequencies;
+    return err;
+}
+
 static kvl_err fill_frequencies(struct loader *l, const struct scaling *s) {
     struct kvl_hparams *h = &l->model->hparams;
-    double *frequencies = calloc(h->rope_dims / 2 + 1, sizeof *frequencies);
+    double *frequencies = calloc(h->rope_dims + 2, sizeof *frequencies);
     if (frequencies == NULL) {
         return kvl_fail(l->msg, KVL_ERR_NOMEM, "out of memory");
     }
     l->model->rope_frequencies = frequencies;
-    h->rope_frequencies = frequencies;
-    for (uint32_t i = 0; i < h->rope_dims; i += 2) {
-        frequencies[i / 2] = pow(h->rope_base, -(double)i / h->rope_dims);
-    }
+    h->rope_frequencies = h->rope_frequencies_windowed = frequencies;
+    fill_plain(frequencies, h->rope_dims, h->rope_base);
     h->rope_magnitude = 1;
-    const kvl_err err = divide_by_factors(l, frequencies);
+    kvl_err err = divide_by_factors(l, frequencies);
+    if (err == KVL_OK) {
+        err = fill_windowed(l, s, frequencies + h->rope_dims / 2);
+    }
     if (s->is_yarn) {
         apply_yarn(h, s, frequencies);
     } else {
@@ -151,7 +175,7 @@ kvl_err kvl_model_read_rope(struct loader *l) {
     struct kvl_hparams *h = &l->model->hparams;
     struct scaling scaling;
     h->rope_dims = h->k_dim;
-    h->rope_base = 10000.0f;
+    h->rope_base = l->architecture->rope_base == 0 ? 10000 : l->architecture->rope_base;
     h->rope_pairing = l->architecture->rope_pairing;
     kvl_err err = kvl_model_optional(l, "rope.dimension_count", 0, h->k_dim, &h->rope_dims);
     if (err == KVL_OK) {

@@ -76,6 +76,12 @@ static void take_vectors(
     take_vector(arena, &from->ffn_post_norm, &to->ffn_post_norm);
 }
 
+static struct kvl_cpu_angles take_angles(struct arena *arena, uint64_t floats) {
+    struct kvl_cpu_angles angles = {.cosines = take(arena, floats)};
+    angles.sines = take(arena, floats);
+    return angles;
+}
+
 static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     const uint64_t tokens =
@@ -91,8 +97,10 @@ static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     cpu->v = take(arena, tokens * h->kv_heads * h->v_dim);
     cpu->attended = take(arena, tokens * h->heads * h->v_dim);
     cpu->ffn = take(arena, tokens * h->ffn_width);
-    cpu->cosines = take(arena, tokens * h->rope_dims);
-    cpu->sines = take(arena, tokens * h->rope_dims);
+    cpu->angles = take_angles(arena, tokens * h->rope_dims);
+    cpu->windowed_angles = h->rope_frequencies_windowed == h->rope_frequencies
+                               ? cpu->angles
+                               : take_angles(arena, tokens * h->rope_dims);
     cpu->split = take_part(arena, cpu, (uint64_t)cpu->split_pairs * h->heads);
     for (uint32_t i = 0; i < kvl_pool_threads(cpu->pool); i++) {
         take_thread(arena, cpu, &cpu->scratch[i]);

@@ -29,6 +29,12 @@ struct kvl_cpu_layer {
     struct kvl_packed ffn_gate, ffn_up, ffn_down;
 };
 
+/* Cosine and sine of each token's position for every rotated dimension, where the kernels of RoPE
+ * want them: [token][rope_dims]. */
+struct kvl_cpu_angles {
+    float *cosines, *sines;
+};
+
 /* What attention keeps for `rows` query rows over a part of the context. */
 struct kvl_attention_part {
     struct kvl_softmax *softmax; /* [rows] */
@@ -60,15 +66,14 @@ struct kvl_cpu {
     struct kvl_packed_memory packed; /* of all of these */
 
     /* One chunk's activations, [token][...] */
-    float *x;        /* [width] residual stream */
-    float *normed;   /* [width] */
-    float *q;        /* [heads][k_dim] */
-    float *k;        /* [kv_heads][k_dim] */
-    float *v;        /* [kv_heads][v_dim] */
-    float *attended; /* [heads][v_dim] */
-    float *ffn;      /* [ffn_width] */
-    float *cosines;  /* [rope_dims] */
-    float *sines;    /* [rope_dims] */
+    float *x;                                      /* [width] residual stream */
+    float *normed;                                 /* [width] */
+    float *q;                                      /* [heads][k_dim] */
+    float *k;                                      /* [kv_heads][k_dim] */
+    float *v;                                      /* [kv_heads][v_dim] */
+    float *attended;                               /* [heads][v_dim] */
+    float *ffn;                                    /* [ffn_width] */
+    struct kvl_cpu_angles angles, windowed_angles; /* of windowed layers; mostly the same */
 
     uint32_t group;        /* query heads per KV head */
     uint32_t v_stride;     /* v_dim rounded up to 16 */

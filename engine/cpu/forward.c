@@ -19,13 +19,15 @@ struct chunk {
     uint32_t layer;
 };
 
-/* Cosine and sine of each pair of elements, where the kernels of RoPE want them. */
-static void find_angles(
-    const struct kvl_hparams *h, uint32_t position, float *cosines, float *sines) {
+static void find_angles(const struct kvl_cpu *cpu, uint32_t t, uint32_t position,
+    const double *frequencies, struct kvl_cpu_angles angles) {
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    float *cosines = angles.cosines + (size_t)t * h->rope_dims;
+    float *sines = angles.sines + (size_t)t * h->rope_dims;
     const uint32_t pairs = h->rope_dims / 2;
     const bool in_halves = h->rope_pairing == KVL_ROPE_HALVES;
     for (uint32_t i = 0; i < pairs; i++) {
-        const double theta = position * h->rope_frequencies[i];
+        const double theta = position * frequencies[i];
         const uint32_t first = in_halves ? i : 2 * i;
         const uint32_t second = in_halves ? i + pairs : 2 * i + 1;
         cosines[first] = cosines[second] = (float)(cos(theta) * h->rope_magnitude);
@@ -46,8 +48,11 @@ static void embed_token(void *arg, uint32_t thread, uint32_t t) {
         float *x = cpu->x + (size_t)t * h->width;
         cpu->kernels->scale(x, h->width, h->embedding_scale, x);
     }
-    find_angles(h, chunk->position + t, cpu->cosines + (size_t)t * h->rope_dims,
-        cpu->sines + (size_t)t * h->rope_dims);
+    const uint32_t position = chunk->position + t;
+    find_angles(cpu, t, position, h->rope_frequencies, cpu->angles);
+    if (h->rope_frequencies_windowed != h->rope_frequencies) {
+        find_angles(cpu, t, position, h->rope_frequencies_windowed, cpu->windowed_angles);
+    }
 }
 
 static void normalize_token(void *arg, uint32_t thread, uint32_t t) {
@@ -65,12 +70,15 @@ static void normalize(struct chunk *chunk, const float *weights) {
 }
 
 /* Heads of a token as the products left them: bias, norm of each head, RoPE. */
-static void finish_heads(const struct kvl_cpu *cpu, uint32_t t, float *x, uint32_t heads,
+static void finish_heads(const struct chunk *chunk, uint32_t t, float *x, uint32_t heads,
     const float *bias, const float *norm) {
+    const struct kvl_cpu *cpu = chunk->cpu;
     const struct kvl_cpu_kernels *kernels = cpu->kernels;
     const struct kvl_hparams *h = &cpu->model->hparams;
-    const float *cosines = cpu->cosines + (size_t)t * h->rope_dims;
-    const float *sines = cpu->sines + (size_t)t * h->rope_dims;
+    const struct kvl_cpu_angles *angles =
+        kvl_layer_window(h, chunk->layer) != 0 ? &cpu->windowed_angles : &cpu->angles;
+    const float *cosines = angles->cosines + (size_t)t * h->rope_dims;
+    const float *sines = angles->sines + (size_t)t * h->rope_dims;
     if (bias != NULL) {
         kernels->add(x, bias, heads * h->k_dim);
     }
@@ -99,8 +107,8 @@ static void place_token(void *arg, uint32_t thread, uint32_t t) {
     float *k = cpu->k + (size_t)t * h->kv_heads * h->k_dim;
     float *v = cpu->v + (size_t)t * h->kv_heads * h->v_dim;
     finish_heads(
-        cpu, t, cpu->q + (size_t)t * h->heads * h->k_dim, h->heads, layer->q_bias, layer->q_norm);
-    finish_heads(cpu, t, k, h->kv_heads, layer->k_bias, layer->k_norm);
+        chunk, t, cpu->q + (size_t)t * h->heads * h->k_dim, h->heads, layer->q_bias, layer->q_norm);
+    finish_heads(chunk, t, k, h->kv_heads, layer->k_bias, layer->k_norm);
     if (layer->v_bias != NULL) {
         kernels->add(v, layer->v_bias, h->kv_heads * h->v_dim);
     }

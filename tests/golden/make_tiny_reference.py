@@ -59,6 +59,11 @@ SHAPES = {
                     "llama_limit": 1e-3},
     "tiny_gemma": {**SMALL, "architecture": "gemma", "halves": True, "gelu": True,
                    "embedding_scale": 32 ** 0.5, "seed": 20, "llama_limit": 1e-3},
+    "tiny_gemma3": {**SMALL, "architecture": "gemma3", "halves": True, "gelu": True,
+                    "qk_norm": True, "post_norms": True, "embedding_scale": 32 ** 0.5,
+                    "rope_base": 1000000.0, "windowed_rope_base": 10000.0, "window": 12,
+                    "scaling": {"type": "linear", "factor": 8.0}, "layers": 3, "seed": 21,
+                    "window_pattern": 2, "llama_limit": 1e-3},
     "tiny_dims": {**SMALL, "architecture": "qwen3", "halves": True, "qk_norm": True,
                   "head_dim": 24, "v_dim": 16, "rope_dims": 12, "numpy_only": True, "seed": 18},
 }
@@ -200,6 +205,9 @@ def write_model(path, name, shape, weights):
     writer.add_layer_norm_rms_eps(shape["epsilon"])
     if "window" in shape:
         writer.add_sliding_window(shape["window"])
+    if "window_pattern" in shape:
+        writer.add_sliding_window_pattern(shape["window_pattern"])
+    if "attention_softcap" in shape:
         writer.add_attn_logit_softcapping(shape["attention_softcap"])
         writer.add_final_logit_softcapping(shape["logit_softcap"])
     writer.add_vocab_size(len(tokens))
@@ -239,9 +247,11 @@ def rms_norm(x, gain, epsilon):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * gain
 
 
-def frequencies(shape):
+def frequencies(shape, is_windowed):
     """-> radians a position of each pair, magnitude. YaRN as its paper has it (section 3.4)."""
     dims, base = shape.get("rope_dims", shape["head_dim"]), shape["rope_base"]
+    if is_windowed and "windowed_rope_base" in shape:
+        return shape["windowed_rope_base"] ** (-np.arange(0, dims, 2) / dims), 1.0
     plain = base ** (-np.arange(0, dims, 2) / dims)
     scaling = shape.get("scaling", {"type": "none"})
     if "factors" in shape:
@@ -261,10 +271,14 @@ def frequencies(shape):
             0.1 * np.log(scaling["factor"]) + 1.0)
 
 
-def rotate(x, shape):
+def is_windowed(shape, layer):
+    return "window" in shape and layer % 2 == 0
+
+
+def rotate(x, shape, layer):
     """x [token][head][dim]: pair i at position p turns by p * frequency i. Pairs are adjacent, or
     the two halves of the rotated dims; what lies behind those stays."""
-    angles, magnitude = frequencies(shape)
+    angles, magnitude = frequencies(shape, is_windowed(shape, layer))
     angles = np.outer(np.arange(len(x)), angles)[:, None, :]
     cosines, sines = np.cos(angles) * magnitude, np.sin(angles) * magnitude
     pairs = angles.shape[-1]
@@ -308,7 +322,7 @@ def project(x, weights, layer, part, shape):
     if shape.get("qk_norm"):
         gain = weights[f"blk.{layer}.attn_{part}_norm"].ravel()
         out = rms_norm(out, gain, float(np.float32(shape["epsilon"])))
-    return rotate(out, shape)
+    return rotate(out, shape, layer)
 
 
 def activate(x, shape):
@@ -335,7 +349,7 @@ def forward(weights, shape, tokens):
         q, k, v = (project(x, weights, layer, part, shape) for part in "qkv")
         keys.append(k)
         values.append(v)
-        window = shape.get("window", 0) if layer % 2 == 0 else 0
+        window = shape["window"] if is_windowed(shape, layer) else 0
         attended = attend(q, k, v, shape.get("attention_softcap"), window)
         hidden = add(attended @ w["attn_output"].T, layer, "attention")
         x = rms_norm(hidden, w["ffn_norm"].ravel(), epsilon)
