@@ -153,7 +153,7 @@ enum { ATTN_NORM, Q, K, V, ATTN_OUT, FFN_NORM, GATE, UP, DOWN };
 /* Only some architectures: */
 enum { Q_BIAS = DOWN + 1, K_BIAS, V_BIAS, Q_NORM, K_NORM, ATTN_POST_NORM, FFN_POST_NORM };
 enum { WINDOW = 70 };
-static const double ATTENTION_CAP = 6, LOGIT_CAP = 4;
+static const double WINDOWED_ROPE_BASE = 300, ATTENTION_CAP = 6, LOGIT_CAP = 4;
 
 struct tiny {
     struct matrix embedding, output_norm, output;
@@ -186,10 +186,14 @@ static bool is(const struct tiny_shape *s, const char *architecture) {
     return strcmp(s->architecture, architecture) == 0;
 }
 
+static bool is_gemma(const struct tiny_shape *s) {
+    return is(s, "gemma2") || is(s, "gemma3");
+}
+
 static bool has_tensor(const struct tiny_shape *s, int index) {
     return index <= DOWN || (index <= V_BIAS      ? is(s, "qwen2")
-                                : index <= K_NORM ? is(s, "qwen3")
-                                                  : is(s, "gemma2"));
+                                : index <= K_NORM ? is(s, "qwen3") || is(s, "gemma3")
+                                                  : is_gemma(s));
 }
 
 static struct tiny *tiny_create(const struct tiny_shape *s) {
@@ -277,8 +281,14 @@ void tiny_model_write(struct gguf_writer *writer, const struct tiny_shape *s) {
     add_number(writer, s, "rope.dimension_count", s->rope_dims);
     add_real(writer, s, "rope.freq_base", ROPE_BASE);
     add_real(writer, s, "attention.layer_norm_rms_epsilon", EPSILON);
-    if (is(s, "gemma2")) {
+    if (is_gemma(s)) {
         add_number(writer, s, "attention.sliding_window", WINDOW);
+        add_number(writer, s, "attention.sliding_window_pattern", 2);
+    }
+    if (is(s, "gemma3")) {
+        add_real(writer, s, "rope.freq_base_swa", WINDOWED_ROPE_BASE);
+    }
+    if (is(s, "gemma2")) {
         add_real(writer, s, "attn_logit_softcapping", ATTENTION_CAP);
         add_real(writer, s, "final_logit_softcapping", LOGIT_CAP);
     }
@@ -353,10 +363,11 @@ static void norm(const struct matrix *m, const double *x, double *y) {
     }
 }
 
-static void turn(double *head, const struct tiny_shape *s, uint32_t position) {
+static void turn(double *head, const struct tiny_shape *s, uint32_t layer, uint32_t position) {
+    const double base = is(s, "gemma3") && layer % 2 == 0 ? WINDOWED_ROPE_BASE : ROPE_BASE;
     const uint32_t pairs = s->rope_dims / 2;
     for (uint32_t i = 0; i < pairs; i++) {
-        const double theta = position * pow(ROPE_BASE, -(double)i / pairs);
+        const double theta = position * pow(base, -(double)i / pairs);
         double *first = head + (is(s, "llama") ? 2 * i : i);
         double *second = is(s, "llama") ? first + 1 : first + pairs;
         const double a = *first, b = *second;
@@ -367,7 +378,7 @@ static void turn(double *head, const struct tiny_shape *s, uint32_t position) {
 
 /* heads of q or k after their product; bias and gain: those of the architecture */
 static void finish(const struct tiny_shape *s, double *x, uint32_t heads, const struct matrix *bias,
-    const struct matrix *gain, uint32_t position) {
+    const struct matrix *gain, uint32_t layer, uint32_t position) {
     for (uint32_t i = 0; i < heads * s->k_dim && bias->values != NULL; i++) {
         x[i] += bias->values[i];
     }
@@ -375,7 +386,7 @@ static void finish(const struct tiny_shape *s, double *x, uint32_t heads, const 
         if (gain->values != NULL) {
             norm(gain, x, x);
         }
-        turn(x, s, position);
+        turn(x, s, layer, position);
     }
 }
 
@@ -412,8 +423,8 @@ static void attend(const struct tiny_shape *s, const double *q, const double *ke
 }
 
 static double activate(const struct tiny_shape *s, double x) {
-    return is(s, "gemma2") ? 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)))
-                           : x / (1 + exp(-x));
+    return is_gemma(s) ? 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)))
+                       : x / (1 + exp(-x));
 }
 
 /* x += y, after its norm where the model has one */
@@ -441,7 +452,7 @@ void tiny_model_reference(
     for (uint32_t t = 0; t < count; t++) {
         for (uint32_t i = 0; i < s->width; i++) {
             x[i] = tiny->embedding.values[(uint64_t)tokens[t] * s->width + i] *
-                   (is(s, "gemma2") ? sqrt(s->width) : 1);
+                   (is_gemma(s) ? sqrt(s->width) : 1);
         }
         for (uint32_t l = 0; l < s->layers; l++) {
             const struct matrix *m = tiny->layers[l];
@@ -454,10 +465,10 @@ void tiny_model_reference(
             for (uint32_t i = 0; i < v_floats && m[V_BIAS].values != NULL; i++) {
                 v[i] += m[V_BIAS].values[i];
             }
-            finish(s, q, s->heads, &m[Q_BIAS], &m[Q_NORM], t);
-            finish(s, k, s->kv_heads, &m[K_BIAS], &m[K_NORM], t);
+            finish(s, q, s->heads, &m[Q_BIAS], &m[Q_NORM], l, t);
+            finish(s, k, s->kv_heads, &m[K_BIAS], &m[K_NORM], l, t);
             attend(s, q, keys + (size_t)l * count * k_floats, values + (size_t)l * count * v_floats,
-                is(s, "gemma2") && l % 2 == 0 && t >= WINDOW ? t + 1 - WINDOW : 0, t + 1, attended);
+                is_gemma(s) && l % 2 == 0 && t >= WINDOW ? t + 1 - WINDOW : 0, t + 1, attended);
             multiply(&m[ATTN_OUT], attended, y);
             join(s, &m[ATTN_POST_NORM], y, x);
             norm(&m[FFN_NORM], x, n);
