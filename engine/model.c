@@ -406,38 +406,36 @@ static kvl_err take_tensors(struct loader *l) {
     return refuse_unclaimed(l);
 }
 
-kvl_err kvl_model_load(const char *path, struct kvl_model **out, struct kvl_errmsg *msg) {
+kvl_err kvl_model_of(struct kvl_gguf *gguf, struct kvl_model **out, struct kvl_errmsg *msg) {
     struct kvl_model *model = calloc(1, sizeof *model);
     if (model == NULL) {
+        kvl_gguf_close(gguf);
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     }
+    model->gguf = gguf;
     struct loader loader = {.model = model, .msg = msg};
-    kvl_err err = kvl_gguf_open(path, &model->gguf, msg);
-    if (err != KVL_OK) {
-        goto cleanup;
+    kvl_err err = find_architecture(&loader);
+    if (err == KVL_OK) {
+        err = read_hparams(&loader);
     }
-    err = find_architecture(&loader);
-    if (err != KVL_OK) {
-        goto cleanup;
+    if (err == KVL_OK) {
+        err = take_tensors(&loader);
     }
-    err = read_hparams(&loader);
-    if (err != KVL_OK) {
-        goto cleanup;
+    if (err == KVL_OK) {
+        err = kvl_gguf_fingerprint(model->gguf, model->fingerprint, msg);
     }
-    err = take_tensors(&loader);
     if (err != KVL_OK) {
-        goto cleanup;
-    }
-    err = kvl_gguf_fingerprint(model->gguf, model->fingerprint, msg);
-    if (err != KVL_OK) {
-        goto cleanup;
+        kvl_model_free(model);
+        return err;
     }
     *out = model;
-    model = NULL;
+    return KVL_OK;
+}
 
-cleanup:
-    kvl_model_free(model);
-    return err;
+kvl_err kvl_model_load(const char *path, struct kvl_model **out, struct kvl_errmsg *msg) {
+    struct kvl_gguf *gguf;
+    const kvl_err err = kvl_gguf_open(path, &gguf, msg);
+    return err == KVL_OK ? kvl_model_of(gguf, out, msg) : err;
 }
 
 void kvl_model_free(struct kvl_model *model) {

@@ -38,10 +38,13 @@ struct kvl_model {
 };
 
 /* Errors: those of kvl_gguf_open; UNSUPPORTED (names the architecture, weight type or feature that
- * is not there: other architectures, rope scaling, biases, ...); CORRUPT (a missing tensor, a shape
- * that contradicts the metadata). */
+ * is not there: other architectures, kinds of RoPE scaling, biases, experts, ...); CORRUPT (a
+ * missing tensor, a shape that contradicts the metadata, an impossible number). */
 KVL_MUST_CHECK kvl_err kvl_model_load(
     const char *path, struct kvl_model **out, struct kvl_errmsg *msg);
+/* The same from an opened file, which the model owns from then on; on an error it is closed. */
+KVL_MUST_CHECK kvl_err kvl_model_of(
+    struct kvl_gguf *gguf, struct kvl_model **out, struct kvl_errmsg *msg);
 void kvl_model_free(struct kvl_model *model); /* NULL is fine */
 
 #endif
