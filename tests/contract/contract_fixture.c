@@ -220,6 +220,10 @@ kvl_err block_load(struct test_block *block) {
     return block->io.status;
 }
 
+void block_refill(struct test_block *block) {
+    content_fill(block->io.buffer, block->number, block->layout->payload_bytes);
+}
+
 void block_discard(struct test_block *block) {
     struct kvl_tier *tier = block->fixture->tier;
     tier->ops->discard(tier, &block->io.record.key, block->io.location);

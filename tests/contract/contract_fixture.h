@@ -54,6 +54,8 @@ kvl_err block_slot(struct test_block *block);
 kvl_err block_store(struct test_block *block);
 /* Clears the buffer, loads, waits. */
 kvl_err block_load(struct test_block *block);
+/* Its content into the buffer again. */
+void block_refill(struct test_block *block);
 void block_discard(struct test_block *block);
 void block_assert_content(const struct test_block *block);
 /* Waits on the tier's fd and polls until the block's last submit was completed. */

@@ -12,6 +12,8 @@ struct kvl_tier_contract {
     const char *name;
     uint64_t capacity_bytes; /* for a few dozen blocks of block_bytes */
     uint64_t block_bytes;
+    uint64_t order_block_bytes; /* of the 301 blocks of the tests of order; 0: 8192 */
+    bool trusts_stores;         /* a STORE of other bytes than were hashed is found by LOAD */
     bool persistent; /* fires `loaded`, sets the location itself, binds keys and generations */
     /* A fresh empty tier, ready to take blocks. */
     kvl_err (*make)(const struct kvl_tier_contract *contract, struct kvl_tier **out);
