@@ -303,18 +303,18 @@ static void clean(const struct kvl_tier_contract *contract) {
 
 /* --------------------------------------------------------------------------------------------- */
 
-int cuda_contract_run(const struct cuda_contract_options *options) {
-    const struct kvl_tier_contract contract = {.name = "device-cuda",
+static struct kvl_tier_contract the_contract(void) {
+    return (struct kvl_tier_contract){.name = "device-cuda",
         .capacity_bytes = 8 * MIB,
         .block_bytes = 200000,
         .trusts_stores = true,
         .make = make,
         .damage = damage,
         .clean = clean};
-    struct kvl_tier_contract large = contract;
-    large.capacity_bytes = 302 * options->order_block_bytes + 8 * MIB;
-    large.block_bytes = large.capacity_bytes / 100;
-    large.order_block_bytes = options->order_block_bytes;
+}
+
+int cuda_contract_run_own(const struct cuda_contract_options *options) {
+    const struct kvl_tier_contract contract = the_contract();
     struct contract_fixture fixture = {.contract = &contract, .wrap = WRAP_NONE};
 #define OVER_CUDA(test)                                                                            \
     { #test, test, contract_setup, contract_teardown, &fixture }
@@ -325,6 +325,15 @@ int cuda_contract_run(const struct cuda_contract_options *options) {
         OVER_CUDA(random_schedules_never_give_a_wrong_byte),
     };
     running = options;
-    int failed = kvl_tier_contract_run(&large);
-    return failed + cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+int cuda_contract_run(const struct cuda_contract_options *options) {
+    struct kvl_tier_contract contract = the_contract();
+    contract.capacity_bytes = 302 * options->order_block_bytes + 8 * MIB;
+    contract.block_bytes = contract.capacity_bytes / 100;
+    contract.order_block_bytes = options->order_block_bytes;
+    running = options;
+    int failed = kvl_tier_contract_run(&contract);
+    return failed + cuda_contract_run_own(options);
 }

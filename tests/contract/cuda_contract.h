@@ -17,5 +17,7 @@ struct cuda_contract_options {
  * and cancel, with buffers in pinned memory and others, every block's content checked. Returns how
  * many tests failed. */
 int cuda_contract_run(const struct cuda_contract_options *options);
+/* All but the suite of tier_contract.h. */
+int cuda_contract_run_own(const struct cuda_contract_options *options);
 
 #endif

@@ -81,11 +81,14 @@ static kvl_err round_capacity(struct cuda_tier *tier, const struct kvl_cuda_tier
     return KVL_OK;
 }
 
-static kvl_err say_what_fits(
-    const struct cuda_tier *tier, uint64_t granule_bytes, struct kvl_errmsg *msg) {
+/* Too much is said as such, whatever the driver calls it. */
+static kvl_err refuse_memory(const struct cuda_tier *tier, kvl_cuda_status status,
+    uint64_t granule_bytes, struct kvl_errmsg *msg) {
     uint64_t free_bytes = 0;
-    if (tier->driver->memory_free_bytes(tier->driver, &free_bytes) != KVL_CUDA_OK)
-        free_bytes = 0;
+    const bool is_known = tier->driver->memory_free_bytes(tier->driver, &free_bytes) == KVL_CUDA_OK;
+    if (tier->driver->err_from(status) != KVL_ERR_NOMEM &&
+        (!is_known || tier->capacity_bytes <= free_bytes))
+        return kvl_cuda_fail(tier, msg, status, "take memory that can be exported");
     return kvl_fail(msg, KVL_ERR_NOMEM,
         "GPU %u (%s) has no %" PRIu64 " bytes for the device tier: %" PRIu64 " are free, %" PRIu64
         " fit: set a smaller --device-bytes",
@@ -103,9 +106,7 @@ static kvl_err open_memory(
     kvl_cuda_status status =
         driver->memory_create(driver, tier->device, tier->capacity_bytes, &tier->memory);
     if (status != KVL_CUDA_OK)
-        return driver->err_from(status) == KVL_ERR_NOMEM
-                   ? say_what_fits(tier, granule_bytes, msg)
-                   : kvl_cuda_fail(tier, msg, status, "take memory that can be exported");
+        return refuse_memory(tier, status, granule_bytes, msg);
     tier->has_memory = true;
     status = driver->memory_export(driver, tier->memory, &tier->share_fd);
     if (status != KVL_CUDA_OK) {
