@@ -91,6 +91,8 @@ struct kvl_cuda_driver {
      * pinned. The array is read before the call returns; after an error some may be enqueued. */
     kvl_cuda_status (*copy)(const struct kvl_cuda_driver *driver, void *stream,
         enum kvl_cuda_direction direction, const struct kvl_cuda_copy *copies, uint32_t count);
+    /* Why copies are not as fast as they could be, or NULL; static storage. */
+    const char *(*shortfall)(const struct kvl_cuda_driver *driver);
     /* Enqueues a write of *word, once everything before it is done and seen. device is the device's
      * address of a word in pinned memory. */
     kvl_cuda_status (*write_word)(

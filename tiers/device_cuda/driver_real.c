@@ -5,6 +5,7 @@
  * cuMemHostRegister_v2): those names are looked up, so that prototype and function agree. */
 #include <cuda.h>
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,9 +74,10 @@ struct real_driver {
 #undef X
     batch_call batch;
     old_batch_call old_batch;
+    atomic_bool batch_refused;
 };
 
-#define REAL(driver) ((const struct real_driver *)(const void *)(driver))
+#define REAL(driver) ((struct real_driver *)(uintptr_t)(driver))
 #define CALL(driver, call) REAL(driver)->POINTER(call)
 
 /* ---- statuses ------------------------------------------------------------------------------- */
@@ -369,18 +371,35 @@ static CUresult copy_batch(const struct kvl_cuda_driver *driver, CUstream stream
     return REAL(driver)->old_batch(to, from, bytes, count, &attributes, &first, 1, &failed, stream);
 }
 
-/* One copy is one call either way. */
+static bool has_batch(const struct kvl_cuda_driver *driver) {
+    return (REAL(driver)->batch != NULL || REAL(driver)->old_batch != NULL) &&
+           !atomic_load(&REAL(driver)->batch_refused);
+}
+
+/* One copy is one call either way. Where the driver has batches but refuses them, copies go one by
+ * one for good; those that a refused batch made are made again. */
 static kvl_cuda_status copy(const struct kvl_cuda_driver *driver, void *stream,
     enum kvl_cuda_direction direction, const struct kvl_cuda_copy *copies, uint32_t count) {
-    const bool has_batch = REAL(driver)->batch != NULL || REAL(driver)->old_batch != NULL;
     CUresult status = CUDA_SUCCESS;
     for (uint32_t i = 0; i < count && status == CUDA_SUCCESS; i += BATCH_MAX) {
         const uint32_t some = count - i < BATCH_MAX ? count - i : BATCH_MAX;
-        status = has_batch && some > 1
-                     ? copy_batch(driver, stream, direction, copies + i, some)
-                     : copy_one_by_one(driver, stream, direction, copies + i, some);
+        if (some > 1 && has_batch(driver)) {
+            status = copy_batch(driver, stream, direction, copies + i, some);
+            if (status != CUDA_ERROR_INVALID_VALUE && status != CUDA_ERROR_NOT_SUPPORTED)
+                continue;
+            atomic_store(&REAL(driver)->batch_refused, true);
+        }
+        status = copy_one_by_one(driver, stream, direction, copies + i, some);
     }
     return (int)status;
+}
+
+static const char *shortfall(const struct kvl_cuda_driver *driver) {
+    if (atomic_load(&REAL(driver)->batch_refused))
+        return "the NVIDIA driver refuses batches of copies: they go one by one";
+    return has_batch(driver)
+               ? NULL
+               : "the NVIDIA driver has no batches of copies (12.8 has them): they go one by one";
 }
 
 static kvl_cuda_status write_word(
@@ -414,6 +433,7 @@ static const struct kvl_cuda_driver real_table = {
     .stream_destroy = stream_destroy,
     .stream_query = stream_query,
     .copy = copy,
+    .shortfall = shortfall,
     .write_word = write_word,
 };
 

@@ -545,6 +545,11 @@ static kvl_cuda_status copy(const struct kvl_cuda_driver *driver, void *stream,
     return leave_call(twin, status);
 }
 
+static const char *shortfall(const struct kvl_cuda_driver *driver) {
+    (void)driver;
+    return NULL;
+}
+
 static kvl_cuda_status write_word(
     const struct kvl_cuda_driver *driver, void *stream, uint64_t device, uint32_t value) {
     struct cuda_twin *twin = twin_of(driver);
@@ -590,6 +595,7 @@ static const struct kvl_cuda_driver twin_table = {
     .stream_destroy = stream_destroy,
     .stream_query = stream_query,
     .copy = copy,
+    .shortfall = shortfall,
     .write_word = write_word,
 };
 
