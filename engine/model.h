@@ -19,6 +19,11 @@ struct kvl_weight {
 struct kvl_layer {
     struct kvl_weight attention_norm, q, k, v, attention_out;
     struct kvl_weight ffn_norm, ffn_gate, ffn_up, ffn_down;
+    /* Only some architectures have these; tensor is NULL where a model has none. */
+    struct kvl_weight q_bias, k_bias, v_bias; /* as long as the product that they are added to */
+    struct kvl_weight q_norm, k_norm;         /* [k_dim]: RMS norm of every head, before RoPE */
+    struct kvl_weight attention_post_norm;    /* [width]: RMS norm of what attention_out gives, */
+    struct kvl_weight ffn_post_norm;          /* and ffn_down, before it is added to the stream */
 };
 
 struct kvl_model {
@@ -29,6 +34,7 @@ struct kvl_model {
     struct kvl_weight output_norm;
     struct kvl_weight output; /* the embedding again when tied */
     struct kvl_layer *layers;
+    double *rope_frequencies; /* owned; hparams borrows it */
 };
 
 /* Errors: those of kvl_gguf_open; UNSUPPORTED (names the architecture, weight type or feature that
