@@ -156,7 +156,8 @@ static void prefill_bits_do_not_depend_on_the_call(void **state) {
     gpu_run(
         c, &c->gpu, (struct gpu_call){.count = TOTAL, .logits_rows = TOTAL, .logits = expected});
     check_length(c, 150, 1050, expected, logits); /* leaves what the next ones stand on */
-    for (uint32_t length = 130; length > 0; length--) {
+    const uint32_t step = gpu_is_small() ? 43 : 1;
+    for (uint32_t length = 130; length > 0 && length <= 130; length -= step) {
         check_length(c, 170 + (130 - length) * 7 % 61, length, expected, logits);
     }
     static const uint32_t lengths[] = {512, 1023, 1024, 1025, 1200};

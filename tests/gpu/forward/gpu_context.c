@@ -5,8 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool gpu_is_small(void) {
+    return getenv("KVL_GPU_SMALL") != NULL;
+}
+
 struct tiny_shape gpu_shape_middle(void) {
-    return (struct tiny_shape){.layers = 8,
+    return (struct tiny_shape){.layers = gpu_is_small() ? 2 : 8,
         .width = 1024,
         .ffn_width = 2816,
         .heads = 8,
@@ -25,6 +29,24 @@ static void *allocate(uint64_t bytes) {
     void *memory = calloc(1, bytes);
     assert_non_null(memory);
     return memory;
+}
+
+/* The file of a shape, made once: a middle one takes seconds. */
+static const char *file_of(const struct tiny_shape *shape) {
+    static struct {
+        struct tiny_shape shape;
+        char *path;
+    } made[16];
+    static size_t count;
+    for (size_t i = 0; i < count; i++) {
+        if (memcmp(&made[i].shape, shape, sizeof *shape) == 0) {
+            return made[i].path;
+        }
+    }
+    assert_true(count < sizeof made / sizeof made[0]);
+    memcpy(&made[count].shape, shape, sizeof *shape); /* with its padding, for memcmp */
+    made[count].path = tiny_model_file(shape);
+    return made[count++].path;
 }
 
 static void open_side(
@@ -47,11 +69,9 @@ static void open_side(
 struct gpu_context *gpu_context_open(const struct tiny_shape *shape, struct gpu_setting setting) {
     struct gpu_context *c = allocate(sizeof *c);
     struct kvl_errmsg msg = {{0}};
-    char *path = tiny_model_file(shape);
-    if (kvl_model_load(path, &c->model, &msg) != KVL_OK) {
+    if (kvl_model_load(file_of(shape), &c->model, &msg) != KVL_OK) {
         fail_msg("%s", msg.text);
     }
-    free(path);
     c->block_tokens = setting.block_tokens;
     c->kv_dtype = setting.kv_dtype;
     c->block_count = (GPU_CONTEXT + setting.block_tokens - 1) / setting.block_tokens;

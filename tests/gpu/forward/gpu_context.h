@@ -42,6 +42,8 @@ struct gpu_setting {
     bool with_cpu;
 };
 
+/* KVL_GPU_SMALL is set: less of everything, since a checker slows the kernels down. */
+bool gpu_is_small(void);
 struct tiny_shape gpu_shape_middle(void); /* width 1024, 8 layers, 4 query heads a KV head */
 
 struct gpu_context *gpu_context_open(const struct tiny_shape *shape, struct gpu_setting setting);
