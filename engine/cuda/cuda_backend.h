@@ -125,6 +125,7 @@ struct kvl_cuda {
     volatile uint32_t *word; /* layers wait until it has reached their number */
     uint32_t word_value;
 
+    uint32_t warm_block_tokens[KVL_KV_F32 + 1]; /* by KV type: see enqueue_layers; 0: none yet */
     struct kvl_cuda_graph graphs[KVL_CUDA_GRAPHS];
     struct kvl_cuda_slab *slabs;
     struct kvl_cuda_mapping *mappings;

@@ -266,12 +266,16 @@ static kvl_err layers_behind_waits(const struct chunk *c) {
     return KVL_OK;
 }
 
-/* Once a layer is there it stays, so only the first chunk has to wait for it. */
+/* Once a layer is there it stays, so only the first chunk has to wait for it.
+ * A kernel's first launch loads it, for which the driver may wait until the GPU is idle: never, if
+ * the stream waits for a word that this thread would set. So the first prefill of a kind does not.
+ */
 static kvl_err enqueue_layers(const struct chunk *c) {
     struct kvl_cuda *cuda = c->cuda;
     const struct kvl_batch *batch = c->batch;
     const bool waits = batch->before_layer != NULL && c->index == 0;
-    if (waits && cuda->use_wait) {
+    if (waits && cuda->use_wait &&
+        cuda->warm_block_tokens[batch->kv_dtype] == batch->block_tokens) {
         return layers_behind_waits(c);
     }
     for (uint32_t layer = 0; layer < cuda->model->hparams.layers; layer++) {
@@ -313,6 +317,9 @@ static kvl_err prefill(struct kvl_cuda *cuda, const struct kvl_batch *batch) {
         TRY_ERR(prefill_chunk(&chunk));
         chunk.offset += chunk.tokens;
         chunk.index++;
+    }
+    if (batch->logits_rows > 0 || cuda->model->hparams.layers > 1) { /* every kernel has run */
+        cuda->warm_block_tokens[batch->kv_dtype] = batch->block_tokens;
     }
     return KVL_OK;
 }

@@ -349,8 +349,11 @@ static void layers_wait_for_their_blocks(void **state) {
     restore.asked = 0; /* and after the errors all is well again */
     restore.fails_at = UINT32_MAX;
     c->cuda->use_wait = can_wait;
+    memset(c->cuda->warm_block_tokens, 0, sizeof c->cuda->warm_block_tokens); /* as if the first */
+    gpu_poison(c);
     gpu_run(c, &c->gpu, call);
     gpu_assert_same_bits(c, expected, logits, AFTER, "restore after errors", 0);
+    assert_int_equal(c->cuda->warm_block_tokens[KVL_KV_F16], c->block_tokens);
     assert_int_equal(cudaFree(restore.saved), cudaSuccess);
     assert_int_equal(cudaStreamDestroy(restore.stream), cudaSuccess);
     free(expected);
