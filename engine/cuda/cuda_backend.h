@@ -20,7 +20,7 @@
 enum {
     KVL_CUDA_CHUNK_TOKENS = 1024,
     KVL_CUDA_LOGITS_ROWS = 128, /* logits are computed for so many rows at once, always */
-    KVL_CUDA_LAYERS_AHEAD = 8,  /* enqueued before they may start: a launch queue is finite */
+    KVL_CUDA_LAYERS_AHEAD = 4,  /* enqueued before they may start: a launch queue is finite */
     KVL_CUDA_GRAPHS = 40,       /* classes of context lengths: powers of two, and their halves */
 };
 _Static_assert(KVL_CUDA_CHUNK_TOKENS % KVL_CUDA_ROW_TILE == 0, "whole tiles");

@@ -10,19 +10,18 @@ bool gpu_is_small(void) {
 }
 
 struct tiny_shape gpu_shape_middle(void) {
-    return (struct tiny_shape){.layers = gpu_is_small() ? 2 : 8,
-        .width = 1024,
-        .ffn_width = 2816,
-        .heads = 8,
-        .kv_heads = 2,
-        .k_dim = 128,
-        .v_dim = 128,
-        .rope_dims = 128,
-        .vocab = 4096,
-        .type = 1, /* F16 */
-        .embedding_type = 1,
-        .tied = false,
-        .seed = 7};
+    struct tiny_shape shape = tiny_shape_default();
+    shape.layers = gpu_is_small() ? 2 : 8;
+    shape.width = 1024;
+    shape.ffn_width = 2816;
+    shape.heads = 8;
+    shape.kv_heads = 2;
+    shape.k_dim = shape.v_dim = shape.rope_dims = 128;
+    shape.vocab = 4096;
+    shape.type = shape.embedding_type = KVL_GGML_F16;
+    shape.tied = false;
+    shape.seed = 7;
+    return shape;
 }
 
 static void *allocate(uint64_t bytes) {
