@@ -22,7 +22,20 @@ enum kvl_phase { KVL_PHASE_PREFILL, KVL_PHASE_DECODE };
 
 enum kvl_kv_dtype { KVL_KV_F16 = 1, KVL_KV_BF16 = 2, KVL_KV_F32 = 3 };
 
-/* What the model is; filled from the file by kvl_model_load (model.h), immutable afterwards. */
+/* Which two elements of a head turn together by RoPE; the rotated ones come first. */
+enum kvl_rope_pairing {
+    KVL_ROPE_ADJACENT = 0, /* 2i and 2i + 1: llama, whose GGUF files store Q and K so */
+    KVL_ROPE_HALVES = 1,   /* i and i + rope_dims / 2: "NEOX", the other architectures */
+};
+
+/* What lies between the gate and the product with `up` in the feed-forward. */
+enum kvl_activation {
+    KVL_ACTIVATION_SILU = 0,
+    KVL_ACTIVATION_GELU_TANH = 1, /* 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) */
+};
+
+/* What the model is; filled from the file by kvl_model_load (model.h), immutable afterwards. A
+ * backend refuses at create what it does not compute. */
 struct kvl_hparams {
     char architecture[32];
     uint32_t layers;
@@ -34,10 +47,21 @@ struct kvl_hparams {
     uint32_t v_dim;
     uint32_t vocab;
     uint32_t context_max; /* trained context */
-    uint32_t
-        rope_dims; /* rotated dims of each head, pairs (2i, 2i+1) as llama's GGUF stores them */
-    float rope_base;
+    uint32_t rope_dims;   /* rotated dims of each head, the first ones */
+    enum kvl_rope_pairing rope_pairing;
+    float rope_base; /* already in the frequencies, as is every kind of scaling */
+    /* [rope_dims / 2], radians a position: pair i at position p turns by p * rope_frequencies[i],
+     * a product in double; lives as long as the model. Cosines and sines are then multiplied by
+     * rope_magnitude (1 but for YaRN). */
+    const double *rope_frequencies;
+    float rope_magnitude;
+    bool rope_scaled; /* frequencies or magnitude are others than rope_base alone gives */
     float rms_epsilon;
+    float embedding_scale;   /* multiplies the tokens' embeddings; 1: leave them */
+    float attention_scale;   /* of q . k; 1 / sqrt(k_dim) unless the architecture says otherwise */
+    float attention_softcap; /* scores s become cap * tanh(s / cap); 0: none */
+    float logit_softcap;     /* likewise the logits */
+    enum kvl_activation activation;
 };
 
 /* One forward call over `count` consecutive tokens that start at `position`. */
@@ -117,6 +141,7 @@ struct kvl_backend {
     const struct kvl_backend_ops *ops;
     /* The arithmetic id of the block keys: changes whenever the bits change; set by create. */
     char arithmetic_id[96];
+    uint32_t chunk_tokens; /* how many tokens of a prompt it likes in one call; set by create */
 };
 
 /* The modules that this build has. kvl_backend_cpu is always there; kvl_backend_cuda is NULL in a

@@ -8,9 +8,12 @@
 #define ATTEMPT_INTERVAL_NS UINT64_C(1000000000)
 #define ATTEMPT_SHARE 40u /* of the time: a daemon that comes up but does not answer costs that */
 
-/* u32le rotated dims, then the bits of the f32 base as u32le. */
+/* RoPE as the block key takes it in, little endian: u32 rotated dims, f32 base; unless it is plain
+ * RoPE of adjacent elements also u32 pairing, f32 magnitude, f64 frequency of every pair. */
+#define ROPE_DIMS_MAX 1024u /* a head is no longer (model.c) */
 struct rope_bytes {
-    uint8_t bytes[8];
+    uint8_t bytes[16 + ROPE_DIMS_MAX / 2 * sizeof(double)];
+    uint32_t used;
 };
 
 static uint64_t now_ns(void) {
@@ -19,19 +22,38 @@ static uint64_t now_ns(void) {
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
-static struct rope_bytes rope_of(const struct kvl_hparams *hparams) {
-    uint32_t words[2] = {hparams->rope_dims, 0};
-    memcpy(&words[1], &hparams->rope_base, sizeof words[1]);
-    struct rope_bytes rope;
-    for (uint32_t i = 0; i < sizeof rope.bytes; ++i)
-        rope.bytes[i] = (uint8_t)(words[i / 4] >> (8 * (i % 4)));
-    return rope;
+static void append_word(struct rope_bytes *rope, uint32_t word) {
+    for (uint32_t i = 0; i < sizeof word; ++i)
+        rope->bytes[rope->used++] = (uint8_t)(word >> (8 * i));
+}
+
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static void rope_of(const struct kvl_hparams *hparams, struct rope_bytes *rope) {
+    rope->used = 0;
+    append_word(rope, hparams->rope_dims);
+    append_word(rope, bits_of(hparams->rope_base));
+    if (hparams->rope_pairing == KVL_ROPE_ADJACENT && !hparams->rope_scaled)
+        return;
+    append_word(rope, (uint32_t)hparams->rope_pairing);
+    append_word(rope, bits_of(hparams->rope_magnitude));
+    for (uint32_t i = 0; i < hparams->rope_dims / 2 && i < ROPE_DIMS_MAX / 2; ++i) {
+        uint64_t bits;
+        memcpy(&bits, &hparams->rope_frequencies[i], sizeof bits);
+        append_word(rope, (uint32_t)bits);
+        append_word(rope, (uint32_t)(bits >> 32));
+    }
 }
 
 kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmetic_id,
     enum kvl_kv_dtype kv_dtype, uint32_t block_tokens, struct kvl_namespace_request *out) {
     const struct kvl_hparams *hparams = &model->hparams;
-    struct rope_bytes rope = rope_of(hparams);
+    struct rope_bytes rope;
+    rope_of(hparams, &rope);
     struct kvl_namespace_desc desc = {
         .geometry =
             {
@@ -42,7 +64,7 @@ kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmet
                 .block_tokens = block_tokens,
             },
         .dtype = (enum kvl_dtype)kv_dtype,
-        .rope = {rope.bytes, sizeof rope.bytes},
+        .rope = {rope.bytes, rope.used},
         .arithmetic_id = arithmetic_id,
         .fidelity = "lossless",
     };

@@ -146,6 +146,22 @@ static kvl_err read_heads(struct loader *l) {
     return err;
 }
 
+/* Pair i turns by base^(-2i / dims) a position, in double: exact enough to round once. */
+static kvl_err fill_rope_frequencies(struct loader *l) {
+    struct kvl_hparams *h = &l->model->hparams;
+    double *frequencies = calloc(h->rope_dims / 2 + 1, sizeof *frequencies);
+    if (frequencies == NULL) {
+        return kvl_fail(l->msg, KVL_ERR_NOMEM, "out of memory");
+    }
+    for (uint32_t i = 0; i < h->rope_dims; i += 2) {
+        frequencies[i / 2] = pow(h->rope_base, -(double)i / h->rope_dims);
+    }
+    l->model->rope_frequencies = frequencies;
+    h->rope_frequencies = frequencies;
+    h->rope_magnitude = 1;
+    return KVL_OK;
+}
+
 static kvl_err read_rope(struct loader *l) {
     struct kvl_hparams *h = &l->model->hparams;
     char key[96];
@@ -163,7 +179,7 @@ static kvl_err read_rope(struct loader *l) {
     if (!isfinite(h->rope_base) || h->rope_base <= 0) {
         return kvl_fail(l->msg, KVL_ERR_CORRUPT, "%s is not a positive number", key);
     }
-    return KVL_OK;
+    return fill_rope_frequencies(l);
 }
 
 static kvl_err read_hparams(struct loader *l) {
@@ -198,6 +214,8 @@ static kvl_err read_hparams(struct loader *l) {
         !isfinite(h->rms_epsilon)) {
         return kvl_fail(l->msg, KVL_ERR_CORRUPT, "the model file has no valid %s", key);
     }
+    h->embedding_scale = 1;
+    h->attention_scale = 1.0f / sqrtf((float)h->k_dim);
     return refuse_features(l);
 }
 
@@ -394,6 +412,7 @@ void kvl_model_free(struct kvl_model *model) {
         return;
     }
     free(model->layers);
+    free(model->rope_frequencies);
     kvl_gguf_close(model->gguf);
     free(model);
 }

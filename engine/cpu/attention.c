@@ -56,12 +56,12 @@ static uint32_t visible(const struct rows *rows, uint32_t row, uint32_t tile, ui
 static void load_queries(const struct rows *rows) {
     struct kvl_cpu *cpu = rows->attention->cpu;
     const struct kvl_hparams *h = &cpu->model->hparams;
-    const float factor = 1.0f / sqrtf((float)h->k_dim);
     const uint32_t floats = cpu->group * h->k_dim; /* of a token: its heads are adjacent */
     for (uint32_t t = 0; t < rows->tokens; t++) {
         const size_t token = rows->first - rows->attention->first + t;
         const float *q = cpu->q + (token * h->heads + rows->kv_head * cpu->group) * h->k_dim;
-        cpu->kernels->scale(q, floats, factor, rows->scratch->queries + (size_t)t * floats);
+        cpu->kernels->scale(
+            q, floats, h->attention_scale, rows->scratch->queries + (size_t)t * floats);
     }
 }
 

@@ -27,10 +27,8 @@ static void embed_token(void *arg, uint32_t thread, uint32_t t) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     kvl_unpack_row(&cpu->model->embedding, chunk->batch->tokens[chunk->offset + t],
         cpu->x + (size_t)t * h->width);
-    /* theta_i = position * base^(-2i / dims), in double: exact enough to round once */
     for (uint32_t i = 0; i < h->rope_dims; i += 2) {
-        const double exponent = -(double)i / h->rope_dims;
-        const double theta = (chunk->position + t) * pow(h->rope_base, exponent);
+        const double theta = (chunk->position + t) * h->rope_frequencies[i / 2];
         float *cosines = cpu->cosines + (size_t)t * h->rope_dims + i;
         float *sines = cpu->sines + (size_t)t * h->rope_dims + i;
         cosines[0] = cosines[1] = (float)cos(theta);
