@@ -117,6 +117,7 @@ struct kvl_backend {
     const struct kvl_backend_ops *ops;
     /* The arithmetic id of the block keys: changes whenever the bits change; set by create. */
     char arithmetic_id[96];
+    uint32_t chunk_tokens; /* how many tokens of a prompt it likes in one call; set by create */
 };
 
 /* The modules that this build has. kvl_backend_cpu is always there; kvl_backend_cuda is NULL in a

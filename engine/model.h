@@ -3,7 +3,7 @@
  * Adding an architecture is one row in model.c's table (metadata prefix, tensor names, switches),
  * not another forward pass.
  *
- * Owns:    kvl_model owns the GGUF mapping; weights point into it. Lives until kvl_model_free.
+ * Owns:    a kvl_model owns the GGUF mapping; weights point into it. Lives until kvl_model_free.
  * Threads: immutable after load. */
 #ifndef KVL_MODEL_H
 #define KVL_MODEL_H
@@ -11,9 +11,10 @@
 #include "backend.h"
 
 struct kvl_weight {
-    const struct kvl_gguf_tensor *tensor; /* NULL where the model has none */
+    const struct kvl_gguf_tensor *tensor; /* NULL in a random model */
     uint32_t rows;                        /* outputs */
     uint32_t columns;                     /* inputs, contiguous in the file */
+    uint32_t random_number;               /* of a random model: see random_weights.h */
 };
 
 struct kvl_layer {
@@ -22,7 +23,9 @@ struct kvl_layer {
 };
 
 struct kvl_model {
-    struct kvl_gguf *gguf;
+    struct kvl_gguf *gguf; /* NULL in a random model */
+    bool is_random;        /* weights: kvl_random_value of this seed */
+    uint64_t seed;
     struct kvl_hparams hparams;
     uint8_t fingerprint[32];
     struct kvl_weight embedding; /* [vocab][width] */
@@ -36,6 +39,12 @@ struct kvl_model {
  * that contradicts the metadata). */
 KVL_MUST_CHECK kvl_err kvl_model_load(
     const char *path, struct kvl_model **out, struct kvl_errmsg *msg);
+/* A model of a known shape with weights that random_weights.h makes from the seed, for figures and
+ * tests where no model file can be had. shape: llama-8b, llama-1b, qwen2-7b, or a file that holds
+ * one JSON object of the numbers in struct kvl_hparams (model_random.c says which).
+ * Errors: NOTFOUND (no such file), INVALID (says what is wrong with the shape), NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_model_random(
+    const char *shape, uint64_t seed, struct kvl_model **out, struct kvl_errmsg *msg);
 void kvl_model_free(struct kvl_model *model); /* NULL is fine */
 
 #endif

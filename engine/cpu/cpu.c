@@ -163,7 +163,10 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     }
     cpu->base = (struct kvl_backend){
-        .ops = &kvl_backend_cpu, .arithmetic_id = "cpu-f32-1"}; /* of all kernel tables */
+        .ops = &kvl_backend_cpu,
+        .arithmetic_id = "cpu-f32-1", /* of all kernel tables */
+        .chunk_tokens = KVL_CHUNK_TOKENS,
+    };
     cpu->model = model;
     cpu->kernels = kernels;
     cpu->context_max =
