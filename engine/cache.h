@@ -4,7 +4,11 @@
  * under a write lease and sealed when whole. A block that gets no slot (leases fill the tier,
  * another engine is filling the same key, no daemon) lives in private memory, and is offered to
  * the daemon again at later block boundaries. Losing the daemon changes no byte: mapped slots stay
- * readable and writable, and go on as private ones.
+ * readable and writable, and go on as private ones. Out of an arena that the backend has mapped
+ * they move into private memory as far as there is some, since the daemon's GPU memory is free for
+ * the next one only when nobody maps it any more.
+ *
+ * Block memory is the backend's: only its operations reach through the addresses.
  *
  *   MISSING -> PRIVATE ---offered, copied---> FILLING -> SEALED
  *      |---------> FILLING (granted) -----------^           |  daemon lost: FILLING, SEALED
@@ -13,7 +17,7 @@
  *
  * Between two forward calls blocks may move; during one they stay where they are.
  *
- * Owns:    private memory and leases; the connection is borrowed and outlives the cache.
+ * Owns:    private memory and leases; backend and connection are borrowed and outlive the cache.
  * Threads: the engine's one thread. */
 #ifndef KVL_CACHE_H
 #define KVL_CACHE_H
@@ -26,6 +30,7 @@
 struct kvl_cache;
 
 struct kvl_cache_options {
+    struct kvl_backend *backend;       /* whose memory blocks live in */
     struct kvl_connection *connection; /* NULL: private memory only */
     const struct kvl_hparams *hparams; /* copied */
     enum kvl_kv_dtype kv_dtype;

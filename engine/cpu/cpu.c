@@ -70,6 +70,7 @@ static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     cpu->ffn = take(arena, tokens * h->ffn_width);
     cpu->cosines = take(arena, tokens * h->rope_dims);
     cpu->sines = take(arena, tokens * h->rope_dims);
+    cpu->logits = take(arena, h->vocab);
     cpu->split = take_part(arena, cpu, (uint64_t)cpu->split_pairs * h->heads);
     for (uint32_t i = 0; i < kvl_pool_threads(cpu->pool); i++) {
         take_thread(arena, cpu, &cpu->scratch[i]);

@@ -81,7 +81,7 @@ static void connect_to_service(struct engine *engine, struct fixture *fixture) {
         .client_name = "identity_test",
         .label = "tiny",
         .model = fixture->model,
-        .arithmetic_id = engine->backend->arithmetic_id,
+        .backend = engine->backend,
         .kv_dtype = KVL_KV_F16,
         .block_tokens = FIXTURE_BLOCK_TOKENS,
     };
