@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "far_backend.h"
 #include "tiny_model.h"
 
 static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
@@ -15,13 +16,65 @@ static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
     abort();
 }
 
-void fixture_init(struct fixture *fixture) {
+static void skip(const char *why) {
+    printf("skipped: %s\n", why);
+    exit(77);
+}
+
+static const struct kvl_backend_ops *find_backend(void) {
+    const char *name = getenv("KVL_TEST_BACKEND");
+    if (name == NULL || strcmp(name, "cpu") == 0)
+        return &kvl_backend_cpu;
+    if (strcmp(name, "far") == 0)
+        return &far_backend;
+    if (strcmp(name, "cuda") != 0)
+        need(KVL_ERR_INVALID, "KVL_TEST_BACKEND is cpu, far or cuda", NULL);
+    if (kvl_backend_cuda == NULL)
+        skip("this build has no CUDA backend");
+    return kvl_backend_cuda;
+}
+
+/* Heads as wide as a GPU's kernels take them. */
+static void make_random_model(struct fixture *fixture) {
+    static const char shape[] = "{\"layers\": 3, \"width\": 256, \"ffn_width\": 512, "
+                                "\"heads\": 4, \"kv_heads\": 2, \"vocab\": 512, "
+                                "\"context_max\": 1024}";
+    struct kvl_errmsg msg = {{0}};
+    char path[] = "/tmp/kvloft-shape-XXXXXX";
+    int fd = mkstemp(path);
+    if (fd < 0 || write(fd, shape, sizeof shape - 1) != (ssize_t)sizeof shape - 1)
+        need(KVL_ERR_IO, "temporary file", NULL);
+    close(fd);
+    need(kvl_model_random(path, 1, &fixture->model, &msg), "random model", &msg);
+    unlink(path);
+}
+
+static void need_gpu(const struct fixture *fixture) {
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_backend *backend = NULL;
+    struct kvl_backend_options options = {.context_max = FIXTURE_CONTEXT};
+    if (fixture->backend->create(fixture->model, &options, &backend, &msg) == KVL_ERR_NOTFOUND)
+        skip(msg.text);
+    need(backend != NULL ? KVL_OK : KVL_ERR_UNSUPPORTED, "backend", &msg);
+    fixture->backend->destroy(backend);
+}
+
+static void load_tiny_model(struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
     struct tiny_shape shape = tiny_shape_default();
-    *fixture = (struct fixture){0};
     char *path = tiny_model_file(&shape);
     need(kvl_model_load(path, &fixture->model, &msg), "model", &msg);
     free(path);
+}
+
+void fixture_init(struct fixture *fixture) {
+    *fixture = (struct fixture){.backend = find_backend()};
+    if (fixture->backend == kvl_backend_cuda) {
+        make_random_model(fixture);
+        need_gpu(fixture);
+    } else {
+        load_tiny_model(fixture);
+    }
     char folder[] = "/tmp/kvloft-identity-XXXXXX";
     if (mkdtemp(folder) == NULL)
         need(KVL_ERR_IO, "temporary folder", NULL);
@@ -38,6 +91,10 @@ void fixture_deinit(struct fixture *fixture) {
     free(fixture->disk_path);
 }
 
+bool fixture_has_one_arithmetic(const struct fixture *fixture) {
+    return fixture->backend != kvl_backend_cuda;
+}
+
 uint64_t fixture_slot_bytes(const struct fixture *fixture) {
     uint64_t bytes = kvl_block_bytes(&fixture->model->hparams, FIXTURE_BLOCK_TOKENS, KVL_KV_F16);
     return (bytes + 4095) / 4096 * 4096;
@@ -47,7 +104,7 @@ void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
     struct kvl_errmsg msg = {{0}};
     struct kvl_service_options options = {
-        .device = "cpu",
+        .device = fixture->backend == kvl_backend_cuda ? "cuda" : "cpu",
         .device_bytes = device_blocks * fixture_slot_bytes(fixture),
         .host_bytes = host_blocks * fixture_slot_bytes(fixture),
         .disk_path = with_disk ? fixture->disk_path : NULL,
@@ -94,7 +151,8 @@ void engine_open(
     *engine = (struct engine){0};
     struct kvl_backend_options backend = {
         .threads = options->threads != 0 ? options->threads : 1, .context_max = FIXTURE_CONTEXT};
-    need(kvl_backend_cpu.create(fixture->model, &backend, &engine->backend, &msg), "backend", &msg);
+    need(fixture->backend->create(fixture->model, &backend, &engine->backend, &msg), "backend",
+        &msg);
     if (options->stored)
         connect_to_service(engine, fixture);
     struct kvl_sequence_options sequence = {
