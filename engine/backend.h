@@ -105,9 +105,7 @@ struct kvl_backend_ops {
         struct kvl_backend *backend, uint64_t bytes, uint8_t **out);
     void (*give_memory_back)(struct kvl_backend *backend, uint8_t *memory, uint64_t bytes);
     /* Done when it returns, or done in the order of these calls, before what the next forward call
-     * does, and complete when that returns; ranges do not overlap. From inside before_layer, copy
-     * and finish act at once: they do not wait for the layers that forward still holds back, and
-     * are done before the layer's own reads. Errors: IO (a lost device). */
+     * does, and complete when that returns; ranges do not overlap. Errors: IO (a lost device). */
     KVL_MUST_CHECK kvl_err (*copy)(
         struct kvl_backend *backend, uint8_t *to, const uint8_t *from, struct kvl_runs runs);
     KVL_MUST_CHECK kvl_err (*zero)(struct kvl_backend *backend, uint8_t *to, uint64_t bytes);
@@ -119,6 +117,9 @@ struct kvl_backend {
     const struct kvl_backend_ops *ops;
     /* The arithmetic id of the block keys: changes whenever the bits change; set by create. */
     char arithmetic_id[96];
+    /* copy and finish may also be called from inside before_layer, and are done then before the
+     * layer's own reads. False where they would wait for layers that forward still holds back. */
+    bool copies_within_forward;
     uint32_t chunk_tokens; /* how many tokens of a prompt it likes in one call; 0: no wish */
 };
 

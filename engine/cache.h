@@ -77,6 +77,9 @@ KVL_MUST_CHECK kvl_err kvl_cache_name_tail(
 KVL_MUST_CHECK kvl_err kvl_cache_restore_begin(struct kvl_cache *cache, uint32_t first,
     uint32_t limit, const struct kvl_cache_tail *tail, uint32_t *tokens);
 bool kvl_cache_is_restoring(const struct kvl_cache *cache);
+/* Between kvl_cache_prepare and the forward call: brings the tail, where the backend cannot take it
+ * layer by layer. CANCELED: the restore failed, end it. */
+kvl_err kvl_cache_take_tail(struct kvl_cache *cache);
 /* A kvl_batch.before_layer; arg is the cache. CANCELED: the restore failed, end it. */
 kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer);
 /* True: all of it came. False: only the first *blocks blocks of the sequence are there, the others

@@ -36,6 +36,7 @@ struct kvl_cache_restore {
     bool takes_tail; /* the last of them is the tail, held and copied from here: */
     struct kvl_device_arena *tail_arena;
     const uint8_t *tail_view;
+    bool tail_taken;
     struct kvl_cache_tail tail;
 };
 

@@ -130,6 +130,24 @@ static bool wait_for(struct kvl_cache *cache, uint32_t layers) {
     return false;
 }
 
+static kvl_err copy_tail(struct kvl_cache *cache, uint32_t layer) {
+    const struct kvl_cache_restore *restore = &cache->restore;
+    return kvl_cache_copy_rows(
+        cache, cache->table[restore->tail.block], restore->tail_view, layer, restore->tail.tokens);
+}
+
+kvl_err kvl_cache_take_tail(struct kvl_cache *cache) {
+    struct kvl_cache_restore *restore = &cache->restore;
+    if (!restore->active || !restore->takes_tail || cache->backend->copies_within_forward)
+        return KVL_OK;
+    kvl_err err = wait_for(cache, UINT32_MAX) ? KVL_OK : KVL_ERR_CANCELED;
+    for (uint32_t layer = 0; err == KVL_OK && layer < cache->geometry.layers; ++layer)
+        err = copy_tail(cache, layer);
+    restore->failed = err != KVL_OK;
+    restore->tail_taken = true;
+    return err;
+}
+
 kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer) {
     struct kvl_cache *cache = arg;
     struct kvl_cache_restore *restore = &cache->restore;
@@ -139,10 +157,9 @@ kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer) {
         restore->failed = true;
         return KVL_ERR_CANCELED;
     }
-    if (!restore->takes_tail)
+    if (!restore->takes_tail || restore->tail_taken)
         return KVL_OK;
-    kvl_err err = kvl_cache_copy_rows(
-        cache, cache->table[restore->tail.block], restore->tail_view, layer, restore->tail.tokens);
+    kvl_err err = copy_tail(cache, layer);
     if (err == KVL_OK)
         err = kvl_cache_finish_copies(cache); /* the layer reads them as soon as this returns */
     restore->failed = restore->failed || err != KVL_OK;

@@ -200,6 +200,8 @@ static kvl_err step(struct advance *advance) {
     bool restoring = kvl_cache_is_restoring(cache);
     bool computes = err == KVL_OK && advance->end > advance->begin;
     if (computes)
+        err = kvl_cache_take_tail(cache);
+    if (computes && err == KVL_OK)
         err = compute(advance);
     if (restoring) {
         uint32_t blocks = 0;

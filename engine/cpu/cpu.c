@@ -166,6 +166,7 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
     cpu->base = (struct kvl_backend){
         .ops = &kvl_backend_cpu,
         .arithmetic_id = "cpu-f32-1", /* of all kernel tables */
+        .copies_within_forward = true,
         .chunk_tokens = KVL_CHUNK_TOKENS,
     };
     cpu->model = model;

@@ -70,10 +70,7 @@ static void run_copies(struct far *far) {
 }
 
 static kvl_err queue(struct far *far, struct far_copy wanted) {
-    if (far->in_forward) {
-        copy_now(&wanted);
-        return KVL_OK;
-    }
+    demand(!far->in_forward, "a copy from inside a forward call");
     struct far_copy *copy = malloc(sizeof *copy);
     if (copy == NULL)
         return KVL_ERR_NOMEM;
@@ -96,6 +93,7 @@ static kvl_err far_zero(struct kvl_backend *backend, uint8_t *to, uint64_t bytes
 }
 
 static kvl_err far_finish(struct kvl_backend *backend) {
+    demand(!far_of(backend)->in_forward, "a wait for copies from inside a forward call");
     run_copies(far_of(backend));
     return KVL_OK;
 }
@@ -179,6 +177,7 @@ static kvl_err far_create(const struct kvl_model *model, const struct kvl_backen
     }
     far->base = *far->cpu;
     far->base.ops = &far_backend;
+    far->base.copies_within_forward = false;
     far->last = &far->first;
     *out = &far->base;
     return KVL_OK;

@@ -2,8 +2,9 @@
  *
  * Addresses it hands out are moved by a constant into a range that no process may touch, so whoever
  * follows one crashes. Copies are as late as backend.h allows: queued until the next forward call
- * or finish, so that a seal of bytes still on their way stores wrong ones. It maps a daemon's arena
- * by itself, as a GPU's backend does. Its arithmetic is the CPU's to the last bit.
+ * or finish, and never from inside a forward call, so that a seal of bytes still on their way
+ * stores wrong ones. It maps a daemon's arena by itself, as a GPU's backend does. Its arithmetic is
+ * the CPU's to the last bit.
  *
  * A use against the contract (an address that is not far, memory given back under queued copies,
  * an arena left mapped) ends the program with a message. */

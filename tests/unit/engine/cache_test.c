@@ -40,6 +40,17 @@ static void name_blocks(const struct engine *engine, struct kvl_key keys[PROMPT 
         kvl_key_chain(&engine->connection.request.key, prompt, PROMPT, BLOCK, keys), KVL_OK);
 }
 
+/* Every block that the daemon has is what it was when it was sealed. */
+static void assert_stored_blocks_are_whole(const struct engine *engine) {
+    struct kvl_client *client = engine->connection.client;
+    struct kvl_ticket ticket;
+    struct kvl_progress progress;
+    assert_int_equal(kvl_verify(client, &ticket), KVL_OK);
+    assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 10000, &progress), KVL_OK);
+    assert_true(progress.values[0] > 0);
+    assert_int_equal(progress.values[1], 0);
+}
+
 /* What an engine alone answers in two turns, the second without new text. */
 static void assert_answers_as_alone(
     const struct kvl_turn_report *first, const struct kvl_turn_report *second) {
@@ -80,6 +91,7 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     assert_int_equal(second.private_tokens, 0);
     assert_int_equal(kvl_lookup(engine.connection.client, keys, 1, found, &hits), KVL_OK);
     assert_int_equal(hits, 1);
+    assert_stored_blocks_are_whole(&engine);
     assert_answers_as_alone(&first, &second);
     engine_close(&engine);
     kvl_turn_report_deinit(&first);
@@ -107,6 +119,7 @@ static void test_private_blocks_move_in_when_space_comes_back(void **state) {
     engine_close(&holder);
     assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &second), KVL_OK);
     assert_int_equal(second.private_tokens, 0);
+    assert_stored_blocks_are_whole(&engine);
     assert_answers_as_alone(&first, &second);
     engine_close(&engine);
     kvl_turn_report_deinit(&first);
