@@ -5,12 +5,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "kvl_types.h"
 
 /* Bit 56 alone is not canonical on x86-64, with four levels of pages or five; bit 55 is the
  * kernel's half on arm64, which ignores the byte above it. */
 #define FAR (UINT64_C(3) << 55)
+
+/* A daemon that was told too early to read what a copy writes has done so by then. */
+#define LATE_US 3000
 
 struct far_copy {
     uint8_t *to;
@@ -143,6 +147,8 @@ static kvl_err far_forward(struct kvl_backend *backend, const struct kvl_batch *
     uint8_t **near = malloc(blocks * sizeof *near);
     if (near == NULL)
         return KVL_ERR_NOMEM;
+    if (far->first != NULL)
+        usleep(LATE_US);
     run_copies(far);
     for (uint64_t i = 0; i < blocks; ++i)
         near[i] = to_near(batch->blocks[i]);
