@@ -104,6 +104,7 @@ void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
     struct kvl_errmsg msg = {{0}};
     struct kvl_service_options options = {
+        .address = fixture->address,
         .device = fixture->backend == kvl_backend_cuda ? "cuda" : "cpu",
         .device_bytes = device_blocks * fixture_slot_bytes(fixture),
         .host_bytes = host_blocks * fixture_slot_bytes(fixture),
@@ -131,7 +132,8 @@ void fixture_tokens(
 static void connect_to_service(struct engine *engine, struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
     int attach_fd = -1;
-    need(kvl_service_attach(fixture->service, &attach_fd), "attach", NULL);
+    if (fixture->address == NULL)
+        need(kvl_service_attach(fixture->service, &attach_fd), "attach", NULL);
     struct kvl_connection_options options = {
         .address = kvl_service_address(fixture->service),
         .attach_fd = attach_fd,

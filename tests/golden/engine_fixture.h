@@ -24,6 +24,7 @@ struct fixture {
     struct kvl_model *model;
     struct kvl_service *service; /* NULL: none is running */
     char *disk_path;             /* a temporary folder */
+    const char *address;         /* of services to come; NULL: inproc, which lasts one service */
 };
 
 /* Loads the model; no service yet. */

@@ -159,6 +159,39 @@ static void test_private_blocks_move_in_when_space_comes_back(void **state) {
     kvl_turn_report_deinit(&second);
 }
 
+/* The blocks of a dead daemon go on in its memory, or move out of it where that memory has to come
+ * back before there can be another daemon; and then into the next daemon's. */
+static void test_blocks_of_a_lost_daemon_move_to_the_next(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report first, second, third;
+    char address[128];
+    snprintf(address, sizeof address, "ipc://%s/socket", fixture.disk_path);
+    fixture.address = address;
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
+    assert_true(first.private_tokens < BLOCK);
+    assert_int_equal(engine.connection.arena_count, 1);
+    fixture_stop(&fixture);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 4, &second), KVL_OK);
+    assert_true(second.daemon_lost);
+    assert_int_equal(engine.connection.arena_count, engine.backend->ops->map_arena != NULL ? 0 : 1);
+    assert_answers_as_alone(&first, &second);
+    fixture_start(&fixture, 32, 0, false);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &third), KVL_OK);
+    assert_true(third.private_tokens < BLOCK);
+    assert_int_equal(engine.connection.arena_count, 1);
+    assert_false(engine.connection.unmap_due);
+    engine_close(&engine);
+    assert_stored_blocks_are_whole();
+    fixture_stop(&fixture);
+    fixture.address = NULL;
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+    kvl_turn_report_deinit(&third);
+}
+
 /* Overwrites the middle of every segment file. */
 static void damage_segments(void) {
     char pattern[256];
@@ -224,6 +257,8 @@ int main(void) {
             test_private_blocks_move_in_when_space_comes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_private_blocks_move_in_at_the_end_of_a_turn, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_blocks_of_a_lost_daemon_move_to_the_next, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_blocks_are_computed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_session_longer_than_the_context_is_refused, set_up, tear_down),
