@@ -52,6 +52,16 @@ static void assert_stored_blocks_are_whole(void) {
     struct engine checker;
     engine_open(&checker, &fixture, &stored);
     struct kvl_client *client = checker.connection.client;
+    struct kvl_key keys[PROMPT / BLOCK];
+    uint8_t found[PROMPT / BLOCK];
+    uint32_t hits = 0;
+    name_blocks(&checker, keys);
+    for (int tries = 0; hits < PROMPT / BLOCK && tries < 5000; ++tries) { /* hashed behind a seal */
+        assert_int_equal(kvl_lookup(client, keys, PROMPT / BLOCK, found, &hits), KVL_OK);
+        if (hits < PROMPT / BLOCK)
+            usleep(1000);
+    }
+    assert_int_equal(hits, PROMPT / BLOCK);
     struct kvl_ticket ticket;
     struct kvl_progress progress;
     assert_int_equal(kvl_verify(client, &ticket), KVL_OK);
@@ -84,8 +94,6 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     struct kvl_allocated granted;
     struct kvl_ticket ticket;
     struct kvl_turn_report first, second;
-    uint8_t found[PROMPT / BLOCK];
-    uint32_t hits = 0;
     fixture_start(&fixture, 32, 0, false);
     engine_open(&filler, &fixture, &stored);
     name_blocks(&filler, keys);
@@ -99,8 +107,6 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     engine_close(&filler);
     assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &second), KVL_OK);
     assert_int_equal(second.private_tokens, 0);
-    assert_int_equal(kvl_lookup(engine.connection.client, keys, 1, found, &hits), KVL_OK);
-    assert_int_equal(hits, 1);
     assert_answers_as_alone(&first, &second);
     engine_close(&engine);
     assert_stored_blocks_are_whole();
