@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "random_weights.h"
+
 #define CONTEXT_DEFAULT_MAX 8192u
 
 uint64_t decode_now_ns(void) {
@@ -40,10 +42,12 @@ static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
     fprintf(stderr, "kvloft-decode: %s\n", line);
 }
 
-/* NULL for cuda, the other name that the options let through. */
+/* NULL: cuda, in a build without it. */
 static const struct kvl_backend_ops *find_backend(const char *device, struct kvl_errmsg *msg) {
     if (strcmp(device, "cpu") == 0)
         return &kvl_backend_cpu;
+    if (kvl_backend_cuda != NULL)
+        return kvl_backend_cuda;
     (void)kvl_fail(msg, KVL_ERR_UNSUPPORTED,
         "this build has no CUDA backend for --device %s; use --device cpu", device);
     return NULL;
@@ -61,29 +65,45 @@ static kvl_err choose_context(struct decode_engine *engine, struct kvl_errmsg *m
     return KVL_OK;
 }
 
+static kvl_err load_model(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    if (options->random_model != NULL)
+        return kvl_model_random(options->random_model, options->seed, &engine->model, msg);
+    kvl_err err = kvl_model_load(options->model, &engine->model, msg);
+    if (err == KVL_OK)
+        err = kvl_tokenizer_create(engine->model->gguf, &engine->tokenizer, msg);
+    if (err == KVL_OK && options->chat)
+        err = kvl_chat_create(engine->model->gguf, engine->tokenizer, &engine->chat, msg);
+    return err;
+}
+
 static kvl_err load(struct decode_engine *engine, struct kvl_errmsg *msg) {
     const struct decode_options *options = engine->options;
     const struct kvl_backend_ops *ops = find_backend(options->device, msg);
     if (ops == NULL)
         return KVL_ERR_UNSUPPORTED;
     uint64_t began_ns = decode_now_ns();
-    kvl_err err = kvl_model_load(options->model, &engine->model, msg);
-    if (err == KVL_OK)
-        err = kvl_tokenizer_create(engine->model->gguf, &engine->tokenizer, msg);
-    if (err == KVL_OK && options->chat)
-        err = kvl_chat_create(engine->model->gguf, engine->tokenizer, &engine->chat, msg);
+    kvl_err err = load_model(engine, msg);
     if (err == KVL_OK)
         err = choose_context(engine, msg);
     if (err != KVL_OK)
         return err;
     struct kvl_backend_options backend = {
-        .threads = options->threads, .context_max = engine->context_max};
+        .threads = options->threads,
+        .context_max = engine->context_max,
+        .device = options->device_number,
+    };
     err = ops->create(engine->model, &backend, &engine->backend, msg);
     engine->load_ns = decode_now_ns() - began_ns;
     return err;
 }
 
-static void model_label(const struct kvl_model *model, char *label, size_t label_bytes) {
+static void model_label(const struct decode_engine *engine, char *label, size_t label_bytes) {
+    const struct kvl_model *model = engine->model;
+    if (model->is_random) {
+        snprintf(label, label_bytes, "random %s", engine->options->random_model);
+        return;
+    }
     struct kvl_gguf_string name = {"", 0};
     const char *path = kvl_gguf_path(model->gguf);
     const char *slash = strrchr(path, '/');
@@ -96,7 +116,7 @@ static void model_label(const struct kvl_model *model, char *label, size_t label
 static kvl_err open_connection(
     struct decode_engine *engine, const char *address, int attach_fd, struct kvl_errmsg *msg) {
     char label[64];
-    model_label(engine->model, label, sizeof label);
+    model_label(engine, label, sizeof label);
     struct kvl_connection_options options = {
         .address = address,
         .tenant = engine->options->tenant,
@@ -105,7 +125,7 @@ static kvl_err open_connection(
         .client_name = "kvloft-decode",
         .label = label,
         .model = engine->model,
-        .arithmetic_id = engine->backend->arithmetic_id,
+        .backend = engine->backend,
         .kv_dtype = engine->options->kv_dtype,
         .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
         .notice = show_notice,
@@ -243,6 +263,16 @@ kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, 
     if (keep != 0 && list->count > keep)
         list->count = keep;
     return KVL_OK;
+}
+
+kvl_err decode_engine_random_tokens(
+    const struct decode_engine *engine, struct kvl_token_list *list) {
+    kvl_err err = KVL_OK;
+    uint64_t key = kvl_random_mix(engine->options->seed);
+    for (uint64_t i = 0; i < engine->options->prompt_tokens && err == KVL_OK; ++i)
+        err = kvl_token_list_push(list,
+            (uint32_t)(kvl_random_mix(key + KVL_RANDOM_GOLDEN * i) % engine->model->hparams.vocab));
+    return err;
 }
 
 kvl_err decode_engine_append(

@@ -15,14 +15,18 @@ static const char usage_text[] =
     "       kvloft-decode --model FILE [--session NAME] [options]      an interactive chat\n"
     "       kvloft-decode --model FILE --prompt-file FILE --tokenize [--special] [--json]\n"
     "       kvloft-decode --model FILE --prompt-file FILE --perplexity [--json]\n"
+    "       kvloft-decode --random-model SHAPE --prompt-tokens N [options]     for figures and "
+    "tests\n"
     "\n"
     "Generates text with a GGUF model; its KV cache can outlive the run in a kvloft daemon.\n"
     "\n"
     "what to read and write\n"
     "  --model FILE         the model, GGUF version 3\n"
+    "  --random-model SHAPE llama-8b, llama-1b, qwen2-7b or a JSON file of a shape: weights are\n"
+    "                       random numbers of --seed, tokens are ids; needs --prompt-tokens\n"
     "  --prompt TEXT        the prompt; bytes that are not UTF-8 become the tokens of these bytes\n"
     "  --prompt-file FILE   the same from a file\n"
-    "  --prompt-tokens N    keep only the prompt's first N tokens\n"
+    "  --prompt-tokens N    keep only the prompt's first N tokens; with a random model: make N\n"
     "  --max-tokens N       generate at most N tokens (default 256; in a chat 1024)\n"
     "  --temperature T      0 takes the likeliest token (default 0)\n"
     "  --seed N             of the random numbers of a temperature above 0 (default 0)\n"
@@ -37,7 +41,7 @@ static const char usage_text[] =
     "how to compute\n"
     "  --ctx N              tokens in context (default: the model's, at most 8192)\n"
     "  --kv-dtype TYPE      of the cache: f16 (default), bf16, f32\n"
-    "  --device DEVICE      cpu (default); cuda[:N] is not in this build\n"
+    "  --device DEVICE      cpu (default), cuda or cuda:N: a GPU, where this build has CUDA\n"
     "  --threads N          default: as many as the process may run on\n"
     "\n"
     "where the cache lives (default: the daemon at the default address if one answers, else as\n"
@@ -59,6 +63,7 @@ static const char usage_text[] =
 
 enum option_id {
     OPTION_MODEL = 256,
+    OPTION_RANDOM_MODEL,
     OPTION_PROMPT,
     OPTION_PROMPT_FILE,
     OPTION_PROMPT_TOKENS,
@@ -93,6 +98,7 @@ enum option_id {
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPTION_MODEL},
+    {"random-model", required_argument, NULL, OPTION_RANDOM_MODEL},
     {"prompt", required_argument, NULL, OPTION_PROMPT},
     {"prompt-file", required_argument, NULL, OPTION_PROMPT_FILE},
     {"prompt-tokens", required_argument, NULL, OPTION_PROMPT_TOKENS},
@@ -200,6 +206,18 @@ static bool parse_kv_dtype(struct parse *parse, const char *text) {
     return wrong(parse, "--kv-dtype %s: it is f16, bf16 or f32", text);
 }
 
+/* An embedded service's device tier is where the engine computes. */
+static bool parse_device(struct parse *parse, const char *text) {
+    struct decode_options *options = parse->options;
+    uint64_t number = 0;
+    bool is_numbered = strncmp(text, "cuda:", 5) == 0 && kvl_parse_number(text + 5, 1023, &number);
+    if (strcmp(text, "cpu") != 0 && strcmp(text, "cuda") != 0 && !is_numbered)
+        return wrong(parse, "--device %s: it is cpu or cuda[:N]", text);
+    options->device = options->embedded.device = text;
+    options->device_number = (uint32_t)number;
+    return true;
+}
+
 static void set_mode(struct parse *parse, enum decode_mode mode) {
     ++parse->modes;
     parse->options->mode = mode;
@@ -248,6 +266,9 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
     case OPTION_MODEL:
         options->model = value;
         return true;
+    case OPTION_RANDOM_MODEL:
+        options->random_model = value;
+        return true;
     case OPTION_PROMPT:
         options->prompt = value;
         return true;
@@ -255,8 +276,7 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
         options->prompt_file = value;
         return true;
     case OPTION_DEVICE:
-        options->device = value;
-        return true;
+        return parse_device(parse, value);
     case OPTION_TENANT:
         options->tenant = value;
         return true;
@@ -306,9 +326,25 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
     }
 }
 
+static bool check_random(struct parse *parse) {
+    const struct decode_options *options = parse->options;
+    if (options->model != NULL)
+        return wrong(parse, "give --model or --random-model, not both");
+    if (options->prompt_tokens == 0)
+        return wrong(parse, "--random-model needs --prompt-tokens N: so many random tokens");
+    if (options->prompt != NULL || options->prompt_file != NULL || options->chat ||
+        options->system != NULL || options->tokenize || options->perplexity)
+        return wrong(parse,
+            "a random model knows no text: --prompt, --prompt-file, --chat, --system, --tokenize "
+            "and --perplexity need --model");
+    return true;
+}
+
 static bool check_prompt(struct parse *parse) {
     struct decode_options *options = parse->options;
     bool has_prompt = options->prompt != NULL || options->prompt_file != NULL;
+    if (options->random_model != NULL)
+        return check_random(parse);
     if (options->model == NULL)
         return wrong(parse, "--model FILE is missing; see --help");
     if (options->prompt != NULL && options->prompt_file != NULL)
@@ -327,8 +363,6 @@ static bool check(struct parse *parse) {
     struct decode_options *options = parse->options;
     if (!check_prompt(parse))
         return false;
-    if (strcmp(options->device, "cpu") != 0 && strncmp(options->device, "cuda", 4) != 0)
-        return wrong(parse, "--device %s: it is cpu or cuda[:N]", options->device);
     if (parse->modes > 1)
         return wrong(
             parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");

@@ -20,17 +20,19 @@ enum decode_mode {
 };
 
 struct decode_options {
-    const char *model;
-    const char *prompt; /* at most one of these two */
+    const char *model;        /* one of these two */
+    const char *random_model; /* a shape's name or file */
+    const char *prompt;       /* at most one of these two */
     const char *prompt_file;
-    uint64_t prompt_tokens; /* keep the first so many; 0: all */
+    uint64_t prompt_tokens; /* keep the first so many; 0: all; of a random model: make so many */
     uint32_t max_tokens;
     float temperature;
     uint64_t seed;
     uint32_t ctx; /* 0: min(the model's, 8192) */
     enum kvl_kv_dtype kv_dtype;
-    const char *device;
-    uint32_t threads; /* 0: all */
+    const char *device;     /* as given: cpu, cuda, cuda:N */
+    uint32_t device_number; /* N */
+    uint32_t threads;       /* 0: all */
     enum decode_mode mode;
     const char *address;                 /* DECODE_CONNECT; NULL: the default */
     const char *tenant, *secret_file;    /* NULL: what the environment says */

@@ -35,8 +35,22 @@ static void add_text(struct decode_text *text, uint64_t bytes) {
     text->bytes += bytes;
 }
 
+/* A random model's tokens have no text: their ids, each with a space behind it. */
+static void add_id(struct decode_text *text, uint32_t token) {
+    if (text->shown != NULL) {
+        fprintf(text->shown, "%u ", token);
+        fflush(text->shown);
+    }
+}
+
 void decode_text_token(void *arg, uint32_t token) {
     struct decode_text *text = arg;
+    if (text->tokenizer == NULL) {
+        decode_progress_end(text->progress);
+        text->progress->is_muted = text->shown != NULL;
+        add_id(text, token);
+        return;
+    }
     struct kvl_gguf_string piece = kvl_token_piece(text->tokenizer, token);
     decode_progress_end(text->progress);
     text->progress->is_muted = text->shown != NULL;
@@ -157,17 +171,19 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
             "host", (json_int_t)report->restored_tokens[KVL_TIER_HOST], "disk",
             (json_int_t)report->restored_tokens[KVL_TIER_DISK]);
     json_t *object = json_pack(
-        "{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b}", "prompt_tokens",
-        (json_int_t)report->prompt_tokens, "computed_tokens", (json_int_t)report->computed_tokens,
-        "restored_tokens", restored, "restored_bytes", (json_int_t)report->restored_bytes,
-        "load_ms", milliseconds(engine->load_ns), "ttft_ms", milliseconds(report->ttft_ns),
-        "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
+        "{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b,s:s,s:s,s:b}",
+        "prompt_tokens", (json_int_t)report->prompt_tokens, "computed_tokens",
+        (json_int_t)report->computed_tokens, "restored_tokens", restored, "restored_bytes",
+        (json_int_t)report->restored_bytes, "load_ms", milliseconds(engine->load_ns), "ttft_ms",
+        milliseconds(report->ttft_ns), "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
         milliseconds(report->restore_ns), "private_tokens", (json_int_t)report->private_tokens,
         "decode_tokens", (json_int_t)report->decode_tokens, "decode_tokens_per_s",
         decode_rate(report), "decode_step_ms_max", milliseconds(report->decode_step_ns_max),
         "output_tokens", json_of_tokens(&report->output), "text",
         text->text != NULL ? text->text : "", (size_t)text->bytes, "plan", "always", "stop_reason",
-        kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost);
+        kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost,
+        "backend", engine->backend->ops->name, "arithmetic_id", engine->backend->arithmetic_id,
+        "random_model", (int)engine->model->is_random);
     if (object != NULL && engine->options->hash_logits)
         add_hash(object, report->logits_sha256);
     return print_json(object);

@@ -14,7 +14,8 @@ struct kvl_weight {
     const struct kvl_gguf_tensor *tensor; /* NULL in a random model */
     uint32_t rows;                        /* outputs */
     uint32_t columns;                     /* inputs, contiguous in the file */
-    uint32_t random_number;               /* of a random model: see random_weights.h */
+    uint32_t random_number;               /* in a random model: see random_weights.h */
+    uint64_t random_seed;                 /* the model's */
 };
 
 struct kvl_layer {

@@ -48,12 +48,16 @@ void kvl_sampler_init(struct kvl_sampler *sampler, struct kvl_sampler_options op
     *sampler = (struct kvl_sampler){.options = options, .state = options.seed};
 }
 
+bool kvl_sampler_is_greedy(const struct kvl_sampler *sampler) {
+    return !(sampler->options.temperature > 0);
+}
+
 uint32_t kvl_sampler_pick(struct kvl_sampler *sampler, const float *logits, uint32_t vocab) {
     uint32_t best = greedy(logits, vocab);
-    double temperature = sampler->options.temperature;
-    if (!(temperature > 0)) {
+    if (kvl_sampler_is_greedy(sampler)) {
         return best;
     }
+    double temperature = sampler->options.temperature;
     double uniform = (double)(splitmix64(&sampler->state) >> 11) * 0x1p-53; /* [0, 1) */
     double max = logits[best], total = 0;
     if (!isfinite(max)) {

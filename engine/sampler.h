@@ -11,6 +11,7 @@
 #ifndef KVL_SAMPLER_H
 #define KVL_SAMPLER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 struct kvl_sampler_options {
@@ -24,6 +25,8 @@ struct kvl_sampler {
 };
 
 void kvl_sampler_init(struct kvl_sampler *sampler, struct kvl_sampler_options options);
+/* True: the choice is the largest logit's alone, whoever looks for it. */
+bool kvl_sampler_is_greedy(const struct kvl_sampler *sampler);
 /* logits[vocab], vocab at least 1. Returns a token id. */
 uint32_t kvl_sampler_pick(struct kvl_sampler *sampler, const float *logits, uint32_t vocab);
 

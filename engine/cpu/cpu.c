@@ -70,6 +70,7 @@ static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     cpu->ffn = take(arena, tokens * h->ffn_width);
     cpu->cosines = take(arena, tokens * h->rope_dims);
     cpu->sines = take(arena, tokens * h->rope_dims);
+    cpu->logits = take(arena, h->vocab);
     cpu->split = take_part(arena, cpu, (uint64_t)cpu->split_pairs * h->heads);
     for (uint32_t i = 0; i < kvl_pool_threads(cpu->pool); i++) {
         take_thread(arena, cpu, &cpu->scratch[i]);
@@ -165,6 +166,7 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
     cpu->base = (struct kvl_backend){
         .ops = &kvl_backend_cpu,
         .arithmetic_id = "cpu-f32-1", /* of all kernel tables */
+        .copies_within_forward = true,
         .chunk_tokens = KVL_CHUNK_TOKENS,
     };
     cpu->model = model;

@@ -65,6 +65,7 @@ struct kvl_cpu {
     float *ffn;      /* [ffn_width] */
     float *cosines;  /* [rope_dims] */
     float *sines;    /* [rope_dims] */
+    float *logits;   /* [vocab] of one token, where the caller wants the likeliest only */
 
     uint32_t group;        /* query heads per KV head */
     uint32_t v_stride;     /* v_dim rounded up to 16 */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "../huge_memory.h"
+#include "../random_weights.h"
 #include "half.h"
 #include "kernels.h"
 
@@ -26,7 +27,24 @@ static uint64_t row_bytes(uint32_t type, uint32_t columns) {
     }
 }
 
+static uint32_t type_of(const struct kvl_weight *weight) {
+    return weight->tensor != NULL ? weight->tensor->type : (uint32_t)KVL_GGML_F16;
+}
+
+static struct kvl_random_tensor random_tensor(const struct kvl_weight *weight) {
+    return kvl_random_tensor_of(weight->random_seed, weight->random_number, weight->columns);
+}
+
 /* ---- one row into its place in a panel ---- */
+
+static void pack_random(
+    const struct kvl_weight *weight, uint64_t row, uint8_t *panel, uint32_t lane) {
+    const struct kvl_random_tensor tensor = random_tensor(weight);
+    for (uint32_t k = 0; k < weight->columns; k++) {
+        const uint16_t half = kvl_f32_to_f16(kvl_random_value(tensor, row * weight->columns + k));
+        memcpy(panel + ((size_t)k * ROWS + lane) * 2, &half, sizeof half);
+    }
+}
 
 static void pack_f32(const uint8_t *row, uint32_t columns, uint8_t *panel, uint32_t lane) {
     for (uint32_t k = 0; k < columns; k++) {
@@ -91,6 +109,10 @@ static void pack_panel(const struct kvl_pack_item *item, uint32_t index) {
         if (row_index >= packed->rows) {
             break; /* fresh memory is zero */
         }
+        if (item->weight->tensor == NULL) {
+            pack_random(item->weight, row_index, panel, lane);
+            continue;
+        }
         const uint8_t *row = (const uint8_t *)item->weight->tensor->data + row_index * bytes;
         switch (packed->type) {
         case KVL_GGML_Q4_1:
@@ -122,15 +144,16 @@ static void pack_unit(void *arg, uint32_t thread, uint32_t unit) {
 
 static void shape(const struct kvl_weight *weight, struct kvl_packed *out) {
     *out = (struct kvl_packed){
-        .panel_bytes = row_bytes(weight->tensor->type, weight->columns) * ROWS,
+        .panel_bytes = row_bytes(type_of(weight), weight->columns) * ROWS,
         .panel_count = (uint32_t)(((uint64_t)weight->rows + ROWS - 1) / ROWS),
-        .type = weight->tensor->type,
+        .type = type_of(weight),
         .rows = weight->rows,
         .columns = weight->columns,
     };
 }
 
-/* Where each matrix starts. Nothing overflows: the file holds as much, but for the last panels. */
+/* Where each matrix starts. Nothing overflows: the file holds as much, but for the last panels; a
+ * random matrix is at most 2^45 bytes. */
 static uint64_t place(const struct kvl_pack_item *items, uint32_t count, uint8_t *base) {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -193,7 +216,18 @@ static void unpack_q8_0(const uint8_t *row, uint32_t columns, float *out) {
     }
 }
 
+static void unpack_random(const struct kvl_weight *weight, uint32_t row, float *out) {
+    const struct kvl_random_tensor tensor = random_tensor(weight);
+    for (uint32_t k = 0; k < weight->columns; k++) {
+        out[k] = kvl_random_value(tensor, (uint64_t)row * weight->columns + k);
+    }
+}
+
 void kvl_unpack_row(const struct kvl_weight *weight, uint32_t row, float *out) {
+    if (weight->tensor == NULL) {
+        unpack_random(weight, row, out);
+        return;
+    }
     const uint32_t type = weight->tensor->type;
     const uint8_t *data =
         (const uint8_t *)weight->tensor->data + row * row_bytes(type, weight->columns);

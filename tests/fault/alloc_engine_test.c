@@ -47,7 +47,7 @@ static kvl_err open_service(struct engine *engine, const char *path) {
         .client_name = "test",
         .label = "tiny",
         .model = engine->model,
-        .arithmetic_id = engine->backend->arithmetic_id,
+        .backend = engine->backend,
         .kv_dtype = KVL_KV_F16,
         .block_tokens = BLOCK_TOKENS,
         .attach_fd = -1};

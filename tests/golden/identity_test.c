@@ -181,6 +181,8 @@ static void test_restored_after_restart(void **state) {
 /* What one turn generated is restored in the next, by another engine. */
 static void test_generated_tokens_are_restored(void **state) {
     (void)state;
+    if (!fixture_has_one_arithmetic(&fixture))
+        skip(); /* compares decoded tokens with prefilled ones */
     uint32_t tokens[FIXTURE_CONTEXT];
     uint32_t first = 100, generated = 150, count = first + generated;
     struct kvl_turn_report turn, again, alone;
@@ -202,6 +204,8 @@ static void test_generated_tokens_are_restored(void **state) {
 
 static void test_no_cache(void **state) {
     (void)state;
+    if (!fixture_has_one_arithmetic(&fixture))
+        skip(); /* compares decoded tokens with prefilled ones */
     struct kvl_turn_report cached, uncached;
     assert_int_equal(
         engine_run(&fixture, &(struct engine_options){0}, prompt, 100, 60, &cached), KVL_OK);
