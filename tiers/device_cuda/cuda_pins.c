@@ -8,12 +8,11 @@
 #include "cuda_private.h"
 #include "resident.h"
 
-#define CHUNK_BYTES (UINT64_C(512) << 20)
 #define ASK_EVERY_NS UINT64_C(20000000)
 
-static uint64_t chunk_bytes(const struct cuda_pin *pin) {
+static uint64_t chunk_bytes(const struct cuda_tier *tier, const struct cuda_pin *pin) {
     const uint64_t left = pin->range_bytes - pin->pinned_bytes;
-    return left < CHUNK_BYTES ? left : CHUNK_BYTES;
+    return left < tier->pin_bytes ? left : tier->pin_bytes;
 }
 
 static bool is_done(const struct cuda_pin *pin) {
@@ -22,7 +21,7 @@ static bool is_done(const struct cuda_pin *pin) {
 
 static bool pin_next(struct cuda_tier *tier, struct cuda_pin *pin) {
     uint8_t *address = pin->address + pin->pinned_bytes;
-    const uint64_t bytes = chunk_bytes(pin);
+    const uint64_t bytes = chunk_bytes(tier, pin);
     if (!kvl_memory_is_resident(address, bytes))
         return false;
     kvl_cuda_status status = tier->driver->host_register(tier->driver, address, bytes);
@@ -74,7 +73,7 @@ uint64_t kvl_cuda_pins_run_bytes(
     if (pin == NULL)
         return 0;
     const uint64_t offset = (uint64_t)(address - pin->address);
-    uint64_t end = (offset / CHUNK_BYTES + 1) * CHUNK_BYTES;
+    uint64_t end = (offset / tier->pin_bytes + 1) * tier->pin_bytes;
     if (end > pin->pinned_bytes)
         end = pin->pinned_bytes;
     return bytes < end - offset ? bytes : end - offset;
@@ -89,7 +88,7 @@ void kvl_cuda_pins_forget(struct cuda_tier *tier) {
     while (tier->pins != NULL) {
         struct cuda_pin *pin = tier->pins;
         tier->pins = pin->next;
-        for (uint64_t at = 0; at < pin->pinned_bytes; at += CHUNK_BYTES)
+        for (uint64_t at = 0; at < pin->pinned_bytes; at += tier->pin_bytes)
             tier->driver->host_unregister(tier->driver, pin->address + at);
         free(pin);
     }

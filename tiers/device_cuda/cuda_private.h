@@ -142,6 +142,7 @@ struct cuda_tier {
     uint32_t *words; /* one a lane, on cache lines of their own */
     uint64_t words_device;
     uint64_t piece_bytes;
+    uint64_t pin_bytes; /* a chunk of what is pinned */
 
     /* the owner thread's */
     struct cuda_moves free;

@@ -9,6 +9,8 @@
 
 #include "cuda_private.h"
 
+#define PIN_BYTES (UINT64_C(512) << 20)
+
 static struct cuda_tier *cuda_tier_of(const struct kvl_tier *tier) {
     return kvl_container_of((struct kvl_tier *)tier, struct cuda_tier, base);
 }
@@ -320,6 +322,7 @@ static struct cuda_tier *tier_new(const struct kvl_cuda_tier_options *options) {
     tier->log = options->log;
     tier->driver = options->driver;
     tier->device = options->device;
+    tier->pin_bytes = options->pin_bytes ? options->pin_bytes : PIN_BYTES;
     tier->share_fd = tier->event_fd = -1;
     locks_init(tier);
     cuda_moves_init(&tier->free);

@@ -19,6 +19,7 @@
 #define PIECE_BYTES 65536u
 #define STAGING_BYTES (6 * PIECE_BYTES)
 #define PIECES 3u
+#define PIN_BYTES (MIB + 12288) /* ends in the midst of blocks, and of frames */
 #define BLOCKS_MAX 64u
 #define COPIES_MAX 4096u
 
@@ -93,6 +94,7 @@ static int setup(void **state) {
     fixture->log = kvl_log_create(KVL_LOG_INFO, on_line, fixture);
     const struct kvl_cuda_tier_options options = {.capacity_bytes = 72 * MIB,
         .staging_bytes = STAGING_BYTES,
+        .pin_bytes = PIN_BYTES,
         .hash_threads = 2,
         .log = fixture->log,
         .driver = cuda_twin_driver(fixture->twin)};
@@ -197,7 +199,8 @@ static struct block *hold_all_pieces(struct fixture *fixture, enum kvl_io_op op)
 }
 
 static void wait_pinned(struct fixture *fixture) {
-    for (int i = 0; i < 3000 && kvl_cuda_tier_pinned_bytes(fixture->tier) == 0; i++)
+    for (int i = 0; i < 3000 && kvl_cuda_tier_pinned_bytes(fixture->tier) < fixture->host_bytes;
+         i++)
         sleep_ms(5);
     assert_int_equal(kvl_cuda_tier_pinned_bytes(fixture->tier), fixture->host_bytes);
 }
