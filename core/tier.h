@@ -10,11 +10,14 @@
  *   then; the tier borrows both.
  *   STORE  buffer -> tier. Memory tiers: location is the caller's slot (from alloc). Disk: location
  *          is set when complete fires with OK, and then the block is durable. The content is
- *          hashed again on the way; CORRUPT when it is not record.content_hash.
+ *          hashed again on the way; CORRUPT when it is not record.content_hash. Memory tiers:
+ *          frame_ready (may be NULL) reports the growing number of leading frames that are there.
  *   HASH   memory tiers: record.content_hash becomes that of the bytes at location; no buffer.
+ *          With another status than OK it is what it was.
  *   LOAD   tier at location -> buffer. frame_ready (may be NULL) reports the growing number of
  *          leading frames that are in the buffer and verified. CORRUPT when key, generation or a
- *          checksum differ; nothing of it may then be used. */
+ *          checksum differ; nothing of it may then be used.
+ * A tier whose device is lost ends every io with IO, from then on for ever. */
 #ifndef KVL_TIER_H
 #define KVL_TIER_H
 
