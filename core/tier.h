@@ -92,7 +92,8 @@ struct kvl_tier_ops {
     uint8_t *(*address)(struct kvl_tier *tier, uint64_t location);
     /* Memory tiers: the arena's memfd or exported handle, for engines to map; -1 if none. */
     int (*share_fd)(struct kvl_tier *tier);
-    /* How that descriptor is mapped; NULL: a memfd, by mmap. Sets memory and device_uuid. */
+    /* How that descriptor is mapped; NULL: a memfd, by mmap. Sets memory and device_uuid, of the
+     * zeroed *out; the size is stats' capacity. */
     void (*describe_arena)(struct kvl_tier *tier, struct kvl_arena_info *out);
     struct kvl_tier_stats (*stats)(struct kvl_tier *tier);
     /* Whether blocks of this layout can be stored at all; if not, capacity_bytes is the smallest
