@@ -32,6 +32,9 @@
 #include "ticket.h"
 #include "tier.h"
 
+/* Room that the host must have beside a device that the CPU cannot address. */
+#define KVL_FAR_HOST_BLOCKS_MIN 8u
+
 struct kvl_store;
 
 struct kvl_store_options {

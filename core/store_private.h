@@ -38,8 +38,7 @@
 #define KVL_ORPHAN_BUCKETS 1024u
 #define KVL_BUSY_MAX 200u /* users of one copy at once, leases aside */
 #define KVL_RETRY_NS 2000000u
-#define KVL_FAR_HOST_BLOCKS_MIN 8u /* room in the host of a device that the CPU cannot address */
-#define KVL_STUCK_NS 1000000000u   /* without a block stored: the disk does not keep up */
+#define KVL_STUCK_NS 1000000000u /* without a block stored: the disk does not keep up */
 
 struct kvl_client {
     uint32_t id; /* uses of the place << 10 | place; 0: never used */
