@@ -118,8 +118,8 @@ static void mirror(struct kvl_store *store, uint32_t block) {
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
     const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, KVL_TIER_HOST);
     uint64_t location = 0;
-    if (store->tiers[KVL_TIER_HOST].tier == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE) ||
-        kvl_entry_has_slot(entry, KVL_TIER_HOST) ||
+    if (store->closing || store->tiers[KVL_TIER_HOST].tier == NULL ||
+        !kvl_entry_is_in(entry, KVL_TIER_DEVICE) || kvl_entry_has_slot(entry, KVL_TIER_HOST) ||
         kvl_slot_take(store, &wish, &location) != KVL_OK)
         return;
     kvl_slot_attach(store, block, KVL_TIER_HOST, location);
