@@ -317,9 +317,13 @@ void kvl_flush_pump(struct kvl_store *store) {
 
 static void queue_refused_again(struct kvl_store *store, const struct kvl_tenant *view) {
     uint64_t refused = 0;
-    for (uint32_t i = 0; i < store->tenants.count; i++)
-        if (view == NULL || view == store->tenants.tenants[i])
-            refused += store->tenants.tenants[i]->store_failed_blocks;
+    for (uint32_t i = 0; i < store->tenants.count; i++) {
+        struct kvl_tenant *tenant = store->tenants.tenants[i];
+        if (view != NULL && view != tenant)
+            continue;
+        refused += tenant->store_failed_blocks;
+        tenant->stuck_until_ns = 0;
+    }
     uint32_t end = kvl_table_end(store->table);
     for (uint32_t block = 0; block < end && refused > 0; block++) {
         const struct kvl_entry *entry = kvl_table_at(store->table, block);

@@ -6,7 +6,7 @@
  * blocks wait in the persist queue, nobody else's do.
  *
  * Of blocks that were last used in the same second the ones sealed last go first: children before
- * their parents. Pinned blocks, and those that are being read, stay. */
+ * their parents. Pinned blocks stay, and those that are being read; for these the new ones wait. */
 #include <stdlib.h>
 
 #include "clock.h"
@@ -25,6 +25,7 @@ struct candidate {
 struct kvl_sweep {
     struct kvl_tenant *tenant; /* NULL: none under way */
     uint32_t cursor;
+    bool reads; /* of blocks that may leave when they end */
     uint32_t count;
     struct candidate kept[KVL_SWEEP_KEPT]; /* a heap: the last of them to leave stands first */
 };
@@ -67,9 +68,12 @@ static void keep(struct kvl_sweep *sweep, struct candidate candidate) {
         swap(&sweep->kept[at], &sweep->kept[(at - 1) / 2]);
 }
 
+static bool is_unpinned_on_disk(const struct kvl_entry *entry) {
+    return kvl_entry_is_in(entry, KVL_TIER_DISK) && (entry->flags & KVL_ENTRY_PINNED) == 0;
+}
+
 static bool may_leave_disk(const struct kvl_entry *entry) {
-    return kvl_entry_is_in(entry, KVL_TIER_DISK) && entry->busy[KVL_TIER_DISK] == 0 &&
-           (entry->flags & KVL_ENTRY_PINNED) == 0;
+    return is_unpinned_on_disk(entry) && entry->busy[KVL_TIER_DISK] == 0;
 }
 
 /* How much the tenant has to give up for what waits; and, once it gives up something, in all. */
@@ -95,9 +99,9 @@ static void evict(struct kvl_store *store, struct kvl_sweep *sweep) {
         disk->ops->discard(disk, &entry->key, entry->disk_location);
         kvl_disk_copy_lost(store, candidate->block);
     }
-    /* What is on its way to disk can leave once it is there. */
+    /* What is on its way to disk can leave once it is there, what is being read once it was. */
     if (excess_bytes(tenant, tenant->wanted_bytes) > 0 && sweep->count < KVL_SWEEP_KEPT &&
-        tenant->storing_bytes == 0)
+        tenant->storing_bytes == 0 && !sweep->reads)
         tenant->stuck_until_ns = kvl_clock_ns() + KVL_STUCK_NS;
     tenant->wanted_bytes = 0;
     sweep->tenant = NULL;
@@ -128,12 +132,17 @@ void kvl_quota_pump(struct kvl_store *store) {
             return;
         sweep->tenant = tenant;
         sweep->cursor = sweep->count = 0;
+        sweep->reads = false;
     }
     uint32_t end = kvl_table_end(store->table);
     for (uint32_t i = 0; i < KVL_SWEEP_STEP && sweep->cursor < end; i++, sweep->cursor++) {
         const struct kvl_entry *entry = kvl_table_at(store->table, sweep->cursor);
-        if (may_leave_disk(entry) && kvl_entry_tenant(store, entry) == sweep->tenant)
+        if (!is_unpinned_on_disk(entry) || kvl_entry_tenant(store, entry) != sweep->tenant)
+            continue;
+        if (may_leave_disk(entry))
             keep(sweep, (struct candidate){sweep->cursor, entry->last_use_s, entry->generation});
+        else
+            sweep->reads = true;
     }
     if (sweep->cursor >= end)
         evict(store, sweep);

@@ -332,12 +332,72 @@ static void carried_blocks_come_back_until_they_are_cleared(void **state) {
     end_folder();
 }
 
+/* What the folder's journal says at the moment when the disk asks what to keep: no copy is begun.
+ */
+static void keep_journal(const char *as) {
+    fixture_shell("cp %s/segments/journal %s-journal && cp %s/index/state %s-state", fixture.path,
+        as, fixture.path, as);
+}
+
+static bool keep_journal_then_block(void *arg, const struct kvl_key *key) {
+    struct disk_fixture *of = arg;
+    if (of->moved == 0)
+        keep_journal(of->path);
+    of->asked++;
+    return block_number_of(key) < of->keep_below;
+}
+
+/* Stores one by one until the block was copied to a segment that a rebuild reads before its own.
+ * Returns where it was. */
+static uint64_t store_until_carried_down(uint64_t block) {
+    uint64_t from = 0, to = 0;
+    fixture.tier->events.keep = keep_journal_then_block;
+    store(1000, 60); /* far from full */
+    for (uint64_t number = 100; to >> 32 >= from >> 32; number++) {
+        assert_true(number < 1000);
+        fixture.moved = 0;
+        from = fixture_find(&fixture, block)->location;
+        store(number, 1);
+        to = fixture_find(&fixture, block)->location;
+    }
+    return from;
+}
+
+static void tear_record(uint64_t location) {
+    fixture_shell(
+        "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
+        fixture.path, (unsigned)(location >> 32),
+        (unsigned long long)(uint32_t)location * 4096 + 5000);
+}
+
+/* A crash between the write of a copy and the transaction that publishes it, put together from two
+ * moments. The copy is not whole, and the index is lost: the block is where it was. */
+static void a_copy_that_was_not_published_does_not_replace_its_block(void **state) {
+    (void)state;
+    fixture_init(&fixture, 8 * MIB, NULL);
+    fixture.options.io = KVL_DISK_IO_POSIX;
+    fixture.options.codec = KVL_DISK_CODEC_RAW; /* fills it faster */
+    open_folder();
+    fixture.keep_below = 1;
+    store(0, 1);
+    uint64_t location = store_until_carried_down(0);
+    tear_record(fixture_find(&fixture, 0)->location);
+    fixture_close(&fixture, false);
+    fixture_shell("mv %s-journal %s/segments/journal && mv %s-state %s/index/state", fixture.path,
+        fixture.path, fixture.path, fixture.path);
+    rebuild();
+    assert_non_null(fixture_find(&fixture, 0));
+    assert_int_equal(fixture_find(&fixture, 0)->location, location);
+    assert_all_load();
+    end_folder();
+}
+
 /* Stores until the disk asks what to keep; then what it copies is discarded under its hands, and
  * the process ends as soon as that is durable. */
 static void discard_while_carried(void) {
     open_folder();
     fixture.keep_below = 20;
-    store(0, 20);
+    store(0, 80); /* far from full */
     for (uint64_t number = 1000; fixture.asked == 0; number++) {
         static struct disk_block block; /* the last one is still on its way at the end */
         make(&block, number);
@@ -358,6 +418,7 @@ static void discarding_what_is_being_carried_holds(void **state) {
     for (uint32_t round = 0; round < 6; round++) {
         fixture_init(&fixture, 8 * MIB, NULL);
         fixture.options.io = KVL_DISK_IO_POSIX;
+        fixture.options.codec = KVL_DISK_CODEC_RAW;
         pid_t child = fork();
         if (child == 0)
             discard_while_carried();
@@ -459,6 +520,32 @@ static void with_both_damaged_no_block_comes_back(void **state) {
         store(0, 20);
         assert_all_load();
         compare_with_index();
+        end_folder();
+    }
+}
+
+/* What an append leaves behind that the power went away from: a piece of a frame, its first pages
+ * missing or not. Nothing was committed on its word, so it takes nothing away. */
+static void a_torn_append_takes_nothing_away(void **state) {
+    (void)state;
+    static const char *const tears[] = {
+        "head -c 5000 /dev/zero >> %s/segments/journal",
+        "(head -c 4096 /dev/zero; head -c 3000 /dev/urandom) >> %s/segments/journal",
+        "(printf JLVK; head -c 20000 /dev/urandom) >> %s/segments/journal",
+    };
+    for (uint32_t i = 0; i < 3; i++) {
+        new_folder(8 * MIB);
+        put("chat", "text");
+        store(0, 20);
+        for (uint64_t number = 0; number < 20; number += 2)
+            discard(number);
+        flush();
+        fixture_close(&fixture, false);
+        fixture_shell(tears[i], fixture.path);
+        rebuild();
+        assert_int_equal(live_count(), 10);
+        assert_one_session("chat", "text");
+        assert_all_load();
         end_folder();
     }
 }
@@ -646,9 +733,11 @@ int main(void) {
         cmocka_unit_test(blocks_of_this_run_and_of_earlier_ones_stay_cleared),
         cmocka_unit_test(a_replaced_copy_does_not_come_back),
         cmocka_unit_test(carried_blocks_come_back_until_they_are_cleared),
+        cmocka_unit_test(a_copy_that_was_not_published_does_not_replace_its_block),
         cmocka_unit_test(discarding_what_is_being_carried_holds),
         cmocka_unit_test(what_no_transaction_named_is_not_found_after_a_clear),
         cmocka_unit_test(with_both_damaged_no_block_comes_back),
+        cmocka_unit_test(a_torn_append_takes_nothing_away),
         cmocka_unit_test(a_sound_index_writes_the_journal_anew),
         cmocka_unit_test(a_busy_journal_stays_small),
         cmocka_unit_test(a_cut_off_rebuild_begins_again),

@@ -18,7 +18,9 @@
  * A frame is appended and synced before the index transaction that holds its changes commits. The
  * file is written anew from the index at each start and when it has grown: journal.new, synced,
  * renamed. So frames come whole and in sequence, without holes; a file that is not so has lost
- * something, and then no block may be believed to be live.
+ * something, and then no block may be believed to be live. Only behind the last frame may bytes
+ * stand that are none: an append that the power went away from. Nothing was committed on its word,
+ * and index/state tells it from a frame that was synced once and is damaged.
  *
  * Threads: one at a time, the index's. Calls block on the disk. */
 #ifndef KVL_DISK_JOURNAL_H
@@ -90,7 +92,7 @@ void kvl_journal_abandon(struct kvl_journal *journal);
 
 struct kvl_journal_found {
     bool exists;
-    bool whole; /* from HEAD to the last byte */
+    bool whole; /* every frame from HEAD on; behind the last one may stand what never was one */
     uint32_t format;
     uint64_t run, capacity_bytes, sequence;
 };

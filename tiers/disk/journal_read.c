@@ -92,25 +92,24 @@ kvl_err kvl_journal_parse(const uint8_t *bytes, uint64_t count, kvl_journal_visi
     struct kvl_journal_found *found) {
     kvl_err err = KVL_OK;
     uint64_t at = 0;
+    bool torn = false;
     *found = (struct kvl_journal_found){.exists = true, .whole = true};
-    while (err == KVL_OK && count - at >= KVL_JOURNAL_FRAME_BYTES) {
+    while (err == KVL_OK && at < count && count - at >= KVL_JOURNAL_FRAME_BYTES) {
         struct frame frame;
         if (!read_frame(bytes + at, count - at, &frame)) {
-            found->whole = false;
+            torn = true;
             at += 8;
-            if (at > count)
-                break;
             continue;
         }
-        /* One missing, or one left over from another time. */
-        found->whole = found->whole && (at == 0 || frame.sequence == found->sequence + 1);
+        /* Damage in the middle, one missing, or one left over from another time. */
+        found->whole = found->whole && !torn && (at == 0 || frame.sequence == found->sequence + 1);
         if (at == 0 || frame.sequence > found->sequence) {
             err = visit_frame(&frame, at == 0, visit, arg, found);
             found->sequence = frame.sequence;
         }
         at += KVL_JOURNAL_FRAME_BYTES + kvl_journal_padded(frame.payload_bytes);
     }
-    found->whole = found->whole && at == count && count > 0;
+    found->whole = found->whole && found->format != 0;
     return err;
 }
 

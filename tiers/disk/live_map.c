@@ -105,3 +105,13 @@ void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location) {
     if (segment != NULL && page < kvl_live_segment_pages(segment))
         set_bit(segment, page, page >= segment->end_page);
 }
+
+bool kvl_live_map_has(
+    const struct kvl_live_map *map, uint64_t location, uint64_t segment_generation) {
+    const struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));
+    uint32_t page = kvl_location_page(location);
+    if (segment == NULL || segment->row.generation != segment_generation ||
+        page >= kvl_live_segment_pages(segment))
+        return false;
+    return kvl_live_segment_bit(segment, page) == (page < segment->end_page);
+}

@@ -173,6 +173,13 @@ static kvl_err take_listed(struct rebuild *rebuild, const struct kvl_live_segmen
     return err;
 }
 
+/* Whether some transaction published it: then it is no copy, or what it was copied from is dead.
+ * Until then the original is the block, and the copy may not be whole. */
+static bool is_published(const struct rebuild *rebuild, const struct kvl_record_header *header) {
+    return header->copied_from == 0 ||
+           !kvl_live_map_has(&rebuild->map, header->copied_from, header->copied_from_generation);
+}
+
 /* Behind it, from record to record; where none of this run begins, page by page. */
 static kvl_err take_appended(struct rebuild *rebuild, const struct kvl_live_segment *segment) {
     uint32_t pages = kvl_live_segment_pages(segment), page = segment->end_page;
@@ -187,7 +194,7 @@ static kvl_err take_appended(struct rebuild *rebuild, const struct kvl_live_segm
             page++;
             continue;
         }
-        if (!kvl_live_segment_bit(segment, page))
+        if (!kvl_live_segment_bit(segment, page) && is_published(rebuild, &header))
             err = take_record(rebuild, segment, page, &header);
         ahead_bytes = KVL_PAGE_BYTES;
         page += (uint32_t)(header.record_bytes / KVL_PAGE_BYTES);

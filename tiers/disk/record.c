@@ -11,10 +11,11 @@
 #define OFFSET_RUN 136u
 #define OFFSET_FRAMES 144u
 #define OFFSET_STORED (OFFSET_FRAMES + KVL_FRAMES_MAX * FRAME_ENTRY_BYTES)
+#define OFFSET_COPIED (OFFSET_STORED + 8u)
 #define OFFSET_CHECKSUM (KVL_PAGE_BYTES - 8u)
 
 _Static_assert(
-    OFFSET_STORED == 912u && OFFSET_STORED + 8u <= OFFSET_CHECKSUM, "a header is a page");
+    OFFSET_STORED == 912u && OFFSET_COPIED + 16u <= OFFSET_CHECKSUM, "a header is a page");
 
 static void put(uint8_t *page, uint32_t offset, uint64_t value, uint32_t bytes) {
     for (uint32_t i = 0; i < bytes; i++)
@@ -68,6 +69,8 @@ void kvl_record_header_write(const struct kvl_record_header *header, uint8_t *pa
     put(page, 132, header->layers, 4);
     put(page, OFFSET_RUN, header->run, 8);
     put(page, OFFSET_STORED, header->stored_wall_ns, 8);
+    put(page, OFFSET_COPIED, header->copied_from, 8);
+    put(page, OFFSET_COPIED + 8, header->copied_from_generation, 8);
     for (uint32_t f = 0; f < header->frame_count; f++) {
         uint32_t at = OFFSET_FRAMES + f * FRAME_ENTRY_BYTES;
         put(page, at, header->frames[f].checksum, 8);
@@ -136,6 +139,8 @@ kvl_err kvl_record_header_read(const uint8_t *page, struct kvl_record_header *he
     header->layers = (uint32_t)get(page, 132, 4);
     header->run = get(page, OFFSET_RUN, 8);
     header->stored_wall_ns = get(page, OFFSET_STORED, 8);
+    header->copied_from = get(page, OFFSET_COPIED, 8);
+    header->copied_from_generation = get(page, OFFSET_COPIED + 8, 8);
     if (!sane_sizes(header))
         return KVL_ERR_CORRUPT;
     for (uint32_t f = 0; f < header->frame_count; f++) {

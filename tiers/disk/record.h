@@ -10,7 +10,9 @@
  *    120  u32 namespace id    124  u32 token count  128  u32 element bytes  132  u32 layers
  *    136  u64 run: of the start of the program that wrote it (journal.h)
  *    144  32 entries of 24: u64 checksum, u32 offset in pages, u32 stored bytes, u32 codec, zero 4
- *    912  u64 wall clock, ns, when it was stored    920  zero to 4088
+ *    912  u64 wall clock, ns, when it was stored
+ *    920  u64 location of the record that this one is a copy of, 0: none
+ *    928  u64 segment generation of that one        936  zero to 4088
  *        4088  u64 XXH3-64 of bytes 0..4087
  *
  * A frame's checksum is XXH3-64 over: u64 hash of its raw bytes | key | u64 generation | u32 frame
@@ -46,6 +48,8 @@ struct kvl_record_header {
     uint64_t segment_generation;
     uint64_t run;
     uint64_t stored_wall_ns;
+    uint64_t copied_from; /* location; 0: it is no copy */
+    uint64_t copied_from_generation;
     uint32_t frame_count;
     uint32_t element_bytes;
     uint32_t layers;

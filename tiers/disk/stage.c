@@ -174,7 +174,7 @@ static bool stage_store(struct kvl_disk *disk, struct kvl_disk_request *request)
     return true;
 }
 
-/* The copy keeps its frames; only the header tells of its new segment. */
+/* The copy keeps its frames; only the header tells of its new segment and of its old place. */
 static void carry_read(struct kvl_disk_op *op) {
     struct kvl_disk_staged *staged = op->owner;
     struct kvl_record_header header;
@@ -196,6 +196,8 @@ static void carry_read(struct kvl_disk_op *op) {
     header.segment_generation = staged->segment_generation;
     header.run = staged->disk->journal.run;
     header.stored_wall_ns = staged->block.last_use_wall_ns;
+    header.copied_from = staged->from;
+    header.copied_from_generation = from->generation;
     kvl_record_header_write(&header, op->buffer);
     staged->block.record = header.block;
     staged->record_bytes = op->bytes;

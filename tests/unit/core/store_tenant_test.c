@@ -14,6 +14,8 @@
 
 #include <cmocka.h>
 
+#include "decorators/delay.h"
+
 #define ACME 1u
 #define BLUE 2u
 /* A record on disk: the payload does not compress, header and padding are two pages at most. */
@@ -266,9 +268,50 @@ static void a_disk_quota_full_of_pins_refuses(void **state) {
     assert_int_equal(kvl_store_drain(f.store, UINT64_MAX), KVL_OK);
     /* With room again, a flush stores it after all. */
     assert_int_equal(kvl_store_pin(f.store, keys, 2, false), 2);
-    fixture_poll_for(&f, 1100);
     assert_int_equal(kvl_store_flush(f.store, client, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
+    fixture_close(&f);
+}
+
+/* While all of it is being read nothing may leave: new blocks wait, and are not refused. */
+static void a_disk_quota_waits_for_reads(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_tenant_options acme = {.name = "acme"};
+    const struct fixture_options options = {.device_blocks = 8,
+        .disk_path = folder,
+        .delay_disk = true,
+        .tenants = &acme,
+        .tenant_count = 1};
+    const struct kvl_delay_options held = {.load_latency_ns = KVL_DELAY_HOLD}, flowing = {0};
+    struct kvl_key keys[2];
+    struct kvl_restored blocks[2];
+    struct kvl_restore_reply reply;
+    fixture_open(&f, &options);
+    uint32_t client = fixture_enter(&f, ACME);
+    fixture_store_chain(&f, client, 1, 2);
+    fixture_settle(&f);
+    acme.quota_bytes[KVL_TIER_DISK] = used(&f, ACME, KVL_TIER_DISK) + RECORD_BYTES / 2;
+    fixture_close(&f);
+    fixture_open(&f, &options);
+    client = fixture_enter(&f, ACME);
+    kvl_delay_tier_set_latency(f.disk, &held);
+    fixture_keys(&f, 1, 2, keys);
+    const struct kvl_restore_request restore = {
+        .client = client, .target = KVL_TIER_DEVICE, .keys = keys, .count = 2};
+    assert_int_equal(kvl_store_restore(f.store, &restore, blocks, &reply), KVL_OK);
+    assert_int_equal(reply.count, 2);
+    fixture_store_chain(&f, client, 900, 1);
+    fixture_poll_for(&f, 50);
+    kvl_delay_tier_set_latency(f.disk, &flowing);
+    assert_int_equal(fixture_wait(&f, reply.ticket), KVL_OK);
+    fixture_settle(&f);
+    struct kvl_tenant_report report = tenant_report(&f, ACME);
+    assert_int_equal(report.tiers[KVL_TIER_DISK].blocks, 2);
+    assert_int_equal(report.tiers[KVL_TIER_DISK].evicted_blocks, 1);
+    struct kvl_store_report own;
+    kvl_store_report(f.store, ACME, &own);
+    assert_int_equal(own.unpersisted_blocks, 0);
     fixture_close(&f);
 }
 
@@ -524,6 +567,7 @@ int main(void) {
             the_disk_quota_evicts_the_tenants_oldest, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(
             a_disk_quota_full_of_pins_refuses, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(a_disk_quota_waits_for_reads, make_folder, remove_folder),
         cmocka_unit_test(each_sees_its_own),
         cmocka_unit_test(a_clear_stays_within_the_tenant),
         cmocka_unit_test_setup_teardown(
