@@ -65,6 +65,10 @@ static kvl_err refuse_features(const struct kvl_model *model, struct kvl_errmsg 
             "the CUDA backend has no cap on attention scores, which %s needs; use --device cpu",
             h->architecture);
     }
+    if (h->embedding_scale == 0 || h->attention_scale == 0 || h->rope_magnitude == 0 ||
+        (h->rope_dims > 0 && h->rope_frequencies == NULL)) {
+        return kvl_fail(msg, KVL_ERR_INVALID, "the model's scales and frequencies are not set");
+    }
     for (uint32_t i = 0; i < h->layers; i++) {
         if (kvl_cuda_has_weight(model, &model->layers[i].attention_post_norm) ||
             kvl_cuda_has_weight(model, &model->layers[i].ffn_post_norm)) {
@@ -301,10 +305,8 @@ static kvl_err create(const struct kvl_model *model, const struct kvl_backend_op
         options->context_max != 0 ? options->context_max : model->hparams.context_max;
     cuda->use_graphs = true;
     cuda->layers = calloc(model->hparams.layers, sizeof *cuda->layers);
-    kvl_err err = KVL_ERR_NOMEM;
-    if (cuda->layers != NULL) {
-        err = set_up(cuda, options, msg);
-    }
+    kvl_err err = cuda->layers != NULL ? set_up(cuda, options, msg)
+                                       : kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     if (err != KVL_OK) {
         destroy(&cuda->base);
         return err;
