@@ -86,6 +86,7 @@ static void prefill_has_the_right_values_in_every_chunking(void **state) {
     const struct attention_shape shapes[] = {
         {4, 2, 64, 64, 16, KVL_KV_F16, 150},
         {3, 1, 64, 64, 64, KVL_KV_BF16, 140},
+        {1, 1, 64, 64, 16, KVL_KV_F16, 128}, /* no entry of the table behind the last token */
         {1, 1, 96, 96, 32, KVL_KV_F16, 200},
         {4, 1, 128, 128, 64, KVL_KV_F16, 140},
         {2, 1, 128, 128, 128, KVL_KV_BF16, 150},

@@ -151,7 +151,6 @@ void attention_world_init(struct attention_world *world, const struct attention_
     random_queries(world, &seed);
     place_blocks(world, &seed);
     take_memory(world);
-    spoil(world, world->scratch, world->scratch_bytes + 256);
 }
 
 void attention_world_deinit(struct attention_world *world) {
@@ -227,6 +226,7 @@ void attention_run(
     assert_true(call->first + call->tokens <= s->context);
     write_context(world, call->first + call->tokens);
     spoil(world, world->out_device, world->out_bytes + 2 * GUARD_BYTES);
+    spoil(world, world->scratch, world->scratch_bytes + 256);
     d->put(world->q_device, world->q_half + call->first * q_token, call->tokens * q_token * 2);
     d->put(world->position, &call->first, sizeof call->first);
     struct kvl_cuda_attention attention = attention_of(world);
