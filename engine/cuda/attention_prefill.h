@@ -219,7 +219,7 @@ KVL_DEVICE void kvl_prefill_softmax(
             max = fmaxf(rows.max[m][h], max * scale_log2);
             const float shrink = kvl_exp2(rows.max[m][h] - max);
             rows.max[m][h] = max;
-            float sum = rows.sum[m][h] * shrink;
+            float sum = 0.0f;
 #pragma unroll
             for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
 #pragma unroll
@@ -228,7 +228,8 @@ KVL_DEVICE void kvl_prefill_softmax(
                     sum += scores[m][n][e];
                 }
             }
-            rows.sum[m][h] = sum;
+            /* Spelled out, so that every unrolled copy rounds alike, wherever a row stands. */
+            rows.sum[m][h] = fmaf(rows.sum[m][h], shrink, sum);
 #pragma unroll
             for (int n = 0; n < DIM / 8; n++) {
                 rows.out[m][n][2 * h] *= shrink;
