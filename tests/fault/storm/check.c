@@ -236,10 +236,17 @@ static bool clear_all(struct storm_worker *worker) {
            ok(worker, "clear", storm_settle(worker, ticket, "clear"));
 }
 
+static bool memory_is_used(const struct kvl_store_report *report) {
+    return report->tiers[KVL_TIER_DEVICE].used_bytes != 0 ||
+           report->tiers[KVL_TIER_HOST].used_bytes != 0;
+}
+
+/* Slots whose blocks were being copied when they went come back behind. */
 static void check_empty(struct storm_worker *worker) {
     struct kvl_store_report report = {0};
-    if (!stats(worker, &report))
-        return;
+    for (int i = 0; i < 10000 && (i == 0 || memory_is_used(&report)); i++, usleep(1000))
+        if (!stats(worker, &report))
+            return;
     for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++) {
         const struct kvl_tier_report *at = &report.tiers[tier];
         if (at->blocks != 0 || (tier != KVL_TIER_DISK && at->used_bytes != 0))

@@ -78,7 +78,8 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     engine_close(&filler);
     assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &second), KVL_OK);
     assert_int_equal(second.private_tokens, 0);
-    assert_int_equal(kvl_lookup(engine.connection.client, keys, 1, found, &hits), KVL_OK);
+    for (int i = 0; i < 30000 && hits == 0; i++, usleep(1000)) /* visible once it was hashed */
+        assert_int_equal(kvl_lookup(engine.connection.client, keys, 1, found, &hits), KVL_OK);
     assert_int_equal(hits, 1);
     assert_answers_as_alone(&first, &second);
     engine_close(&engine);
