@@ -17,7 +17,7 @@
 #include "disk/disk_tier.h"
 #include "memory/memory_tier.h"
 
-#define WAIT_NS_MAX 10000000000ull
+#define WAIT_NS_MAX 60000000000ull
 
 static const struct kvl_geometry geometry = {
     .layers = 4, .kv_heads = 16, .k_dim = 128, .v_dim = 128, .block_tokens = BLOCK_TOKENS};

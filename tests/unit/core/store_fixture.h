@@ -48,7 +48,7 @@ uint32_t fixture_enter(struct fixture *f, uint32_t tenant);
 void fixture_close(struct fixture *f); /* as a crash would: nothing is drained first */
 
 /* Polls until the word's ticket ends; returns its status. Fails the test when that takes over
- * ten seconds. */
+ * a minute. */
 kvl_err fixture_wait(struct fixture *f, struct kvl_ticket ticket);
 /* Polls until nothing is hashed, moved or persisted any more. */
 void fixture_settle(struct fixture *f);
