@@ -85,8 +85,9 @@ static void store_prompt(uint32_t count) {
 
 static void test_chunk_length_and_threads_change_nothing(void **state) {
     (void)state;
-    for (uint32_t chunk = 1; chunk <= 512; chunk += chunk < 40 ? 1 : 37)
-        for (uint32_t threads = 1; threads <= 2; ++threads)
+    uint32_t few = fixture_has_one_arithmetic(&fixture) ? 1 : 7; /* a GPU's engines start slowly */
+    for (uint32_t chunk = 1; chunk <= 512; chunk += few * (chunk < 40 ? 1 : 37))
+        for (uint32_t threads = 1; threads <= (few == 1 ? 2 : 1); ++threads)
             (void)assert_identical(
                 &(struct engine_options){.chunk_tokens = chunk, .threads = threads});
     (void)assert_identical(&(struct engine_options){.chunk_tokens = 512, .threads = 2});

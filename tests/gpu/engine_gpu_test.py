@@ -178,7 +178,7 @@ class Others(Case):
         self.ask(**options)
         whole_s = time.monotonic() - began
         seen = 0
-        for part in (0.5, 0.6, 0.7, 0.8, 0.87, 0.94):
+        for part in (0.6, 0.75, 0.85, 0.92):
             if before:
                 before()
             began = time.monotonic()
