@@ -298,6 +298,23 @@ static kvl_err name_weights(struct kvl_model *model, bool tied) {
     return KVL_OK;
 }
 
+/* Pair i turns by base^(-2i / dims) a position; nothing else is scaled. */
+static kvl_err fill_scales(struct kvl_model *model) {
+    struct kvl_hparams *h = &model->hparams;
+    model->rope_frequencies = calloc(h->rope_dims / 2 + 1, sizeof *model->rope_frequencies);
+    if (model->rope_frequencies == NULL) {
+        return KVL_ERR_NOMEM;
+    }
+    for (uint32_t i = 0; i < h->rope_dims; i += 2) {
+        model->rope_frequencies[i / 2] = pow(h->rope_base, -(double)i / h->rope_dims);
+    }
+    h->rope_frequencies = model->rope_frequencies;
+    h->rope_magnitude = 1;
+    h->embedding_scale = 1;
+    h->attention_scale = 1.0f / sqrtf((float)h->k_dim);
+    return KVL_OK;
+}
+
 static kvl_err find_shape(const char *name, struct shape *out, struct kvl_errmsg *msg) {
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         if (strcmp(name, shapes[i].name) == 0) {
@@ -325,6 +342,9 @@ kvl_err kvl_model_random(
     model->hparams = found.hparams;
     snprintf(model->hparams.architecture, sizeof model->hparams.architecture, "llama");
     err = name_weights(model, found.tied);
+    if (err == KVL_OK) {
+        err = fill_scales(model);
+    }
     if (err == KVL_OK) {
         err = fingerprint(model, found.tied);
     }

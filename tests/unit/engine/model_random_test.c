@@ -40,6 +40,8 @@ static void test_defaults(void **state) {
     assert_int_equal(h->k_dim, 16);
     assert_int_equal(h->v_dim, 16);
     assert_int_equal(h->rope_dims, 16);
+    assert_true(h->attention_scale == 0.25f && h->embedding_scale == 1 && h->rope_magnitude == 1);
+    assert_true(h->rope_frequencies[0] == 1 && h->rope_frequencies[7] < 1);
     assert_true(model->is_random);
     assert_null(model->gguf);
     assert_int_equal(model->layers[1].ffn_down.columns, 96);
