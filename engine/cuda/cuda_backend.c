@@ -32,7 +32,7 @@ static kvl_err find_device(struct kvl_cuda *cuda, uint32_t wanted, struct kvl_er
             cuda->device.name, cuda->device.major, cuda->device.minor);
     }
     KVL_CUDA_TRY(msg, cudaSetDevice(cuda->device_index));
-    return kvl_cuda_driver_open(&cuda->driver, msg);
+    return kvl_cuda_calls_open(&cuda->driver, msg);
 }
 
 /* ---- what the kernels do not compute ---- */
@@ -155,7 +155,7 @@ static kvl_err take_scratch(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
     }
     lay_out_scratch(cuda);
     const uint64_t bytes = cuda->scratch.bytes;
-    err = kvl_cuda_arena_open(&cuda->scratch, "the CUDA backend's activations", msg);
+    err = kvl_cuda_piece_open(&cuda->scratch, "the CUDA backend's activations", msg);
     if (err != KVL_OK) {
         return err;
     }

@@ -146,7 +146,7 @@ bool kvl_cuda_has_weight(const struct kvl_model *model, const struct kvl_weight 
 /* The next aligned piece; NULL while the arena only counts. */
 void *kvl_cuda_take(struct kvl_cuda_arena *arena, uint64_t bytes);
 /* cudaMalloc of what was counted, and starts afresh. what: "weights", for the message. */
-KVL_MUST_CHECK kvl_err kvl_cuda_arena_open(
+KVL_MUST_CHECK kvl_err kvl_cuda_piece_open(
     struct kvl_cuda_arena *arena, const char *what, struct kvl_errmsg *msg);
 
 /* forward.c */

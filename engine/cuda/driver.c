@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-kvl_err kvl_cuda_driver_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg) {
+kvl_err kvl_cuda_calls_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg) {
     /* version: the interface that cuda.h declares under the name, 1000 * major + 10 * minor */
     const struct {
         const char *name;

@@ -29,7 +29,7 @@ struct kvl_cuda_driver {
 };
 
 /* Errors: UNSUPPORTED (a driver without one of them, or none at all). */
-KVL_MUST_CHECK kvl_err kvl_cuda_driver_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg);
+KVL_MUST_CHECK kvl_err kvl_cuda_calls_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg);
 /* As kvl_cuda_check. */
 KVL_MUST_CHECK kvl_err kvl_cuda_driver_check(const struct kvl_cuda_driver *driver,
     struct kvl_errmsg *msg, CUresult result, const char *what);

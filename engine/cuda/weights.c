@@ -23,7 +23,7 @@ void *kvl_cuda_take(struct kvl_cuda_arena *arena, uint64_t bytes) {
     return taken;
 }
 
-kvl_err kvl_cuda_arena_open(
+kvl_err kvl_cuda_piece_open(
     struct kvl_cuda_arena *arena, const char *what, struct kvl_errmsg *msg) {
     size_t free_bytes = 0, total_bytes = 0;
     void *base = NULL;
@@ -307,7 +307,7 @@ static void end(struct loading *l) {
 kvl_err kvl_cuda_load_weights(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
     lay_out(cuda);
     const uint64_t bytes = cuda->weights.bytes;
-    kvl_err err = kvl_cuda_arena_open(&cuda->weights, "the model's weights as f16", msg);
+    kvl_err err = kvl_cuda_piece_open(&cuda->weights, "the model's weights as f16", msg);
     if (err != KVL_OK) {
         return err;
     }
