@@ -6,6 +6,7 @@
 /* cmocka needs the four above first */
 #include <cmocka.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,10 +37,10 @@ struct fixture {
     struct cuda_twin *twin;
     struct kvl_tier *tier;
     struct kvl_log *log;
-    uint32_t lost_lines, fallback_lines;
-    struct kvl_layout small;  /* one frame of 8 KiB */
-    struct kvl_layout layers; /* four frames of 256 KiB */
-    uint8_t *host;            /* the buffers: a slot of `layers` each */
+    atomic_uint lost_lines, fallback_lines; /* counted on the driver thread */
+    struct kvl_layout small;                /* one frame of 8 KiB */
+    struct kvl_layout layers;               /* four frames of 256 KiB */
+    uint8_t *host;                          /* the buffers: a slot of `layers` each */
     uint64_t host_bytes;
     uint8_t *arena; /* the device's memory as an engine maps it */
     uint32_t completed;
