@@ -10,8 +10,9 @@
  *   then; the tier borrows both.
  *   STORE  buffer -> tier. Memory tiers: location is the caller's slot (from alloc). Disk: location
  *          is set when complete fires with OK, and then the block is durable. The content is
- *          hashed again on the way; CORRUPT when it is not record.content_hash. Memory tiers:
- *          frame_ready (may be NULL) reports the growing number of leading frames that are there.
+ *          hashed again on the way; CORRUPT when it is not record.content_hash. Only a tier that
+ * the CPU cannot address trusts its source: a host copy that was verified when it arrived. Memory
+ * tiers: frame_ready (may be NULL) reports the growing number of leading frames that are there.
  *   HASH   memory tiers: record.content_hash becomes that of the bytes at location; no buffer.
  *          With another status than OK it is what it was.
  *   LOAD   tier at location -> buffer. frame_ready (may be NULL) reports the growing number of
