@@ -92,6 +92,8 @@ static kvl_err load(struct decode_engine *engine, struct kvl_errmsg *msg) {
         .threads = options->threads,
         .context_max = engine->context_max,
         .device = options->device_number,
+        .kv_dtype = options->kv_dtype,
+        .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
     };
     err = ops->create(engine->model, &backend, &engine->backend, msg);
     engine->load_ns = decode_now_ns() - began_ns;

@@ -94,6 +94,10 @@ struct kvl_backend_options {
     uint32_t threads;     /* 0: as many as the process may run on */
     uint32_t context_max; /* tokens the caller will ever hold; 0: the model's trained context */
     uint32_t device;      /* which one, where there are several: cuda:N */
+    /* What the first batches will be like, block_tokens 0: unknown. CUDA loads its kernels for that
+     * while it is created, so that no first token waits for it. */
+    enum kvl_kv_dtype kv_dtype;
+    uint32_t block_tokens;
 };
 
 /* `count` runs of `bytes` bytes, `stride_bytes` apart on both sides. */

@@ -312,6 +312,14 @@ static kvl_err create(const struct kvl_model *model, const struct kvl_backend_op
         return err;
     }
     cuda->programmatic = cuda->device.major >= 9;
+    if (options->block_tokens != 0) {
+        err = kvl_cuda_warm(cuda, options->block_tokens, options->kv_dtype);
+    }
+    if (err != KVL_OK) {
+        kvl_fail(msg, err, "the GPU cannot compute: %s", cuda->last.text);
+        destroy(&cuda->base);
+        return err;
+    }
     *out = &cuda->base;
     return KVL_OK;
 }

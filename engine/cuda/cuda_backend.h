@@ -151,6 +151,9 @@ KVL_MUST_CHECK kvl_err kvl_cuda_piece_open(
 
 /* forward.c */
 KVL_MUST_CHECK kvl_err kvl_cuda_forward(struct kvl_backend *backend, const struct kvl_batch *batch);
+/* warm.c: launches, and so loads, the kernels that such batches need. */
+KVL_MUST_CHECK kvl_err kvl_cuda_warm(
+    struct kvl_cuda *cuda, uint32_t block_tokens, enum kvl_kv_dtype kv_dtype);
 /* The fields that a call's layers share; the caller fills in q, out, tokens and what follows. */
 struct kvl_cuda_attention kvl_cuda_attention_of(
     const struct kvl_cuda *cuda, const struct kvl_batch *batch, uint32_t layer);
