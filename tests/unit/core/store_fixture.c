@@ -243,6 +243,22 @@ kvl_err fixture_seal(struct fixture *f, uint32_t client, uint64_t lease, uint64_
     return err;
 }
 
+static uint64_t copies_under_way(const struct fixture *f) {
+    struct kvl_tier *const tiers[] = {f->device, f->host};
+    uint64_t count = 0;
+    for (unsigned i = 0; i < 2; i++)
+        count += tiers[i] != NULL ? tiers[i]->ops->stats(tiers[i]).inflight : 0;
+    return count;
+}
+
+/* A block that is being copied down may not leave, and then a newer one has to. */
+static void wait_for_copies(struct fixture *f) {
+    uint64_t start = kvl_clock_ns();
+    fixture_poll_for(f, 2);
+    while (copies_under_way(f) > 0 && kvl_clock_ns() - start < WAIT_NS_MAX)
+        poll_once(f, 5);
+}
+
 void fixture_store_chain(struct fixture *f, uint32_t client, uint32_t seed, uint32_t count) {
     struct kvl_key *keys = calloc(count, sizeof(keys[0]));
     fixture_keys(f, seed, count, keys);
@@ -270,7 +286,7 @@ void fixture_store_chain(struct fixture *f, uint32_t client, uint32_t seed, uint
             assert_true(kvl_clock_ns() - start < WAIT_NS_MAX);
             poll_once(f, 5);
         }
-        fixture_poll_for(f, 2);
+        wait_for_copies(f);
     }
     free(keys);
 }
