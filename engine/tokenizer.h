@@ -1,8 +1,8 @@
 /* tokenizer.h - text to token ids and back, as the model file says.
  *
- * Supported (`tokenizer.ggml.model` / `tokenizer.ggml.pre`): gpt2 / smollm (byte-level BPE) and
- * llama (SentencePiece merging by score, with byte fallback). Ids equal llama.cpp's for valid
- * UTF-8. For bytes that are not UTF-8, llama.cpp puts U+FFFD; here each keeps its own byte token,
+ * Supported (`tokenizer.ggml.model` / `tokenizer.ggml.pre`): gpt2 (byte-level BPE) with the
+ * pre-tokenizers of the table in pre_tokenizer.c, and llama (SentencePiece merging by score, with
+ * byte fallback). Ids equal llama.cpp's for valid UTF-8. For bytes that are not UTF-8, llama.cpp puts U+FFFD; here each keeps its own byte token,
  * so that detokenizing gives the same bytes, and only a byte that the vocabulary has no token for
  * becomes U+FFFD. A valid character of which some byte has no token loses that byte, there as here
  * (SmolLM2: six control characters and U+40000..U+BFFFF). What is a letter or a digit is up to the
