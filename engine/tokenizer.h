@@ -2,11 +2,12 @@
  *
  * Supported (`tokenizer.ggml.model` / `tokenizer.ggml.pre`): gpt2 (byte-level BPE) with the
  * pre-tokenizers of the table in pre_tokenizer.c, and llama (SentencePiece merging by score, with
- * byte fallback). Ids equal llama.cpp's for valid UTF-8. For bytes that are not UTF-8, llama.cpp puts U+FFFD; here each keeps its own byte token,
- * so that detokenizing gives the same bytes, and only a byte that the vocabulary has no token for
- * becomes U+FFFD. A valid character of which some byte has no token loses that byte, there as here
- * (SmolLM2: six control characters and U+40000..U+BFFFF). What is a letter or a digit is up to the
- * installed PCRE2 (10.42: Unicode 14); later characters may be cut otherwise than by llama.cpp.
+ * byte fallback). Ids equal llama.cpp's for valid UTF-8. For bytes that are not UTF-8, llama.cpp
+ * puts U+FFFD; here each keeps its own byte token, so that detokenizing gives the same bytes, and
+ * only a byte that the vocabulary has no token for becomes U+FFFD. A valid character of which some
+ * byte has no token loses that byte, there as here (SmolLM2: six control characters and
+ * U+40000..U+BFFFF). What is a letter or a digit is up to the installed PCRE2 (10.42: Unicode 14);
+ * later characters may be cut otherwise than by llama.cpp.
  *
  * Owns:    the tokenizer borrows the GGUF, which has to outlive it. Pieces live until destroy.
  * Threads: kvl_tokenize one caller at a time (it fills a cache of words); getters from any.
