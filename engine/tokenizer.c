@@ -108,19 +108,50 @@ static uint32_t named_token(
     return kvl_gguf_u64(gguf, key, &id) && id < tokenizer->vocab ? (uint32_t)id : KVL_TOKEN_NONE;
 }
 
+/* What models end a turn or a text with. */
+static const char *const end_texts[] = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<EOT>", "_<EOT>",
+    "[EOT]", "[EOS]", "<end_of_utterance>", "<|return|>", "<|call|>",
+    "<\xef\xbd\x9c"
+    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"};
+/* Marks of filling in the middle. */
+static const char *const middle_texts[] = {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>",
+    "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<|fim_middle|>", "<fim-middle>",
+    "<fim_middle>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<|fim_repo|>", "<|repo_name|>",
+    "<fim-repo>", "<fim_repo>", "<reponame>", "<|file_sep|>"};
+
+static bool is_one_of(struct kvl_gguf_string text, const char *const *texts, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (text_is(text, texts[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Files often give these tokens another kind, with which a user's text could become one. llama.cpp
+ * goes by their texts too. One that is a normal token keeps its merges (Qwen2's </s>). */
+static void set_control_kinds(struct kvl_tokenizer *tokenizer) {
+    for (uint32_t id = 0; id < tokenizer->vocab; id++) {
+        struct kvl_token *token = &tokenizer->tokens[id];
+        if (token->text.bytes < 4 || !memchr("<[_", token->text.data[0], 3)) {
+            continue;
+        }
+        bool is_end = is_one_of(token->text, end_texts, sizeof end_texts / sizeof *end_texts);
+        token->looks_control = is_end || is_one_of(token->text, middle_texts,
+                                             sizeof middle_texts / sizeof *middle_texts);
+        if (token->looks_control && token->kind != KVL_TOKEN_NORMAL) {
+            token->kind = KVL_TOKEN_CONTROL;
+            token->ends_generation = is_end;
+        }
+    }
+}
+
 static void find_ends(struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf) {
     static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
         "tokenizer.ggml.eom_token_id"};
-    static const char *const texts[] = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>",
-        "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "</s>"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         uint32_t id = named_token(tokenizer, gguf, keys[i]);
-        if (id != KVL_TOKEN_NONE) {
-            tokenizer->tokens[id].ends_generation = true;
-        }
-    }
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        uint32_t id = kvl_tokenizer_special(tokenizer, texts[i]);
         if (id != KVL_TOKEN_NONE) {
             tokenizer->tokens[id].ends_generation = true;
         }
@@ -158,6 +189,7 @@ static kvl_err load(
         err = load_tokens(tokenizer, gguf, msg);
     }
     if (!err) {
+        set_control_kinds(tokenizer);
         err = kvl_specials_create(tokenizer, kvl_gguf_path(gguf), msg);
     }
     if (!err) {

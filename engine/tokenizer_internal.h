@@ -18,6 +18,7 @@ struct kvl_token {
     struct kvl_gguf_string text;  /* as the file writes it; in the GGUF */
     struct kvl_gguf_string piece; /* the bytes it stands for; in the arena */
     uint8_t kind;                 /* enum kvl_token_kind */
+    bool looks_control; /* by its text; special where specials are parsed, whatever its kind */
     bool ends_generation;
     bool strips_right; /* white space behind it belongs to it, where specials are parsed */
 };

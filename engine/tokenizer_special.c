@@ -13,8 +13,8 @@
 
 static bool is_special(const struct kvl_token *token) {
     return token->text.bytes > 0 &&
-           (token->kind == KVL_TOKEN_CONTROL || token->kind == KVL_TOKEN_USER_DEFINED ||
-               token->kind == KVL_TOKEN_UNKNOWN);
+           (token->looks_control || token->kind == KVL_TOKEN_CONTROL ||
+               token->kind == KVL_TOKEN_USER_DEFINED || token->kind == KVL_TOKEN_UNKNOWN);
 }
 
 struct special {
