@@ -65,6 +65,17 @@ static kvl_err choose_context(struct decode_engine *engine, struct kvl_errmsg *m
     return KVL_OK;
 }
 
+static kvl_err open_chat(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    kvl_err err = kvl_chat_create(
+        engine->model->gguf, engine->tokenizer, options->chat_template, &engine->chat, msg);
+    if (err == KVL_OK && options->system != NULL && !kvl_chat_takes_system(engine->chat))
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "this model's chat template (%s) takes no system message; leave out --system",
+            kvl_chat_format_name(engine->chat));
+    return err;
+}
+
 static kvl_err load_model(struct decode_engine *engine, struct kvl_errmsg *msg) {
     const struct decode_options *options = engine->options;
     if (options->random_model != NULL)
@@ -73,7 +84,7 @@ static kvl_err load_model(struct decode_engine *engine, struct kvl_errmsg *msg) 
     if (err == KVL_OK)
         err = kvl_tokenizer_create(engine->model->gguf, &engine->tokenizer, msg);
     if (err == KVL_OK && options->chat)
-        err = kvl_chat_create(engine->model->gguf, engine->tokenizer, &engine->chat, msg);
+        err = open_chat(engine, msg);
     return err;
 }
 
@@ -241,14 +252,15 @@ kvl_err decode_tokenize_only(const struct decode_options *options, const char *t
 static kvl_err chat_tokens(struct decode_engine *engine, const char *text, uint64_t text_bytes,
     struct kvl_token_list *list) {
     const struct kvl_sequence *sequence = &engine->sequence;
-    kvl_err err;
-    if (sequence->count == 0) {
-        err = kvl_chat_begin(engine->chat, engine->options->system, list);
-    } else {
-        uint32_t last = sequence->tokens[sequence->count - 1];
-        err = kvl_chat_end_turn(engine->chat, last == kvl_chat_end_token(engine->chat), list);
-    }
-    return err == KVL_OK ? kvl_chat_user_turn(engine->chat, text, text_bytes, list) : err;
+    uint32_t end = kvl_chat_end_token(engine->chat);
+    struct kvl_chat_turn turn = {
+        .begins = sequence->count == 0,
+        .system = engine->options->system,
+        .ended = sequence->count > 0 && sequence->tokens[sequence->count - 1] == end,
+        .text = text,
+        .text_bytes = text_bytes,
+    };
+    return kvl_chat_append(engine->chat, &turn, list);
 }
 
 kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, uint64_t text_bytes,

@@ -31,6 +31,9 @@ static const char usage_text[] =
     "  --temperature T      0 takes the likeliest token (default 0)\n"
     "  --seed N             of the random numbers of a temperature above 0 (default 0)\n"
     "  --chat               wrap the prompt as the model's chat template does\n"
+    "  --chat-template NAME wrap as this one does, whatever the file has: chatml, llama-3, "
+    "mistral,\n"
+    "                       gemma, phi-3, ...; an unknown name lists all\n"
     "  --system TEXT        the chat's system message instead of the template's own\n"
     "  --session NAME       go on where this conversation stopped; needs a daemon or --embedded\n"
     "  --json               one JSON object on stdout\n"
@@ -87,6 +90,7 @@ enum option_id {
     OPTION_SESSION,
     OPTION_CHAT,
     OPTION_SYSTEM,
+    OPTION_CHAT_TEMPLATE,
     OPTION_HASH_LOGITS,
     OPTION_JSON,
     OPTION_TOKENIZE,
@@ -122,6 +126,7 @@ static const struct option long_options[] = {
     {"session", required_argument, NULL, OPTION_SESSION},
     {"chat", no_argument, NULL, OPTION_CHAT},
     {"system", required_argument, NULL, OPTION_SYSTEM},
+    {"chat-template", required_argument, NULL, OPTION_CHAT_TEMPLATE},
     {"hash-logits", no_argument, NULL, OPTION_HASH_LOGITS},
     {"json", no_argument, NULL, OPTION_JSON},
     {"tokenize", no_argument, NULL, OPTION_TOKENIZE},
@@ -306,6 +311,9 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
     case OPTION_SYSTEM:
         options->system = value;
         return true;
+    case OPTION_CHAT_TEMPLATE:
+        options->chat_template = value;
+        return true;
     case OPTION_HASH_LOGITS:
         options->hash_logits = true;
         return true;
@@ -376,8 +384,8 @@ static bool check(struct parse *parse) {
         return wrong(parse, "give --tokenize or --perplexity, not both");
     if (options->special && !options->tokenize)
         return wrong(parse, "--special goes with --tokenize");
-    if (options->system != NULL && !options->chat)
-        return wrong(parse, "--system goes with --chat");
+    if ((options->system != NULL || options->chat_template != NULL) && !options->chat)
+        return wrong(parse, "--system and --chat-template go with --chat");
     if (!parse->has_max_tokens)
         options->max_tokens = options->chat ? DEFAULT_CHAT_MAX_TOKENS : DEFAULT_MAX_TOKENS;
     return true;

@@ -40,6 +40,7 @@ struct decode_options {
     const char *session;
     bool chat;
     const char *system;
+    const char *chat_template; /* NULL: the file's */
     bool hash_logits;
     bool json;
     bool tokenize;

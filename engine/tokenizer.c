@@ -260,6 +260,17 @@ kvl_err kvl_tokenize(struct kvl_tokenizer *tokenizer, const char *text, uint64_t
     return err;
 }
 
+kvl_err kvl_tokenize_after(struct kvl_tokenizer *tokenizer, const char *text, uint64_t text_bytes,
+    struct kvl_token_list *list) {
+    uint32_t last = list->count > 0 ? list->ids[list->count - 1] : KVL_TOKEN_NONE;
+    bool strips = last < tokenizer->vocab && tokenizer->tokens[last].strips_right;
+    while (strips && text_bytes > 0 && kvl_is_ascii_space(*text)) {
+        text++;
+        text_bytes--;
+    }
+    return kvl_tokenize(tokenizer, text, text_bytes, 0, list);
+}
+
 struct kvl_gguf_string kvl_token_piece(const struct kvl_tokenizer *tokenizer, uint32_t id) {
     return id < tokenizer->vocab ? tokenizer->tokens[id].piece : (struct kvl_gguf_string){"", 0};
 }

@@ -47,6 +47,11 @@ void kvl_tokenizer_destroy(struct kvl_tokenizer *tokenizer); /* NULL is fine */
 KVL_MUST_CHECK kvl_err kvl_tokenize(struct kvl_tokenizer *tokenizer, const char *text,
     uint64_t text_bytes, unsigned flags, struct kvl_token_list *list);
 
+/* The same, without parsing, for text that follows the last token of list: where that is special
+ * and takes white space behind it (Phi-3), the text's is left out. */
+KVL_MUST_CHECK kvl_err kvl_tokenize_after(struct kvl_tokenizer *tokenizer, const char *text,
+    uint64_t text_bytes, struct kvl_token_list *list);
+
 /* The bytes a token stands for, special tokens with their text; not NUL terminated, perhaps part
  * of a character (see utf8.h). Empty for an id outside the vocabulary. */
 struct kvl_gguf_string kvl_token_piece(const struct kvl_tokenizer *tokenizer, uint32_t id);
@@ -57,6 +62,12 @@ uint32_t kvl_tokenizer_bos(const struct kvl_tokenizer *tokenizer);
 uint32_t kvl_tokenizer_eos(const struct kvl_tokenizer *tokenizer);
 /* The id of the special token with this text, or KVL_TOKEN_NONE. */
 uint32_t kvl_tokenizer_special(const struct kvl_tokenizer *tokenizer, const char *text);
+/* The longest special token that text begins with, or KVL_TOKEN_NONE; *bytes is its length, or that
+ * of the text's first character. text is not empty. */
+uint32_t kvl_tokenizer_special_at(
+    const struct kvl_tokenizer *tokenizer, struct kvl_gguf_string text, uint64_t *bytes);
+/* Of a special token: from now on it is a control token, which text becomes only when parsed. */
+void kvl_tokenizer_make_control(struct kvl_tokenizer *tokenizer, uint32_t id);
 
 /* The file's eos, eot and eom, and special tokens with the usual texts of those. */
 bool kvl_token_is_end_of_generation(const struct kvl_tokenizer *tokenizer, uint32_t id);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "tokenizer_internal.h"
+#include "utf8.h"
 
 #define SPECIALS_MAX 16384 /* bounds the recursion of cut_stretch */
 
@@ -265,4 +266,22 @@ uint32_t kvl_tokenizer_special(const struct kvl_tokenizer *tokenizer, const char
         }
     }
     return KVL_TOKEN_NONE;
+}
+
+uint32_t kvl_tokenizer_special_at(
+    const struct kvl_tokenizer *tokenizer, struct kvl_gguf_string text, uint64_t *bytes) {
+    for (uint32_t i = 0; i < tokenizer->specials.count; i++) {
+        struct kvl_gguf_string there = tokenizer->tokens[tokenizer->specials.ids[i]].text;
+        if (there.bytes <= text.bytes && memcmp(there.data, text.data, there.bytes) == 0) {
+            *bytes = there.bytes;
+            return tokenizer->specials.ids[i];
+        }
+    }
+    uint32_t char_bytes = kvl_utf8_char_bytes(text.data, text.bytes);
+    *bytes = char_bytes > 0 ? char_bytes : 1;
+    return KVL_TOKEN_NONE;
+}
+
+void kvl_tokenizer_make_control(struct kvl_tokenizer *tokenizer, uint32_t id) {
+    tokenizer->tokens[id].kind = KVL_TOKEN_CONTROL;
 }

@@ -8,7 +8,6 @@ gguf. Merges are learned without regard to words, so that nearly every wrong cut
 --real FOLDER adds references for the vocabularies of real models there (ggml-vocab-NAME.gguf).
 """
 import argparse
-import glob
 import hashlib
 import io
 import json
@@ -35,6 +34,7 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>"]
 USER_DEFINED = ["<repo_name>", "    ", "  ", "<|im_", "\u4e2d"]
 # Tokens that no merge leads to; some pre-tokenizers take whole words without merging.
 UNMERGED = [" antidisestablishmentarianism", " daemon", "tokenization", "007", "\n\n\n", " \u4e2d"]
+REAL = ["deepseek-llm", "gpt-2", "gpt-neox", "llama-bpe", "llama-spm", "phi-3", "qwen2"]
 NAMES = ["smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "deepseek-llm", "default"]
 
 
@@ -161,8 +161,9 @@ def references_of(vocab_path, fields):
 
 def real_references(folder):
     entries = []
-    for path in sorted(glob.glob(os.path.join(folder, "ggml-vocab-*.gguf"))):
-        name = os.path.basename(path)
+    for vocabulary in REAL:
+        name = f"ggml-vocab-{vocabulary}.gguf"
+        path = os.path.join(folder, name)
         with open(path, "rb") as file:
             digest = hashlib.sha256(file.read()).hexdigest()
         entries += references_of(path, {"real": name, "file_sha256": digest})

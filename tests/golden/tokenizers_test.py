@@ -49,7 +49,7 @@ def real_folder():
     if not work:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         work = os.path.join(cache, "kvloft", "references")
-    return os.path.join(work, "vocabularies")
+    return os.path.join(work, "llama.cpp", "models")
 
 
 def vocabulary_of(entry):
