@@ -10,6 +10,7 @@
 #include "decode_options.h"
 #include "generate.h"
 #include "model.h"
+#include "stop_strings.h"
 
 struct decode_engine {
     const struct decode_options *options;
@@ -23,6 +24,7 @@ struct decode_engine {
     struct kvl_sequence sequence;
     struct kvl_saved_session session;
     struct kvl_sampler sampler;
+    struct kvl_stop_strings stops;
     uint32_t context_max;
     uint64_t load_ns; /* model, tokenizer and backend */
     bool streaming;

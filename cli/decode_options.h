@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "backend.h"
+#include "decode_sampling.h"
 #include "service.h"
 
 enum { DECODE_DONE = 0, DECODE_FAILED = 1, DECODE_USAGE = 2 };
@@ -26,8 +27,7 @@ struct decode_options {
     const char *prompt_file;
     uint64_t prompt_tokens; /* keep the first so many; 0: all; of a random model: make so many */
     uint32_t max_tokens;
-    float temperature;
-    uint64_t seed;
+    struct decode_sampling sampling;
     uint32_t ctx; /* 0: min(the model's, 8192) */
     enum kvl_kv_dtype kv_dtype;
     const char *device;     /* as given: cpu, cuda, cuda:N */
@@ -40,6 +40,7 @@ struct decode_options {
     const char *session;
     bool chat;
     const char *system;
+    const char *chat_template; /* NULL: the file's */
     bool hash_logits;
     bool json;
     bool tokenize;

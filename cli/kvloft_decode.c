@@ -114,7 +114,7 @@ static int run_once(
         return decode_error("%s", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
     if (options->random_model != NULL && !options->json)
         fprintf(stderr, "kvloft-decode: random model %s, seed %llu: the ids say nothing\n",
-            options->random_model, (unsigned long long)options->seed);
+            options->random_model, (unsigned long long)options->sampling.options.seed);
     struct decode_text text;
     struct kvl_turn_report report;
     decode_engine_streaming(engine, true);

@@ -13,7 +13,7 @@ static uint64_t now_ns(void) {
 }
 
 const char *kvl_stop_reason_name(enum kvl_stop_reason reason) {
-    static const char *const names[] = {"length", "eos", "context", "interrupted"};
+    static const char *const names[] = {"length", "eos", "context", "interrupted", "stop"};
     return names[reason];
 }
 
@@ -43,6 +43,9 @@ static kvl_err turn_init(struct turn *turn) {
     turn->logits = malloc(turn->vocab * sizeof *turn->logits);
     if (turn->logits == NULL)
         return KVL_ERR_NOMEM;
+    kvl_err err = kvl_sampler_prepare(turn->options->sampler, turn->vocab);
+    if (err != KVL_OK)
+        return err;
     if (!turn->options->hash_logits)
         return KVL_OK;
     turn->hash = EVP_MD_CTX_new();
@@ -83,9 +86,12 @@ static bool choose(struct turn *turn, kvl_err *err) {
     const struct kvl_generate_options *options = turn->options;
     struct kvl_turn_report *report = turn->report;
     *err = hash_logits(turn);
-    uint32_t token = turn->logits == NULL
-                         ? turn->greedy_token
-                         : kvl_sampler_pick(options->sampler, turn->logits, turn->vocab);
+    const struct kvl_sampler_input input = {.logits = turn->logits,
+        .vocab = turn->vocab,
+        .context = turn->sequence->tokens,
+        .context_tokens = turn->sequence->count};
+    uint32_t token =
+        turn->logits == NULL ? turn->greedy_token : kvl_sampler_pick(options->sampler, &input);
     if (*err == KVL_OK)
         *err = kvl_token_list_push(&report->output, token);
     if (*err != KVL_OK)
@@ -93,10 +99,11 @@ static bool choose(struct turn *turn, kvl_err *err) {
     if (report->ttft_ns == 0)
         report->ttft_ns = now_ns() - options->began_ns;
     *err = kvl_sequence_append(turn->sequence, &token, 1);
-    if (options->on_token != NULL)
-        options->on_token(options->on_token_arg, token);
+    bool goes_on = options->on_token == NULL || options->on_token(options->on_token_arg, token);
     if (options->tokenizer != NULL && kvl_token_is_end_of_generation(options->tokenizer, token))
         report->stop_reason = KVL_STOP_EOS;
+    else if (!goes_on)
+        report->stop_reason = KVL_STOP_STRING;
     else if (report->output.count >= options->max_tokens)
         report->stop_reason = KVL_STOP_LENGTH;
     else if (turn->sequence->count >= turn->sequence->options.context_max)

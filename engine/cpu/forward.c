@@ -120,9 +120,8 @@ static bool has_logits(const struct chunk *chunk) {
 }
 
 static void choose_token(const struct kvl_batch *batch, const float *logits, uint32_t vocab) {
-    struct kvl_sampler greedy = {{0}, 0};
     if (batch->greedy_token != NULL) {
-        *batch->greedy_token = kvl_sampler_pick(&greedy, logits, vocab);
+        *batch->greedy_token = kvl_greedy_pick(logits, vocab);
     }
 }
 

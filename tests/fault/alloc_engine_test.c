@@ -105,6 +105,7 @@ static kvl_err turn(struct engine *engine, uint32_t number, uint8_t sha256[32]) 
     if (err == KVL_OK)
         memcpy(sha256, report.logits_sha256, sizeof(report.logits_sha256));
     kvl_turn_report_deinit(&report);
+    kvl_sampler_deinit(&sampler);
     return err;
 }
 

@@ -162,6 +162,7 @@ void engine_open(
 }
 
 void engine_close(struct engine *engine) {
+    kvl_sampler_deinit(&engine->sampler);
     kvl_saved_session_close(&engine->session, NULL);
     kvl_sequence_deinit(&engine->sequence);
     kvl_connection_close(&engine->connection);
