@@ -180,8 +180,8 @@ static int measure_all(struct session *s, const struct kvl_hparams *h, const uin
         .blocks = s->blocks,
         .logits_rows = 1};
     s->batch.logits = calloc(h->vocab, sizeof(float));
-    if (kvl_private_memory_create(block_bytes, &memory) != KVL_OK || s->tokens == NULL ||
-        s->blocks == NULL || s->batch.logits == NULL) {
+    if (kvl_private_memory_create(s->backend, block_bytes, &memory) != KVL_OK ||
+        s->tokens == NULL || s->blocks == NULL || s->batch.logits == NULL) {
         fprintf(stderr, "out of memory\n");
         goto cleanup;
     }

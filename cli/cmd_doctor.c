@@ -1,7 +1,6 @@
 /* cmd_doctor.c - what this machine offers to kvloft, and what to change. Needs no daemon.
  *
  * Every line comes from trying the thing, not from reading a version. */
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -17,12 +16,13 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "cuda_device.h"
 
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
 
-enum { HUGE_BYTES = 2 << 20 };
+enum { HUGE_BYTES = 2 << 20, CHECKS = 7, GPUS_SHOWN_MAX = 8 };
 
 struct finding {
     const char *name;
@@ -144,25 +144,15 @@ static struct finding check_cpu(void) {
     return finding;
 }
 
-/* Without linking CUDA: a machine without a driver is the usual case. */
-static struct finding check_cuda(void) {
-    struct finding finding = {
+/* One GPU; false past the last. A machine without a driver is the usual case. */
+static bool check_cuda(uint32_t number, struct finding *finding) {
+    struct kvl_cuda_device_view view;
+    *finding = (struct finding){
         .name = "cuda", .advice = "none needed for --device cpu; else install NVIDIA's driver"};
-    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    int count = 0;
-    if (driver) {
-        int (*init)(unsigned) = (int (*)(unsigned))dlsym(driver, "cuInit");
-        int (*get_count)(int *) = (int (*)(int *))dlsym(driver, "cuDeviceGetCount");
-        finding.good = init && get_count && init(0) == 0 && get_count(&count) == 0 && count > 0;
-    }
-    if (finding.good)
-        snprintf(finding.found, sizeof finding.found, "%d device%s", count, count == 1 ? "" : "s");
-    else
-        snprintf(finding.found, sizeof finding.found, "%s",
-            driver ? "driver there, no device usable" : "no driver");
-    if (driver)
-        dlclose(driver);
-    return finding;
+    bool is_there = kvl_cuda_device_look(number, &view);
+    finding->good = view.is_good;
+    snprintf(finding->found, sizeof finding->found, "%s", view.text);
+    return is_there;
 }
 
 static struct finding check_memory(void) {
@@ -183,10 +173,12 @@ static int run_doctor(const struct cli_options *options, int argc, char **argv) 
     if (argc > 0)
         return cli_wrong("doctor takes no words");
     uname(&kernel);
-    const struct finding findings[] = {check_cpu(), check_memory(), check_huge_pages(),
-        check_memlock(), check_io_uring(), check_direct_io(folder), check_disk_space(folder),
-        check_cuda()};
-    size_t count = sizeof findings / sizeof findings[0];
+    struct finding findings[CHECKS + GPUS_SHOWN_MAX] = {check_cpu(), check_memory(),
+        check_huge_pages(), check_memlock(), check_io_uring(), check_direct_io(folder),
+        check_disk_space(folder)};
+    size_t count = CHECKS;
+    for (uint32_t i = 0; i < GPUS_SHOWN_MAX && check_cuda(i, &findings[count]); i++)
+        count++;
     json_t *list = json_array();
     for (size_t i = 0; i < count; i++) {
         const struct finding *f = &findings[i];

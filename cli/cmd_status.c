@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "cuda_device.h"
 
 static const char *const tier_names[KVL_TIER_COUNT] = KVL_TIER_NAMES;
 
@@ -80,15 +81,17 @@ static uint64_t memory_bytes(const struct status *s) {
     return sum_kib * 1024;
 }
 
-/* What docs/operations.md promises: the arenas, the disk's share for its index (a row there takes
- * no less than the 128 bytes that its block takes in RAM), and buffers. */
-static uint64_t memory_bytes_max(const struct kvl_store_report *report) {
-    const struct kvl_tier_report *tiers = report->tiers;
+/* What docs/operations.md promises: the arenas in RAM (a GPU's is not), the disk's share for its
+ * index (a row there takes no less than the 128 bytes that its block takes in RAM), and buffers. */
+static uint64_t memory_bytes_max(const struct status *s) {
+    const struct kvl_tier_report *tiers = s->report.tiers;
+    uint32_t number;
+    bool is_gpu = kvl_cuda_device_parse(s->daemon.device, &number);
     uint64_t index_bytes = tiers[KVL_TIER_DISK].capacity_bytes / 32;
     if (index_bytes > 4ull << 30)
         index_bytes = 4ull << 30;
-    return tiers[KVL_TIER_DEVICE].capacity_bytes + tiers[KVL_TIER_HOST].capacity_bytes +
-           index_bytes + (256ull << 20);
+    return (is_gpu ? 0 : tiers[KVL_TIER_DEVICE].capacity_bytes) +
+           tiers[KVL_TIER_HOST].capacity_bytes + index_bytes + (256ull << 20);
 }
 
 static int print_json(struct kvl_client *client, const struct status *s) {
@@ -102,7 +105,7 @@ static int print_json(struct kvl_client *client, const struct status *s) {
         "persist_ms", (json_int_t)s->daemon.persist_ms, "epoch", epoch, "uptime_ms",
         (json_int_t)(r->uptime_ns / 1000000), "loaded", r->loaded, "tiers", tiers_json(r), "blocks",
         (json_int_t)r->blocks, "table_bytes", (json_int_t)r->table_bytes, "memory_bytes",
-        (json_int_t)memory_bytes(s), "memory_bytes_max", (json_int_t)memory_bytes_max(r), "leases",
+        (json_int_t)memory_bytes(s), "memory_bytes_max", (json_int_t)memory_bytes_max(s), "leases",
         (json_int_t)r->leases, "leased_bytes", (json_int_t)r->leased_bytes, "sessions",
         (json_int_t)r->sessions, "pins", (json_int_t)r->pins, "unpersisted_blocks",
         (json_int_t)r->unpersisted_blocks, "sealed_blocks", (json_int_t)r->sealed_blocks,
@@ -186,7 +189,7 @@ static int print_text(struct kvl_client *client, const struct status *s) {
         s->daemon.disk_path[0] ? s->daemon.disk_path : "none", s->daemon.persist_ms);
     print_tiers(r);
     printf("\nmemory %s, at most %s\n", cli_bytes(memory_bytes(s), memory),
-        cli_bytes(memory_bytes_max(r), memory_max));
+        cli_bytes(memory_bytes_max(s), memory_max));
     printf("blocks %" PRIu64 " (table %s)  not durable yet %" PRIu64 "  leases %" PRIu64
            " (%s)  pins %" PRIu64 "\n",
         r->blocks, cli_bytes(r->table_bytes, table), r->unpersisted_blocks, r->leases,

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "cuda_device.h"
 #include "kvloft.h"
 #include "size.h"
 
@@ -21,9 +22,11 @@ static const char usage_text[] =
     "\n"
     "  --listen ADDR      ipc://PATH (default: $XDG_RUNTIME_DIR/kvloft/kvloft.sock), or\n"
     "                     tcp://HOST:PORT with --secret-file\n"
-    "  --device DEVICE    where hot blocks are: cpu (default); cuda[:N] is not in this build\n"
+    "  --device DEVICE    where hot blocks are: cpu (default), or cuda[:N], the GPU with that "
+    "number\n"
     "  --device-bytes N   capacity of that tier (default 512M)\n"
-    "  --host-bytes N     capacity of host memory behind it (default 512M; 0: none)\n"
+    "  --host-bytes N     capacity of host memory behind it (default 512M; 0: none; a GPU needs "
+    "it)\n"
     "  --disk-path DIR    keeps blocks and sessions there across restarts (default: nowhere)\n"
     "  --disk-bytes N     cap of everything in DIR (default 8G)\n"
     "  --disk-io HOW      auto (default), uring, posix (threads), buffered (page cache)\n"
@@ -109,6 +112,7 @@ static bool take_log_level(const char *value, enum kvl_log_level *out) {
 
 static bool take(struct daemon_options *options, int id, const char *name, const char *value) {
     struct kvl_service_options *service = &options->service;
+    uint32_t device_number;
     assert(value); /* every option but --help takes one */
     switch (id) {
     case 'l':
@@ -116,7 +120,7 @@ static bool take(struct daemon_options *options, int id, const char *name, const
         return true;
     case 'd':
         service->device = value;
-        return strcmp(value, "cpu") == 0 || strncmp(value, "cuda", 4) == 0 ||
+        return strcmp(value, "cpu") == 0 || kvl_cuda_device_parse(value, &device_number) ||
                wrong("%s %s: it is cpu or cuda[:N]", name, value);
     case 'D':
         return take_size(name, value, &service->device_bytes);

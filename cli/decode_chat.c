@@ -30,8 +30,11 @@ void decode_catch_interrupts(void) {
 
 int decode_answer(struct decode_engine *engine, struct decode_progress *progress, uint64_t began_ns,
     FILE *shown, struct decode_text *text, struct kvl_turn_report *report) {
-    *text =
-        (struct decode_text){.tokenizer = engine->tokenizer, .shown = shown, .progress = progress};
+    kvl_stop_strings_restart(&engine->stops);
+    *text = (struct decode_text){.tokenizer = engine->tokenizer,
+        .shown = shown,
+        .progress = progress,
+        .stops = engine->stops.count > 0 ? &engine->stops : NULL};
     struct kvl_generate_options options = {
         .sequence = &engine->sequence,
         .session = engine->session.connection != NULL ? &engine->session : NULL,

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "random_weights.h"
+
 #define CONTEXT_DEFAULT_MAX 8192u
 
 uint64_t decode_now_ns(void) {
@@ -40,10 +42,12 @@ static void log_sink(void *arg, enum kvl_log_level level, const char *line) {
     fprintf(stderr, "kvloft-decode: %s\n", line);
 }
 
-/* NULL for cuda, the other name that the options let through. */
+/* NULL: cuda, in a build without it. */
 static const struct kvl_backend_ops *find_backend(const char *device, struct kvl_errmsg *msg) {
     if (strcmp(device, "cpu") == 0)
         return &kvl_backend_cpu;
+    if (kvl_backend_cuda != NULL)
+        return kvl_backend_cuda;
     (void)kvl_fail(msg, KVL_ERR_UNSUPPORTED,
         "this build has no CUDA backend for --device %s; use --device cpu", device);
     return NULL;
@@ -61,29 +65,59 @@ static kvl_err choose_context(struct decode_engine *engine, struct kvl_errmsg *m
     return KVL_OK;
 }
 
+static kvl_err open_chat(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    kvl_err err = kvl_chat_create(
+        engine->model->gguf, engine->tokenizer, options->chat_template, &engine->chat, msg);
+    if (err == KVL_OK && options->system != NULL && !kvl_chat_takes_system(engine->chat))
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "this model's chat template (%s) takes no system message; leave out --system",
+            kvl_chat_format_name(engine->chat));
+    return err;
+}
+
+static kvl_err load_model(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    if (options->random_model != NULL)
+        return kvl_model_random(
+            options->random_model, options->sampling.options.seed, &engine->model, msg);
+    kvl_err err = kvl_model_load(options->model, &engine->model, msg);
+    if (err == KVL_OK)
+        err = kvl_tokenizer_create(engine->model->gguf, &engine->tokenizer, msg);
+    if (err == KVL_OK && options->chat)
+        err = open_chat(engine, msg);
+    return err;
+}
+
 static kvl_err load(struct decode_engine *engine, struct kvl_errmsg *msg) {
     const struct decode_options *options = engine->options;
     const struct kvl_backend_ops *ops = find_backend(options->device, msg);
     if (ops == NULL)
         return KVL_ERR_UNSUPPORTED;
     uint64_t began_ns = decode_now_ns();
-    kvl_err err = kvl_model_load(options->model, &engine->model, msg);
-    if (err == KVL_OK)
-        err = kvl_tokenizer_create(engine->model->gguf, &engine->tokenizer, msg);
-    if (err == KVL_OK && options->chat)
-        err = kvl_chat_create(engine->model->gguf, engine->tokenizer, &engine->chat, msg);
+    kvl_err err = load_model(engine, msg);
     if (err == KVL_OK)
         err = choose_context(engine, msg);
     if (err != KVL_OK)
         return err;
     struct kvl_backend_options backend = {
-        .threads = options->threads, .context_max = engine->context_max};
+        .threads = options->threads,
+        .context_max = engine->context_max,
+        .device = options->device_number,
+        .kv_dtype = options->kv_dtype,
+        .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
+    };
     err = ops->create(engine->model, &backend, &engine->backend, msg);
     engine->load_ns = decode_now_ns() - began_ns;
     return err;
 }
 
-static void model_label(const struct kvl_model *model, char *label, size_t label_bytes) {
+static void model_label(const struct decode_engine *engine, char *label, size_t label_bytes) {
+    const struct kvl_model *model = engine->model;
+    if (model->is_random) {
+        snprintf(label, label_bytes, "random %s", engine->options->random_model);
+        return;
+    }
     struct kvl_gguf_string name = {"", 0};
     const char *path = kvl_gguf_path(model->gguf);
     const char *slash = strrchr(path, '/');
@@ -96,7 +130,7 @@ static void model_label(const struct kvl_model *model, char *label, size_t label
 static kvl_err open_connection(
     struct decode_engine *engine, const char *address, int attach_fd, struct kvl_errmsg *msg) {
     char label[64];
-    model_label(engine->model, label, sizeof label);
+    model_label(engine, label, sizeof label);
     struct kvl_connection_options options = {
         .address = address,
         .tenant = engine->options->tenant,
@@ -105,7 +139,7 @@ static kvl_err open_connection(
         .client_name = "kvloft-decode",
         .label = label,
         .model = engine->model,
-        .arithmetic_id = engine->backend->arithmetic_id,
+        .backend = engine->backend,
         .kv_dtype = engine->options->kv_dtype,
         .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
         .notice = show_notice,
@@ -176,12 +210,30 @@ static kvl_err open_sequence(
         &engine->session, &engine->connection, options->session, &engine->sequence, msg);
 }
 
+static kvl_err init_sampler(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    const struct decode_sampling *sampling = &engine->options->sampling;
+    uint32_t vocab = engine->model->hparams.vocab;
+    struct kvl_sampler_options options = sampling->options;
+    options.bias = sampling->bias;
+    for (uint32_t i = 0; i < options.bias_count; ++i)
+        if (sampling->bias[i].id >= vocab)
+            return kvl_fail(msg, KVL_ERR_INVALID,
+                "--logit-bias %u: the model's vocabulary has %u tokens", sampling->bias[i].id,
+                vocab);
+    kvl_sampler_init(&engine->sampler, options);
+    return KVL_OK;
+}
+
 kvl_err decode_engine_open(struct decode_engine *engine, const struct decode_options *options,
     const struct decode_engine_hooks *hooks, struct kvl_errmsg *msg) {
     *engine = (struct decode_engine){.options = options};
-    kvl_sampler_init(&engine->sampler,
-        (struct kvl_sampler_options){.temperature = options->temperature, .seed = options->seed});
-    kvl_err err = load(engine, msg);
+    kvl_err err = kvl_stop_strings_init(
+        &engine->stops, options->sampling.stops, options->sampling.stop_count);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "--stop takes a text of 1 to 65535 bytes of UTF-8");
+    err = load(engine, msg);
+    if (err == KVL_OK)
+        err = init_sampler(engine, msg);
     if (err == KVL_OK && !options->perplexity)
         err = open_store(engine, msg);
     return err == KVL_OK ? open_sequence(engine, hooks, msg) : err;
@@ -197,6 +249,8 @@ void decode_engine_close(struct decode_engine *engine) {
     kvl_log_destroy(engine->log);
     if (engine->backend != NULL)
         engine->backend->ops->destroy(engine->backend);
+    kvl_sampler_deinit(&engine->sampler);
+    kvl_stop_strings_deinit(&engine->stops);
     kvl_chat_destroy(engine->chat);
     kvl_tokenizer_destroy(engine->tokenizer);
     kvl_model_free(engine->model);
@@ -221,14 +275,15 @@ kvl_err decode_tokenize_only(const struct decode_options *options, const char *t
 static kvl_err chat_tokens(struct decode_engine *engine, const char *text, uint64_t text_bytes,
     struct kvl_token_list *list) {
     const struct kvl_sequence *sequence = &engine->sequence;
-    kvl_err err;
-    if (sequence->count == 0) {
-        err = kvl_chat_begin(engine->chat, engine->options->system, list);
-    } else {
-        uint32_t last = sequence->tokens[sequence->count - 1];
-        err = kvl_chat_end_turn(engine->chat, last == kvl_chat_end_token(engine->chat), list);
-    }
-    return err == KVL_OK ? kvl_chat_user_turn(engine->chat, text, text_bytes, list) : err;
+    uint32_t end = kvl_chat_end_token(engine->chat);
+    struct kvl_chat_turn turn = {
+        .begins = sequence->count == 0,
+        .system = engine->options->system,
+        .ended = sequence->count > 0 && sequence->tokens[sequence->count - 1] == end,
+        .text = text,
+        .text_bytes = text_bytes,
+    };
+    return kvl_chat_append(engine->chat, &turn, list);
 }
 
 kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, uint64_t text_bytes,
@@ -243,6 +298,16 @@ kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, 
     if (keep != 0 && list->count > keep)
         list->count = keep;
     return KVL_OK;
+}
+
+kvl_err decode_engine_random_tokens(
+    const struct decode_engine *engine, struct kvl_token_list *list) {
+    kvl_err err = KVL_OK;
+    uint64_t key = kvl_random_mix(engine->options->sampling.options.seed);
+    for (uint64_t i = 0; i < engine->options->prompt_tokens && err == KVL_OK; ++i)
+        err = kvl_token_list_push(list,
+            (uint32_t)(kvl_random_mix(key + KVL_RANDOM_GOLDEN * i) % engine->model->hparams.vocab));
+    return err;
 }
 
 kvl_err decode_engine_append(

@@ -10,12 +10,13 @@
 #include "decode_options.h"
 #include "generate.h"
 #include "model.h"
+#include "stop_strings.h"
 
 struct decode_engine {
     const struct decode_options *options;
     struct kvl_model *model;
-    struct kvl_tokenizer *tokenizer;
-    struct kvl_chat *chat; /* with --chat */
+    struct kvl_tokenizer *tokenizer; /* NULL with a random model */
+    struct kvl_chat *chat;           /* with --chat */
     struct kvl_backend *backend;
     struct kvl_log *log;
     struct kvl_service *service;      /* embedded */
@@ -23,6 +24,7 @@ struct decode_engine {
     struct kvl_sequence sequence;
     struct kvl_saved_session session;
     struct kvl_sampler sampler;
+    struct kvl_stop_strings stops;
     uint32_t context_max;
     uint64_t load_ns; /* model, tokenizer and backend */
     bool streaming;
@@ -50,6 +52,9 @@ KVL_MUST_CHECK kvl_err decode_tokenize_only(const struct decode_options *options
  * an unfinished answer before it closed. */
 KVL_MUST_CHECK kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text,
     uint64_t text_bytes, struct kvl_token_list *list, struct kvl_errmsg *msg);
+/* --prompt-tokens N of a random model: seeded ids, of which a shorter prompt's are the first. */
+KVL_MUST_CHECK kvl_err decode_engine_random_tokens(
+    const struct decode_engine *engine, struct kvl_token_list *list);
 /* Appends them. LIMIT: msg names how many there are and what the context holds. */
 KVL_MUST_CHECK kvl_err decode_engine_append(
     struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg);

@@ -15,18 +15,24 @@ static const char usage_text[] =
     "       kvloft-decode --model FILE [--session NAME] [options]      an interactive chat\n"
     "       kvloft-decode --model FILE --prompt-file FILE --tokenize [--special] [--json]\n"
     "       kvloft-decode --model FILE --prompt-file FILE --perplexity [--json]\n"
+    "       kvloft-decode --random-model SHAPE --prompt-tokens N [options]     for figures and "
+    "tests\n"
     "\n"
     "Generates text with a GGUF model; its KV cache can outlive the run in a kvloft daemon.\n"
     "\n"
     "what to read and write\n"
     "  --model FILE         the model, GGUF version 3\n"
+    "  --random-model SHAPE llama-8b, llama-1b, qwen2-7b or a JSON file of a shape: weights are\n"
+    "                       random numbers of --seed, tokens are ids; needs --prompt-tokens\n"
     "  --prompt TEXT        the prompt; bytes that are not UTF-8 become the tokens of these bytes\n"
     "  --prompt-file FILE   the same from a file\n"
-    "  --prompt-tokens N    keep only the prompt's first N tokens\n"
+    "  --prompt-tokens N    keep only the prompt's first N tokens; with a random model: make N\n"
     "  --max-tokens N       generate at most N tokens (default 256; in a chat 1024)\n"
-    "  --temperature T      0 takes the likeliest token (default 0)\n"
-    "  --seed N             of the random numbers of a temperature above 0 (default 0)\n"
+    "  --stop TEXT          end before this text; may be given up to 32 times\n"
     "  --chat               wrap the prompt as the model's chat template does\n"
+    "  --chat-template NAME wrap as this one does, whatever the file has: chatml, llama-3, "
+    "mistral,\n"
+    "                       gemma, phi-3, ...; an unknown name lists all\n"
     "  --system TEXT        the chat's system message instead of the template's own\n"
     "  --session NAME       go on where this conversation stopped; needs a daemon or --embedded\n"
     "  --json               one JSON object on stdout\n"
@@ -34,10 +40,23 @@ static const char usage_text[] =
     "  --tokenize           print the prompt's token ids; --special: parse special tokens\n"
     "  --perplexity         how well the model predicts the prompt\n"
     "\n"
+    "how tokens are chosen\n"
+    "  --temperature T      0 takes the likeliest token (default 0)\n"
+    "  --seed N             of the random numbers of a temperature above 0 (default 0)\n"
+    "  --top-k N            with a temperature: of the N likeliest (default 0: all)\n"
+    "  --top-p P            of the likeliest that have together P (default 1)\n"
+    "  --min-p P            of those with P times the likeliest's probability (default 0)\n"
+    "  --typical P          of the most typical that have together P (default 1)\n"
+    "  --repeat-penalty R   divide (below 0: multiply) logits of recent tokens by R (default 1)\n"
+    "  --presence-penalty A, --frequency-penalty A\n"
+    "                       take A off them, once or as often as they came (default 0)\n"
+    "  --repeat-last-n N    so many tokens are recent (default 64)\n"
+    "  --logit-bias ID=X    add X to this token's logit, -inf forbids it; up to 256 times\n"
+    "\n"
     "how to compute\n"
     "  --ctx N              tokens in context (default: the model's, at most 8192)\n"
     "  --kv-dtype TYPE      of the cache: f16 (default), bf16, f32\n"
-    "  --device DEVICE      cpu (default); cuda[:N] is not in this build\n"
+    "  --device DEVICE      cpu (default), cuda or cuda:N: a GPU, where this build has CUDA\n"
     "  --threads N          default: as many as the process may run on\n"
     "\n"
     "where the cache lives (default: the daemon at the default address if one answers, else as\n"
@@ -59,12 +78,12 @@ static const char usage_text[] =
 
 enum option_id {
     OPTION_MODEL = 256,
+    OPTION_RANDOM_MODEL,
     OPTION_PROMPT,
     OPTION_PROMPT_FILE,
     OPTION_PROMPT_TOKENS,
     OPTION_MAX_TOKENS,
-    OPTION_TEMPERATURE,
-    OPTION_SEED,
+    OPTION_SAMPLING, /* all of decode_sampling.h, told apart by name */
     OPTION_CTX,
     OPTION_KV_DTYPE,
     OPTION_DEVICE,
@@ -82,6 +101,7 @@ enum option_id {
     OPTION_SESSION,
     OPTION_CHAT,
     OPTION_SYSTEM,
+    OPTION_CHAT_TEMPLATE,
     OPTION_HASH_LOGITS,
     OPTION_JSON,
     OPTION_TOKENIZE,
@@ -93,12 +113,23 @@ enum option_id {
 
 static const struct option long_options[] = {
     {"model", required_argument, NULL, OPTION_MODEL},
+    {"random-model", required_argument, NULL, OPTION_RANDOM_MODEL},
     {"prompt", required_argument, NULL, OPTION_PROMPT},
     {"prompt-file", required_argument, NULL, OPTION_PROMPT_FILE},
     {"prompt-tokens", required_argument, NULL, OPTION_PROMPT_TOKENS},
     {"max-tokens", required_argument, NULL, OPTION_MAX_TOKENS},
-    {"temperature", required_argument, NULL, OPTION_TEMPERATURE},
-    {"seed", required_argument, NULL, OPTION_SEED},
+    {"temperature", required_argument, NULL, OPTION_SAMPLING},
+    {"seed", required_argument, NULL, OPTION_SAMPLING},
+    {"top-k", required_argument, NULL, OPTION_SAMPLING},
+    {"top-p", required_argument, NULL, OPTION_SAMPLING},
+    {"min-p", required_argument, NULL, OPTION_SAMPLING},
+    {"typical", required_argument, NULL, OPTION_SAMPLING},
+    {"repeat-penalty", required_argument, NULL, OPTION_SAMPLING},
+    {"presence-penalty", required_argument, NULL, OPTION_SAMPLING},
+    {"frequency-penalty", required_argument, NULL, OPTION_SAMPLING},
+    {"repeat-last-n", required_argument, NULL, OPTION_SAMPLING},
+    {"logit-bias", required_argument, NULL, OPTION_SAMPLING},
+    {"stop", required_argument, NULL, OPTION_SAMPLING},
     {"ctx", required_argument, NULL, OPTION_CTX},
     {"kv-dtype", required_argument, NULL, OPTION_KV_DTYPE},
     {"device", required_argument, NULL, OPTION_DEVICE},
@@ -116,6 +147,7 @@ static const struct option long_options[] = {
     {"session", required_argument, NULL, OPTION_SESSION},
     {"chat", no_argument, NULL, OPTION_CHAT},
     {"system", required_argument, NULL, OPTION_SYSTEM},
+    {"chat-template", required_argument, NULL, OPTION_CHAT_TEMPLATE},
     {"hash-logits", no_argument, NULL, OPTION_HASH_LOGITS},
     {"json", no_argument, NULL, OPTION_JSON},
     {"tokenize", no_argument, NULL, OPTION_TOKENIZE},
@@ -178,13 +210,11 @@ static bool parse_size(struct parse *parse, const char *name, const char *text, 
     return true;
 }
 
-static bool parse_temperature(struct parse *parse, const char *text) {
-    char *end = NULL;
-    float value = strtof(text, &end);
-    if (end == text || *end != 0 || !(value >= 0 && value <= 1000))
-        return wrong(parse, "--temperature %s: not a number from 0 to 1000", text);
-    parse->options->temperature = value;
-    return true;
+static bool take_sampling(struct parse *parse, const char *name, const char *value) {
+    char error[64];
+    const char *wrong_with_it =
+        decode_sampling_take(&parse->options->sampling, name, value, error, sizeof error);
+    return wrong_with_it == NULL || wrong(parse, "--%s %s: %s", name, value, wrong_with_it);
 }
 
 static bool parse_kv_dtype(struct parse *parse, const char *text) {
@@ -198,6 +228,18 @@ static bool parse_kv_dtype(struct parse *parse, const char *text) {
             return true;
         }
     return wrong(parse, "--kv-dtype %s: it is f16, bf16 or f32", text);
+}
+
+/* An embedded service's device tier is where the engine computes. */
+static bool parse_device(struct parse *parse, const char *text) {
+    struct decode_options *options = parse->options;
+    uint64_t number = 0;
+    bool is_numbered = strncmp(text, "cuda:", 5) == 0 && kvl_parse_number(text + 5, 1023, &number);
+    if (strcmp(text, "cpu") != 0 && strcmp(text, "cuda") != 0 && !is_numbered)
+        return wrong(parse, "--device %s: it is cpu or cuda[:N]", text);
+    options->device = options->embedded.device = text;
+    options->device_number = (uint32_t)number;
+    return true;
 }
 
 static void set_mode(struct parse *parse, enum decode_mode mode) {
@@ -217,11 +259,8 @@ static bool take_value(struct parse *parse, int id, const char *name, const char
     case OPTION_MAX_TOKENS:
         parse->has_max_tokens = true;
         return parse_u32(parse, name, value, &options->max_tokens);
-    case OPTION_TEMPERATURE:
-        return parse_temperature(parse, value);
-    case OPTION_SEED:
-        return kvl_parse_number(value, UINT64_MAX, &options->seed) ||
-               wrong(parse, "--seed %s: not a number", value);
+    case OPTION_SAMPLING:
+        return take_sampling(parse, name, value);
     case OPTION_CTX:
         return parse_u32(parse, name, value, &options->ctx);
     case OPTION_KV_DTYPE:
@@ -248,6 +287,9 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
     case OPTION_MODEL:
         options->model = value;
         return true;
+    case OPTION_RANDOM_MODEL:
+        options->random_model = value;
+        return true;
     case OPTION_PROMPT:
         options->prompt = value;
         return true;
@@ -255,8 +297,7 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
         options->prompt_file = value;
         return true;
     case OPTION_DEVICE:
-        options->device = value;
-        return true;
+        return parse_device(parse, value);
     case OPTION_TENANT:
         options->tenant = value;
         return true;
@@ -286,6 +327,9 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
     case OPTION_SYSTEM:
         options->system = value;
         return true;
+    case OPTION_CHAT_TEMPLATE:
+        options->chat_template = value;
+        return true;
     case OPTION_HASH_LOGITS:
         options->hash_logits = true;
         return true;
@@ -306,9 +350,25 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
     }
 }
 
+static bool check_random(struct parse *parse) {
+    const struct decode_options *options = parse->options;
+    if (options->model != NULL)
+        return wrong(parse, "give --model or --random-model, not both");
+    if (options->prompt_tokens == 0)
+        return wrong(parse, "--random-model needs --prompt-tokens N: so many random tokens");
+    if (options->prompt != NULL || options->prompt_file != NULL || options->chat ||
+        options->system != NULL || options->tokenize || options->perplexity)
+        return wrong(parse,
+            "a random model knows no text: --prompt, --prompt-file, --chat, --system, --tokenize "
+            "and --perplexity need --model");
+    return true;
+}
+
 static bool check_prompt(struct parse *parse) {
     struct decode_options *options = parse->options;
     bool has_prompt = options->prompt != NULL || options->prompt_file != NULL;
+    if (options->random_model != NULL)
+        return check_random(parse);
     if (options->model == NULL)
         return wrong(parse, "--model FILE is missing; see --help");
     if (options->prompt != NULL && options->prompt_file != NULL)
@@ -327,8 +387,6 @@ static bool check(struct parse *parse) {
     struct decode_options *options = parse->options;
     if (!check_prompt(parse))
         return false;
-    if (strcmp(options->device, "cpu") != 0 && strncmp(options->device, "cuda", 4) != 0)
-        return wrong(parse, "--device %s: it is cpu or cuda[:N]", options->device);
     if (parse->modes > 1)
         return wrong(
             parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");
@@ -342,8 +400,8 @@ static bool check(struct parse *parse) {
         return wrong(parse, "give --tokenize or --perplexity, not both");
     if (options->special && !options->tokenize)
         return wrong(parse, "--special goes with --tokenize");
-    if (options->system != NULL && !options->chat)
-        return wrong(parse, "--system goes with --chat");
+    if ((options->system != NULL || options->chat_template != NULL) && !options->chat)
+        return wrong(parse, "--system and --chat-template go with --chat");
     if (!parse->has_max_tokens)
         options->max_tokens = options->chat ? DEFAULT_CHAT_MAX_TOKENS : DEFAULT_MAX_TOKENS;
     return true;
@@ -362,6 +420,7 @@ bool decode_options_parse(int argc, char **argv, struct decode_options *options,
                 .holder_name = "kvloft-decode",
             },
     };
+    decode_sampling_init(&options->sampling);
     struct parse parse = {.options = options};
     *status = DECODE_USAGE;
     for (int id = 0, index = 0; (id = getopt_long(argc, argv, "", long_options, &index)) != -1;) {

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "backend.h"
+#include "decode_sampling.h"
 #include "service.h"
 
 enum { DECODE_DONE = 0, DECODE_FAILED = 1, DECODE_USAGE = 2 };
@@ -20,17 +21,18 @@ enum decode_mode {
 };
 
 struct decode_options {
-    const char *model;
-    const char *prompt; /* at most one of these two */
+    const char *model;        /* one of these two */
+    const char *random_model; /* a shape's name or file */
+    const char *prompt;       /* at most one of these two */
     const char *prompt_file;
-    uint64_t prompt_tokens; /* keep the first so many; 0: all */
+    uint64_t prompt_tokens; /* keep the first so many; 0: all; of a random model: make so many */
     uint32_t max_tokens;
-    float temperature;
-    uint64_t seed;
+    struct decode_sampling sampling;
     uint32_t ctx; /* 0: min(the model's, 8192) */
     enum kvl_kv_dtype kv_dtype;
-    const char *device;
-    uint32_t threads; /* 0: all */
+    const char *device;     /* as given: cpu, cuda, cuda:N */
+    uint32_t device_number; /* N */
+    uint32_t threads;       /* 0: all */
     enum decode_mode mode;
     const char *address;                 /* DECODE_CONNECT; NULL: the default */
     const char *tenant, *secret_file;    /* NULL: what the environment says */
@@ -38,6 +40,7 @@ struct decode_options {
     const char *session;
     bool chat;
     const char *system;
+    const char *chat_template; /* NULL: the file's */
     bool hash_logits;
     bool json;
     bool tokenize;

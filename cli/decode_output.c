@@ -27,28 +27,56 @@ static bool make_room(struct decode_text *text, uint64_t bytes) {
     return true;
 }
 
-static void add_text(struct decode_text *text, uint64_t bytes) {
-    if (text->shown != NULL && bytes > 0) {
-        fwrite(text->text + text->bytes, 1, bytes, text->shown);
+static void show_up_to(struct decode_text *text, uint64_t safe_bytes) {
+    if (text->shown != NULL && safe_bytes > text->shown_bytes) {
+        fwrite(text->text + text->shown_bytes, 1, safe_bytes - text->shown_bytes, text->shown);
         fflush(text->shown);
     }
-    text->bytes += bytes;
+    if (safe_bytes > text->shown_bytes)
+        text->shown_bytes = safe_bytes;
 }
 
-void decode_text_token(void *arg, uint32_t token) {
+/* Takes in what was written behind the text. False when a stop string ends it. */
+static bool add_text(struct decode_text *text, uint64_t bytes) {
+    uint64_t safe_bytes = text->bytes + bytes;
+    if (text->stops != NULL)
+        safe_bytes = kvl_stop_strings_push(text->stops, text->text + text->bytes, bytes);
+    bool found = text->stops != NULL && text->stops->found;
+    text->bytes = found ? safe_bytes : text->bytes + bytes;
+    show_up_to(text, safe_bytes);
+    return !found;
+}
+
+/* A random model's tokens have no text: their ids, each with a space behind it. */
+static void add_id(struct decode_text *text, uint32_t token) {
+    if (text->shown != NULL) {
+        fprintf(text->shown, "%u ", token);
+        fflush(text->shown);
+    }
+}
+
+bool decode_text_token(void *arg, uint32_t token) {
     struct decode_text *text = arg;
+    if (text->tokenizer == NULL) {
+        decode_progress_end(text->progress);
+        text->progress->is_muted = text->shown != NULL;
+        add_id(text, token);
+        return true;
+    }
     struct kvl_gguf_string piece = kvl_token_piece(text->tokenizer, token);
     decode_progress_end(text->progress);
     text->progress->is_muted = text->shown != NULL;
     if (kvl_token_is_control(text->tokenizer, token) ||
         !make_room(text, KVL_UTF8_OUT_BYTES(piece.bytes)))
-        return;
-    add_text(text, kvl_utf8_push(&text->utf8, piece.data, piece.bytes, text->text + text->bytes));
+        return true;
+    return add_text(
+        text, kvl_utf8_push(&text->utf8, piece.data, piece.bytes, text->text + text->bytes));
 }
 
 void decode_text_finish(struct decode_text *text) {
     if (make_room(text, KVL_UTF8_OUT_BYTES(0)))
-        add_text(text, kvl_utf8_finish(&text->utf8, text->text + text->bytes));
+        (void)add_text(text, kvl_utf8_finish(&text->utf8, text->text + text->bytes));
+    show_up_to(text, text->bytes); /* the stop string that it could have been did not come */
 }
 
 void decode_text_deinit(struct decode_text *text) {
@@ -157,17 +185,19 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
             "host", (json_int_t)report->restored_tokens[KVL_TIER_HOST], "disk",
             (json_int_t)report->restored_tokens[KVL_TIER_DISK]);
     json_t *object = json_pack(
-        "{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b}", "prompt_tokens",
-        (json_int_t)report->prompt_tokens, "computed_tokens", (json_int_t)report->computed_tokens,
-        "restored_tokens", restored, "restored_bytes", (json_int_t)report->restored_bytes,
-        "load_ms", milliseconds(engine->load_ns), "ttft_ms", milliseconds(report->ttft_ns),
-        "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
+        "{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b,s:s,s:s,s:b}",
+        "prompt_tokens", (json_int_t)report->prompt_tokens, "computed_tokens",
+        (json_int_t)report->computed_tokens, "restored_tokens", restored, "restored_bytes",
+        (json_int_t)report->restored_bytes, "load_ms", milliseconds(engine->load_ns), "ttft_ms",
+        milliseconds(report->ttft_ns), "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
         milliseconds(report->restore_ns), "private_tokens", (json_int_t)report->private_tokens,
         "decode_tokens", (json_int_t)report->decode_tokens, "decode_tokens_per_s",
         decode_rate(report), "decode_step_ms_max", milliseconds(report->decode_step_ns_max),
         "output_tokens", json_of_tokens(&report->output), "text",
         text->text != NULL ? text->text : "", (size_t)text->bytes, "plan", "always", "stop_reason",
-        kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost);
+        kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost,
+        "backend", engine->backend->ops->name, "arithmetic_id", engine->backend->arithmetic_id,
+        "random_model", (int)engine->model->is_random);
     if (object != NULL && engine->options->hash_logits)
         add_hash(object, report->logits_sha256);
     return print_json(object);

@@ -6,19 +6,23 @@
 
 #include "decode_engine.h"
 #include "perplexity.h"
+#include "stop_strings.h"
 #include "utf8.h"
 
-/* Collects a turn's text, whole characters only, and shows it as it comes. */
+/* Collects a turn's text, whole characters only, and shows it as soon as it can be no part of a
+ * stop string. */
 struct decode_text {
     const struct kvl_tokenizer *tokenizer;
     FILE *shown;                      /* NULL: not shown */
     struct decode_progress *progress; /* ends with the first token: no bar beside text */
+    struct kvl_stop_strings *stops;   /* NULL: none; found ends the text before it */
     struct kvl_utf8_stream utf8;
     char *text;
     uint64_t bytes, capacity_bytes;
+    uint64_t shown_bytes; /* the rest may be the beginning of a stop string */
     bool out_of_memory;
 };
-void decode_text_token(void *arg, uint32_t token); /* a kvl_generate_options.on_token */
+bool decode_text_token(void *arg, uint32_t token); /* a kvl_generate_options.on_token */
 void decode_text_finish(struct decode_text *text);
 void decode_text_deinit(struct decode_text *text);
 

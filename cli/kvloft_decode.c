@@ -104,12 +104,17 @@ static int run_once(
     struct kvl_token_list list = {0};
     struct kvl_errmsg msg = {{0}};
     uint64_t began_ns = decode_now_ns();
-    kvl_err err = decode_engine_tokens_of(engine, prompt->text, prompt->bytes, &list, &msg);
+    kvl_err err = options->random_model != NULL
+                      ? decode_engine_random_tokens(engine, &list)
+                      : decode_engine_tokens_of(engine, prompt->text, prompt->bytes, &list, &msg);
     if (err == KVL_OK)
         err = decode_engine_append(engine, &list, &msg);
     kvl_token_list_free(&list);
     if (err != KVL_OK)
-        return decode_error("%s", msg.text);
+        return decode_error("%s", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
+    if (options->random_model != NULL && !options->json)
+        fprintf(stderr, "kvloft-decode: random model %s, seed %llu: the ids say nothing\n",
+            options->random_model, (unsigned long long)options->sampling.options.seed);
     struct decode_text text;
     struct kvl_turn_report report;
     decode_engine_streaming(engine, true);
@@ -137,7 +142,7 @@ static int run_engine(const struct decode_options *options, const struct prompt 
         status = decode_error("%s", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
     else if (options->perplexity)
         status = run_perplexity(&engine, &progress, prompt);
-    else if (prompt->text != NULL)
+    else if (prompt->text != NULL || options->random_model != NULL)
         status = run_once(&engine, &progress, prompt);
     else
         status = decode_chat_run(&engine, &progress);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "clock.h"
+#include "cuda_device.h"
 #include "disk/disk_tier.h"
 #include "memory/memory_tier.h"
 #include "server.h"
@@ -22,6 +23,7 @@ struct kvl_service {
     struct kvl_service_options options;
     struct kvl_log *log;
     char address[128];
+    char device_name[32]; /* for status */
     struct kvl_tier *device, *host, *disk;
     struct kvl_catalog *catalog;
     struct kvl_store *store;
@@ -37,10 +39,9 @@ struct kvl_service {
 };
 
 static kvl_err check_options(const struct kvl_service_options *options, struct kvl_errmsg *msg) {
-    if (strncmp(options->device, "cuda", 4) == 0)
-        return kvl_fail(
-            msg, KVL_ERR_UNSUPPORTED, "this build has no CUDA device tier; use --device cpu");
-    if (strcmp(options->device, "cpu") != 0)
+    uint32_t number = 0;
+    bool is_gpu = kvl_cuda_device_parse(options->device, &number);
+    if (!is_gpu && strcmp(options->device, "cpu") != 0)
         return kvl_fail(
             msg, KVL_ERR_INVALID, "--device %s: it is cpu or cuda[:N]", options->device);
     if (options->device_bytes < KVL_PAGE_BYTES)
@@ -51,6 +52,11 @@ static kvl_err check_options(const struct kvl_service_options *options, struct k
         return kvl_fail(msg, KVL_ERR_INVALID,
             "--host-bytes %llu is too small: at least %u, or 0 for no host tier",
             (unsigned long long)options->host_bytes, KVL_PAGE_BYTES);
+    if (is_gpu && options->host_bytes == 0)
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "--device %s needs a host tier: --host-bytes with room for at least %u blocks of the "
+            "model, which pass through it",
+            options->device, KVL_FAR_HOST_BLOCKS_MIN);
     return KVL_OK;
 }
 
@@ -73,8 +79,25 @@ static kvl_err create_memory_tier(struct kvl_service *service, enum kvl_tier_kin
     return kvl_memory_tier_create(&options, out, msg);
 }
 
+static kvl_err create_device(struct kvl_service *service, struct kvl_errmsg *msg) {
+    const struct kvl_service_options *options = &service->options;
+    struct kvl_cuda_device_options gpu = {
+        .capacity_bytes = options->device_bytes, .log = service->log};
+    if (!kvl_cuda_device_parse(options->device, &gpu.number)) {
+        kvl_err err = create_memory_tier(
+            service, KVL_TIER_DEVICE, options->device_bytes, &service->device, msg);
+        if (err == KVL_OK)
+            snprintf(service->device_name, sizeof service->device_name, "%s",
+                service->device->ops->name);
+        return err;
+    }
+    snprintf(service->device_name, sizeof service->device_name, "cuda:%u", gpu.number);
+    return kvl_cuda_device_create(&gpu, &service->device, msg);
+}
+
+/* A GPU's memory is nothing to read files into. */
 static void register_arena(struct kvl_service *service, struct kvl_tier *tier) {
-    if (tier == NULL)
+    if (tier == NULL || tier->ops->address(tier, 0) == NULL)
         return;
     uint64_t bytes = tier->ops->stats(tier).capacity_bytes;
     kvl_disk_tier_register_memory(service->disk, tier->ops->address(tier, 0), bytes);
@@ -103,10 +126,12 @@ static kvl_err create_disk_tier(struct kvl_service *service, struct kvl_errmsg *
 
 static kvl_err create_tiers(struct kvl_service *service, struct kvl_errmsg *msg) {
     const struct kvl_service_options *options = &service->options;
-    kvl_err err =
-        create_memory_tier(service, KVL_TIER_DEVICE, options->device_bytes, &service->device, msg);
+    uint32_t number;
+    kvl_err err = create_device(service, msg);
     if (err == KVL_OK && options->host_bytes > 0)
         err = create_memory_tier(service, KVL_TIER_HOST, options->host_bytes, &service->host, msg);
+    if (err == KVL_OK && kvl_cuda_device_parse(options->device, &number))
+        kvl_cuda_device_pin(service->device, service->host, service->log);
     return err == KVL_OK ? create_disk_tier(service, msg) : err;
 }
 
@@ -132,7 +157,7 @@ static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg
         .secret_file = service->options.secret_file,
         .store = service->store,
         .log = service->log,
-        .device_name = service->device->ops->name,
+        .device_name = service->device_name,
         .disk_path = service->options.disk_path,
         .persist_ms = service->options.persist_ms,
         .tenants = tenants->server,
@@ -182,12 +207,13 @@ static kvl_err drain(struct kvl_service *service, struct kvl_errmsg *msg) {
         seconds, (unsigned long long)report.unpersisted_blocks);
 }
 
-/* Disk last to be created, first to go: its transfers use the arenas. */
+/* Disk last to be created, first to go: its transfers use the arenas. The device goes before the
+ * host, whose memory it has pinned. */
 static void deinit(struct kvl_service *service) {
     kvl_store_destroy(service->store);
     deinit_tier(service->disk);
-    deinit_tier(service->host);
     deinit_tier(service->device);
+    deinit_tier(service->host);
 }
 
 static kvl_err run(struct kvl_service *service, void *arg, struct kvl_errmsg *msg) {

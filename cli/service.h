@@ -22,9 +22,9 @@ struct kvl_tenants;
 struct kvl_service_options {
     const char *address;     /* NULL: embedded, an inproc name is made up */
     const char *secret_file; /* tcp:// addresses only */
-    const char *device;      /* "cpu"; "cuda[:N]" is UNSUPPORTED in this build */
+    const char *device;      /* "cpu"; "cuda[:N]": UNSUPPORTED in a build without CUDA */
     uint64_t device_bytes;
-    uint64_t host_bytes;   /* 0: no host tier */
+    uint64_t host_bytes;   /* 0: no host tier, which a GPU needs */
     const char *disk_path; /* NULL: nothing outlives the service */
     uint64_t disk_bytes;
     uint32_t persist_ms;               /* 0: the default, 200 */

@@ -1,13 +1,9 @@
 /* arena.h - one tier's memory: a sealed memfd, cut into slabs of one slot size each.
  *
- *   | slab 0: slots of size A | slab 1: slots of size B | slab 2: free | ...
- *
- * A slab takes the slot size of the first slot asked from it and goes back to the free slabs when
- * its last slot is freed; a slot larger than a slab takes a run of neighbouring slabs. Offsets are
- * multiples of 4096, slot sizes are rounded up to that. Huge pages: one byte per 2 MiB is touched,
- * then MADV_COLLAPSE is asked for (works for shared memory without any setting of the machine);
- * where refused, WARN once through the log. Touching runs in parallel behind the first answer;
- * only touched slots are handed out, so alloc may say AGAIN for a moment after start.
+ * Slots are cut as slabs.h says. Huge pages: one byte per 2 MiB is touched, then MADV_COLLAPSE is
+ * asked for (works for shared memory without any setting of the machine); where refused, WARN once
+ * through the log. Touching runs in parallel behind the first answer; only touched slots are handed
+ * out, so alloc may say AGAIN for a moment after start.
  *
  * Owns:    the memfd (sealed against shrink, grow and further seals) and its mapping.
  * Threads: alloc, free and stats on the owner thread; touching on threads of its own. */

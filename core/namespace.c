@@ -167,6 +167,22 @@ void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_
         KVL_WARN(store->log, "event=namespace_record_ignored id=%u", id);
 }
 
+/* Blocks of a far device pass through the host. */
+static kvl_err check_passes(struct kvl_store *store, const struct kvl_namespace_request *request,
+    const struct kvl_layout *layout) {
+    struct kvl_tier *host = store->tiers[KVL_TIER_HOST].tier;
+    uint64_t least_bytes = layout->slot_bytes * KVL_FAR_HOST_BLOCKS_MIN;
+    if (!store->device_is_far || host->ops->stats(host).capacity_bytes >= least_bytes)
+        return KVL_OK;
+    kvl_log_fallback(store->log,
+        "namespace %.63s refused: blocks of %llu bytes pass through the host on their way to and "
+        "from %s; --host-bytes %lluM is the least that works",
+        request->label, (unsigned long long)layout->payload_bytes,
+        store->tiers[KVL_TIER_DEVICE].tier->ops->name,
+        (unsigned long long)((least_bytes + (1u << 20) - 1) >> 20));
+    return KVL_ERR_TOOBIG;
+}
+
 /* Sooner than at the first block that cannot be stored. */
 static kvl_err check_fits(struct kvl_store *store, const struct kvl_namespace_request *request,
     const struct kvl_layout *layout) {
@@ -190,6 +206,8 @@ kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     kvl_err err = layout_of(request, &layout);
     if (err == KVL_OK)
         err = check_fits(store, request, &layout);
+    if (err == KVL_OK)
+        err = check_passes(store, request, &layout);
     if (err != KVL_OK)
         return err;
     struct kvl_namespace_info *info = kvl_namespace_by_key(store, &request->key);

@@ -5,6 +5,7 @@
  * A few transfers are under way at a time: enough bytes for the disk's group commits, few enough
  * that a restore does not stand behind them. What the disk refuses stays in memory, marked; a
  * flush tries it once more; likewise what a tenant's quota of the disk has no room for (quota.c).
+ * What only a far device holds is copied to the host first, a few at a time, and stored from there.
  * Memory that is full of blocks on their way to the disk says NOSPC; once the disk has stored
  * nothing for KVL_STUCK_NS, the oldest of them are given up instead, counted as shed. Without a
  * disk a seal is done once hashed; a copy in the host, while that has room to spare, lets the block
@@ -19,6 +20,7 @@
 #define KVL_STORING_MAX 1024u
 #define KVL_STORING_FEW 32u
 #define KVL_STORING_BYTES (64u << 20)
+#define KVL_PERSIST_COPIES_MAX 32u /* to the host, at a time */
 
 uint64_t kvl_persist_enter(struct kvl_store *store, struct kvl_tenant *tenant) {
     store->persist_pending++;
@@ -45,6 +47,12 @@ void kvl_persist_done(
 static void push(struct kvl_store *store, struct kvl_persist_item item) {
     uint32_t last = (store->persist_first + store->persist_count) % store->persist_room;
     store->persist_items[last] = item;
+    store->persist_count++;
+}
+
+static void push_front(struct kvl_store *store, struct kvl_persist_item item) {
+    store->persist_first = (store->persist_first + store->persist_room - 1) % store->persist_room;
+    store->persist_items[store->persist_first] = item;
     store->persist_count++;
 }
 
@@ -110,8 +118,8 @@ static void mirror(struct kvl_store *store, uint32_t block) {
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
     const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, KVL_TIER_HOST);
     uint64_t location = 0;
-    if (store->tiers[KVL_TIER_HOST].tier == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE) ||
-        kvl_entry_has_slot(entry, KVL_TIER_HOST) ||
+    if (store->closing || store->tiers[KVL_TIER_HOST].tier == NULL ||
+        !kvl_entry_is_in(entry, KVL_TIER_DEVICE) || kvl_entry_has_slot(entry, KVL_TIER_HOST) ||
         kvl_slot_take(store, &wish, &location) != KVL_OK)
         return;
     kvl_slot_attach(store, block, KVL_TIER_HOST, location);
@@ -195,23 +203,62 @@ static bool is_reachable(struct kvl_store *store, const struct kvl_entry *entry)
                device->ops->address(device, kvl_entry_location(entry, KVL_TIER_DEVICE)) != NULL);
 }
 
-/* False: it cannot be. */
-static bool copy_to_host(struct kvl_store *store, uint32_t block) {
+/* The transfer that brings the block to the host: one that runs, or a new one. Errors: NOTFOUND,
+ * AGAIN, NOSPC, NOMEM. */
+static kvl_err copy_to_host(struct kvl_store *store, uint32_t block, struct kvl_transfer **out) {
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
-    if ((entry->flags & (KVL_ENTRY_ARRIVING << KVL_TIER_HOST)) != 0)
-        return true;
-    if (store->tiers[KVL_TIER_HOST].tier == NULL || !kvl_entry_is_in(entry, KVL_TIER_DEVICE))
-        return false;
-    struct kvl_transfer *transfer = NULL;
-    kvl_err err = kvl_transfer_to_host(store, block, &transfer);
+    *out = kvl_transfer_arriving(store, block, KVL_TIER_HOST);
+    if (*out != NULL)
+        return (*out)->for_disk ? KVL_ERR_AGAIN : KVL_OK;
+    if (!kvl_entry_is_in(entry, KVL_TIER_DEVICE))
+        return KVL_ERR_NOTFOUND;
+    kvl_err err = kvl_transfer_to_host(store, block, out);
     if (err == KVL_OK)
-        transfer->quiet = true;
-    else
-        store->retry = true;
-    return err != KVL_ERR_NOMEM;
+        (*out)->quiet = true;
+    return err;
 }
 
-/* False: the item waits for something and was queued again. */
+static void refuse(struct kvl_store *store, const struct kvl_persist_item *item, kvl_err err) {
+    mark_refused(store, kvl_table_at(store->table, item->block), KVL_ENTRY_STORE_FAILED);
+    kvl_persist_done(store, item->tenant, item->order, err);
+}
+
+/* False: the host has no room now, nor for the next one. */
+static bool copy_first(struct kvl_store *store, const struct kvl_persist_item *item) {
+    struct kvl_transfer *copy = NULL;
+    kvl_err err = copy_to_host(store, item->block, &copy);
+    if (err == KVL_ERR_AGAIN || err == KVL_ERR_NOSPC) {
+        store->retry = true;
+        kvl_persist_queue(store, item->block, item->order);
+        return false;
+    }
+    if (err != KVL_OK) {
+        refuse(store, item, err);
+        return true;
+    }
+    copy->for_disk = true;
+    copy->order = item->order;
+    store->persist_copies++;
+    return true;
+}
+
+/* What failed stays in the device, marked: a flush tries it again. */
+void kvl_persist_copied(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
+    const struct kvl_persist_item item = {
+        transfer->tenant, transfer->block, transfer->io.record.generation, transfer->order};
+    store->persist_copies--;
+    if (!kvl_entry_is(store, item.block, item.generation)) /* cleared, or dropped as corrupt */
+        kvl_persist_done(store, item.tenant, item.order,
+            status == KVL_ERR_CORRUPT || store->device_lost ? status : KVL_OK);
+    else if (status != KVL_OK)
+        refuse(store, &item, status);
+    else if (store->persist_count == store->persist_room && make_room(store) != KVL_OK)
+        refuse(store, &item, KVL_ERR_NOMEM);
+    else
+        push_front(store, item);
+}
+
+/* False: no more can be begun now. */
 static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
     if (!kvl_entry_is(store, item.block, item.generation)) {
         kvl_persist_done(store, item.tenant, item.order, KVL_OK);
@@ -227,18 +274,14 @@ static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
     }
     if (answer == KVL_QUOTA_WAIT) {
         kvl_persist_queue(store, item.block, item.order);
-        return false;
+        return true;
     }
-    if (!is_reachable(store, entry) && copy_to_host(store, item.block)) {
-        kvl_persist_queue(store, item.block, item.order);
-        return false;
-    }
-    struct kvl_transfer *transfer = NULL;
-    if (is_reachable(store, entry))
-        transfer = kvl_transfer_start(store, item.block, KVL_TIER_DISK, KVL_IO_BEHIND);
+    if (!is_reachable(store, entry))
+        return copy_first(store, &item);
+    struct kvl_transfer *transfer =
+        kvl_transfer_start(store, item.block, KVL_TIER_DISK, KVL_IO_BEHIND);
     if (transfer == NULL) {
-        mark_refused(store, entry, KVL_ENTRY_STORE_FAILED);
-        kvl_persist_done(store, item.tenant, item.order, KVL_ERR_NOMEM);
+        refuse(store, &item, KVL_ERR_NOMEM);
         return true;
     }
     transfer->order = item.order;
@@ -250,6 +293,8 @@ static bool store_one(struct kvl_store *store, struct kvl_persist_item item) {
 }
 
 static bool may_store(const struct kvl_store *store) {
+    if (store->persist_copies >= KVL_PERSIST_COPIES_MAX)
+        return false;
     if (store->storing == 0)
         return true;
     return store->storing_bytes < store->storing_bytes_max &&
@@ -259,7 +304,8 @@ static bool may_store(const struct kvl_store *store) {
 
 void kvl_persist_pump(struct kvl_store *store) {
     for (uint32_t left = store->persist_count; left > 0 && may_store(store); left--)
-        (void)store_one(store, pop(store));
+        if (!store_one(store, pop(store)))
+            return;
 }
 
 /* ---- flush -------------------------------------------------------------------------------- */
@@ -282,7 +328,8 @@ void kvl_settle_begin(
 bool kvl_settle_step(struct kvl_store *store, struct kvl_settle *settle) {
     struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
     if (settle->remaining > 0) {
-        if (disk != NULL && !settle->hurried && store->persist_count == 0 && store->storing > 0) {
+        if (disk != NULL && !settle->hurried && store->persist_count == 0 &&
+            store->persist_copies == 0 && store->storing > 0) {
             settle->hurried = true;
             disk->ops->quiesce(disk);
         }

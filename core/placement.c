@@ -128,7 +128,7 @@ static bool is_within_quota(const struct kvl_slot_wish *wish) {
 kvl_err kvl_slot_take(
     struct kvl_store *store, const struct kvl_slot_wish *wish, uint64_t *location) {
     struct kvl_tier *owner = store->tiers[wish->tier].tier;
-    if (!is_within_quota(wish))
+    if (!is_within_quota(wish) || (wish->tier == KVL_TIER_DEVICE && store->device_lost))
         return KVL_ERR_NOSPC;
     kvl_err err = owner->ops->alloc(owner, wish->slot_bytes, location);
     if (err == KVL_OK)

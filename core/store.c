@@ -94,9 +94,16 @@ kvl_err kvl_store_create(
     if (options->device == NULL || (options->disk == NULL) != (options->catalog == NULL))
         return kvl_fail(
             msg, KVL_ERR_INVALID, "a store needs a device tier, and a catalog with its disk");
+    bool is_far = options->device->ops->address(options->device, 0) == NULL;
+    if (is_far && options->host == NULL)
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "the device %s needs a host tier, with room for at least %u blocks of the model: they "
+            "pass through it",
+            options->device->ops->name, KVL_FAR_HOST_BLOCKS_MIN);
     struct kvl_store *store = calloc(1, sizeof(*store));
     if (store == NULL)
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for the store");
+    store->device_is_far = is_far;
     store->tiers[KVL_TIER_DEVICE].tier = options->device;
     store->tiers[KVL_TIER_HOST].tier = options->host;
     store->tiers[KVL_TIER_DISK].tier = options->disk;
@@ -107,7 +114,8 @@ kvl_err kvl_store_create(
     store->timer_fd = -1;
     store->generation_next = 1;
     store->start_ns = kvl_clock_ns();
-    store->storing_bytes_max = options->device->ops->stats(options->device).capacity_bytes / 4 * 3;
+    struct kvl_tier *stored_from = is_far ? options->host : options->device;
+    store->storing_bytes_max = stored_from->ops->stats(stored_from).capacity_bytes / 4 * 3;
     store->now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
     store->scratch_blocks = calloc(KVL_CHAIN_BLOCKS_MAX, sizeof(store->scratch_blocks[0]));
     store->scratch_held = calloc(KVL_CHAIN_BLOCKS_MAX, sizeof(store->scratch_held[0]));
@@ -128,6 +136,8 @@ static void stop(struct kvl_store *store) {
     store->closing = true;
     if (store->workers == NULL)
         return;
+    kvl_sealings_cancel_waiting(store);
+    kvl_stage_cancel_waiting(store);
     kvl_transfers_cancel_waiting(store);
     do {
         kvl_workers_drain(store->workers);
@@ -190,10 +200,13 @@ void kvl_store_pump(struct kvl_store *store) {
     if (store->closing)
         return;
     store->retry = false;
+    kvl_device_pump(store);
     kvl_catalog_pump(store);
+    kvl_sealing_pump(store);
     kvl_quota_pump(store);
     kvl_persist_pump(store);
     kvl_demote_pump(store);
+    kvl_stage_pump(store);
     kvl_transfer_pump(store);
     kvl_flush_pump(store);
     kvl_clear_pump(store);

@@ -3,7 +3,9 @@
  * One thread calls everything here, poll included; nothing blocks, no lock is taken. The table
  * answers from RAM. A block is in zero or more tiers at once; it is visible only when sealed and
  * its hash taken. Sealed blocks are persisted behind (disk tier present), demoted device -> host
- * when the device runs full, dropped from host when that is full; children before parents.
+ * when the device runs full, dropped from host when that is full; children before parents. A device
+ * that is lost (every transfer ends with IO) is told of once, in log and status; from then on it
+ * says NOSPC, and host and disk go on.
  *
  * Tenants (tenant.h): keys are inside keys everywhere here but in sessions, whose names are
  * "TENANT/NAME" for every tenant but the default one; whoever serves clients turns keys and names.
@@ -30,11 +32,15 @@
 #include "ticket.h"
 #include "tier.h"
 
+/* Room that the host must have beside a device that the CPU cannot address. */
+#define KVL_FAR_HOST_BLOCKS_MIN 8u
+
 struct kvl_store;
 
 struct kvl_store_options {
     struct kvl_tier *device;                  /* required */
-    struct kvl_tier *host;                    /* NULL: demoted blocks live on disk only */
+    struct kvl_tier *host;                    /* NULL: demoted blocks live on disk only; a device
+                                                 without addresses needs one */
     struct kvl_tier *disk;                    /* NULL: nothing outlives the process */
     struct kvl_catalog *catalog;              /* with disk */
     const struct kvl_policy_ops *policy;      /* NULL: lru */
@@ -97,8 +103,8 @@ void kvl_store_client_close(struct kvl_store *store, uint32_t client);
 
 /* ---- namespaces --------------------------------------------------------------------------- */
 
-/* Errors: INVALID, LIMIT, NOMEM, TOOBIG (blocks that the disk cannot take; the log and status name
- * the smallest capacity that works). */
+/* Errors: INVALID, LIMIT, NOMEM, TOOBIG (blocks that the disk cannot take, or of which too few fit
+ * the host to pass through it; the log and status name the smallest capacity that works). */
 KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
 /* By position; false past the last. */
@@ -178,7 +184,8 @@ struct kvl_seal_request {
 };
 
 /* The write lease becomes a read lease of the sealed block. The block becomes visible once its
- * hash was taken, behind this call. EXISTS: the key is sealed already; the slot stays the client's
+ * hash was taken, behind this call; when a device fails at that, it never does, and the slot stays
+ * the client's own until release. EXISTS: the key is sealed already; the slot stays the client's
  * private one until release. INVALID: the computed key is not the one alloc was told. */
 KVL_MUST_CHECK kvl_err kvl_store_seal(
     struct kvl_store *store, const struct kvl_seal_request *request, struct kvl_key *key);

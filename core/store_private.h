@@ -3,7 +3,8 @@
  *   store.c          life, poll, clients      store_restore.c  lookup, restore, prefetch
  *   namespace.c      namespaces               store_seal.c     alloc, seal, release, waiting
  *   placement.c      slots, eviction          transfer.c       moving blocks between tiers
- *   demotion.c       moving blocks down
+ *   demotion.c       moving blocks down       staging.c        two hops to a far device
+ *   sealing.c        hashing what is sealed   device_loss.c    a device that is lost
  *   orphan.c         slots without an entry   persist.c        writing behind, flush
  *   recovery.c       what disk and catalog    store_clear.c    clear
  *                    tell at start            store_verify.c   verify
@@ -37,7 +38,8 @@
 #define KVL_ORPHAN_BUCKETS 1024u
 #define KVL_BUSY_MAX 200u /* users of one copy at once, leases aside */
 #define KVL_RETRY_NS 2000000u
-#define KVL_STUCK_NS 1000000000u /* without a block stored: the disk does not keep up */
+#define KVL_FAR_HOST_BLOCKS_MIN 8u /* room in the host of a device that the CPU cannot address */
+#define KVL_STUCK_NS 1000000000u   /* without a block stored: the disk does not keep up */
 
 struct kvl_client {
     uint32_t id; /* uses of the place << 10 | place; 0: never used */
@@ -132,22 +134,52 @@ struct kvl_transfer {
     struct kvl_io io;
     struct kvl_store *store;
     struct kvl_transfer *next_arriving; /* in its bucket, while it fills a slot */
-    struct kvl_transfer *next_waiting;  /* for room in its carrier */
-    struct kvl_transfer *prev, *next;   /* of all */
+    struct kvl_transfer *next_waiting;  /* for room in its carrier, or for the host's (staging.c) */
+    struct kvl_transfer *second;      /* goes on to the device once this one has landed, or NULL */
+    struct kvl_transfer *prev, *next; /* of all */
     struct kvl_piece *pieces;
     struct kvl_tenant *tenant;
     uint32_t block;
     uint8_t from, to; /* enum kvl_tier_kind */
+    uint8_t origin;   /* where the block was when it was asked for: from, of the first hop */
     uint8_t carrier;  /* whose submit moves it */
     bool demotion;    /* the copy it was made from goes, if it still may */
     bool quiet;       /* nobody asked for it: no event */
-    bool staging;     /* first hop disk -> host of a device that the CPU cannot reach */
-    uint64_t order;   /* onto disk: see kvl_persist_enter */
+    bool for_disk;    /* the copy in the host is to be stored: kvl_persist_copied */
+    bool uncounted;   /* its failure is no tier's, or was counted already */
+    uint64_t order;   /* onto disk, or for_disk: see kvl_persist_enter */
 };
 
 struct kvl_transfer_queue {
     struct kvl_transfer *first, *last;
 };
+
+static inline void kvl_transfer_queue_push(
+    struct kvl_transfer_queue *queue, struct kvl_transfer *transfer) {
+    transfer->next_waiting = NULL;
+    if (queue->first == NULL)
+        queue->first = transfer;
+    else
+        queue->last->next_waiting = transfer;
+    queue->last = transfer;
+}
+
+static inline void kvl_transfer_queue_push_front(
+    struct kvl_transfer_queue *queue, struct kvl_transfer *transfer) {
+    transfer->next_waiting = queue->first;
+    queue->first = transfer;
+    if (queue->last == NULL)
+        queue->last = transfer;
+}
+
+/* Of a queue that is not empty. */
+static inline struct kvl_transfer *kvl_transfer_queue_pop(struct kvl_transfer_queue *queue) {
+    struct kvl_transfer *transfer = queue->first;
+    queue->first = transfer->next_waiting;
+    if (queue->first == NULL)
+        queue->last = NULL;
+    return transfer;
+}
 
 struct kvl_tier_state {
     uint64_t copied_blocks;    /* memory tiers: blocks there that another tier has, too */
@@ -178,6 +210,7 @@ struct kvl_persist_item {
 
 struct kvl_catalog_put; /* catalog_queue.c */
 struct kvl_sweep;       /* quota.c */
+struct kvl_sealing;     /* sealing.c */
 
 /* info stands first: what is handed out is found again with kvl_container_of. */
 struct kvl_namespace {
@@ -201,7 +234,10 @@ struct kvl_store {
     bool closing; /* destroy: nothing new is started */
     bool retry;   /* something waits that no fd will announce */
     bool timer_armed;
-    bool demote_rests; /* no victim: until a block becomes one, or a transfer ends */
+    bool demote_rests;  /* no victim: until a block becomes one, or a transfer ends */
+    bool device_is_far; /* the CPU cannot address it */
+    bool device_lost;
+    uint32_t device_failures; /* transfers in a row that ended with IO */
     uint64_t epoch;
     uint64_t start_ns;
     uint32_t now_s; /* wall clock, as of the last poll */
@@ -216,23 +252,27 @@ struct kvl_store {
     uint32_t namespace_room;
 
     struct kvl_pool seal_pool;
+    struct kvl_sealing *sealing_first, *sealing_last; /* waiting for room in the device's queue */
     struct kvl_pool transfer_pool;
     struct kvl_transfer *arriving[KVL_ARRIVING_BUCKETS];
     struct kvl_transfer *transfers;
     struct kvl_orphan *orphans[KVL_ORPHAN_BUCKETS];
     uint32_t transfer_count;
+    struct kvl_transfer_queue unstaged[KVL_PRIORITIES]; /* second hops without a first one yet */
+    uint32_t unstaged_count;
     uint64_t demoting_bytes;
     uint32_t demoting;
 
     struct kvl_persist_item *persist_items; /* ring */
     uint32_t persist_room, persist_first, persist_count;
     uint32_t storing;
+    uint32_t persist_copies; /* transfers to the host whose block is stored next */
     uint64_t storing_bytes;
     uint64_t persist_order;   /* the last one given */
     uint64_t persist_pending; /* entered and not done */
     bool store_failure_logged;
     uint64_t store_failed_blocks;
-    uint64_t storing_bytes_max; /* what is being stored holds its slots: not all of the device */
+    uint64_t storing_bytes_max; /* what is being stored holds its slots: not all of its tier */
     uint64_t stored_ns;         /* when a store ended last, or began with none under way */
     struct kvl_settle draining; /* kvl_store_drain's */
     uint64_t kept_recent_bytes; /* on disk, for their recent use, since a store last succeeded */
@@ -387,9 +427,36 @@ struct kvl_transfer *kvl_transfer_start(
 KVL_MUST_CHECK kvl_err kvl_transfer_to_host(
     struct kvl_store *store, uint32_t block, struct kvl_transfer **out);
 struct kvl_transfer *kvl_transfer_arriving(struct kvl_store *store, uint32_t block, unsigned to);
+/* Queues what the io of the transfer's present hop needs, from the entry as it is now. */
+void kvl_transfer_hop(struct kvl_store *store, struct kvl_transfer *transfer);
+/* Ends and frees it, and whoever waited for it goes on. */
+void kvl_transfer_end(struct kvl_transfer *transfer, kvl_err status);
 void kvl_transfer_pump(struct kvl_store *store);
 void kvl_transfers_cancel_waiting(struct kvl_store *store);
 void kvl_entry_record(struct kvl_store *store, uint32_t block, struct kvl_block_record *record);
+
+/* ---- staging.c ---------------------------------------------------------------------------- */
+/* Takes a transfer from disk to a far device, which goes on once the block is in the host. */
+void kvl_stage_wait(struct kvl_store *store, struct kvl_transfer *second);
+void kvl_stage_pump(struct kvl_store *store);
+/* A transfer to the host has ended and its copy, if any, is in place. */
+void kvl_stage_landed(struct kvl_store *store, struct kvl_transfer *first, kvl_err status);
+void kvl_stage_cancel_waiting(struct kvl_store *store);
+
+/* ---- device_loss.c ------------------------------------------------------------------------ */
+/* Told of every io of the device that has ended. */
+void kvl_device_answered(struct kvl_store *store, kvl_err status);
+void kvl_device_pump(struct kvl_store *store);
+
+/* ---- sealing.c ---------------------------------------------------------------------------- */
+/* NULL when out of memory. Started or given back. */
+struct kvl_sealing *kvl_sealing_take(struct kvl_store *store);
+void kvl_sealing_give_back(struct kvl_store *store, struct kvl_sealing *sealing);
+/* Hashes the slot of an entry that is SEALING; the block is visible when that is done. */
+void kvl_sealing_start(
+    struct kvl_store *store, struct kvl_sealing *sealing, uint32_t block, unsigned tier);
+void kvl_sealing_pump(struct kvl_store *store);
+void kvl_sealings_cancel_waiting(struct kvl_store *store);
 
 /* ---- store_restore.c ---------------------------------------------------------------------- */
 void kvl_piece_progress(struct kvl_store *store, struct kvl_piece *piece, uint32_t frames,
@@ -403,6 +470,9 @@ void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kv
 /* A read lease of a block with a slot in the tier. Errors: LIMIT, NOMEM. */
 KVL_MUST_CHECK kvl_err kvl_lease_read(struct kvl_store *store, struct kvl_client *client,
     uint32_t block, unsigned tier, struct kvl_lease **out);
+/* Nothing became of the fill or the seal: the key goes to the first waiter that can take it over,
+ * or the entry goes. The entry is not visible and its generation void. */
+void kvl_fill_end(struct kvl_store *store, uint32_t block);
 /* The block that waiters wait for was sealed. */
 void kvl_waiters_sealed(struct kvl_store *store, uint32_t block);
 
@@ -415,6 +485,8 @@ void kvl_persist_done(
 /* What a disk or a quota refused is not any more: stored after all, tried again, or gone. */
 void kvl_store_failed_clear(struct kvl_store *store, struct kvl_entry *entry);
 void kvl_persist_stored(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status);
+/* A copy in the host that was made for_disk has ended. */
+void kvl_persist_copied(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status);
 void kvl_persist_pump(struct kvl_store *store);
 /* From here on everything that the tenant (NULL: anybody) entered so far is waited for. */
 void kvl_settle_begin(

@@ -186,7 +186,10 @@ static kvl_err chain_find(struct chain *chain, const struct kvl_key *keys, uint3
 /* OK, or AGAIN. chain->granted says how far the slots went. */
 static kvl_err chain_reserve(struct chain *chain) {
     struct kvl_store *store = chain->store;
-    for (chain->granted = 0; chain->granted < chain->known; chain->granted++) {
+    chain->granted = 0;
+    if (chain->target == KVL_TIER_DEVICE && store->device_lost)
+        return KVL_OK;
+    for (; chain->granted < chain->known; chain->granted++) {
         uint32_t block = chain->blocks[chain->granted];
         const struct kvl_entry *entry = kvl_table_at(store->table, block);
         if (!kvl_entry_has_slot(entry, chain->target)) {

@@ -2,8 +2,8 @@
  *
  *   alloc -> write lease of a slot that no entry knows; a known key makes its entry FILLING, so
  *            that others get PENDING
- *   seal  -> the slot becomes the entry's, SEALING while a worker takes its hash, then visible
- *   death -> the slot goes back; the key goes to the first that waits for it
+ *   seal  -> the slot becomes the entry's, SEALING while its hash is taken (sealing.c), then
+ * visible death -> the slot goes back; the key goes to the first that waits for it
  *
  * Two clients may fill one key when one of them did not name it: the first to seal owns it, the
  * other's slot stays its private one. */
@@ -153,8 +153,7 @@ static kvl_err inherit(struct kvl_store *store, struct kvl_wait *wait) {
     return KVL_OK;
 }
 
-/* The filler is gone without a seal: the first waiter that can take over does. */
-static void fill_end(struct kvl_store *store, uint32_t block) {
+void kvl_fill_end(struct kvl_store *store, uint32_t block) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     struct kvl_key key = entry->key;
     entry->flags &= (uint16_t)~KVL_ENTRY_FILLING;
@@ -213,7 +212,7 @@ void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kv
     if (client->open || !KVL_PLANTED("slot-lost-at-death"))
         kvl_slot_give_back(store, &slot, ended.location);
     if (ended.kind == KVL_LEASE_WRITE && is_filling(store, &ended))
-        fill_end(store, ended.block);
+        kvl_fill_end(store, ended.block);
 }
 
 void kvl_store_release(struct kvl_store *store, uint32_t client_id, const uint64_t *leases,
@@ -319,47 +318,6 @@ kvl_err kvl_store_alloc(struct kvl_store *store, const struct kvl_alloc_request 
 
 /* ---- seal --------------------------------------------------------------------------------- */
 
-struct seal_job {
-    struct kvl_job job;
-    struct kvl_store *store;
-    struct kvl_tenant *tenant;
-    const struct kvl_layout *layout;
-    const void *payload;
-    uint64_t hash;
-    uint64_t generation;
-    uint64_t order;
-    uint32_t block;
-    unsigned tier;
-};
-
-static void seal_hash(struct kvl_job *base) {
-    struct seal_job *job = kvl_container_of(base, struct seal_job, job);
-    job->hash = kvl_content_hash(job->layout, job->payload, NULL);
-}
-
-static void seal_visible(struct kvl_store *store, const struct seal_job *job) {
-    struct kvl_entry *entry = kvl_table_at(store->table, job->block);
-    entry->content_hash = job->hash;
-    entry->flags &= (uint16_t)~KVL_ENTRY_SEALING;
-    entry->last_use_s = store->now_s;
-    kvl_place_set(store, job->block, job->tier);
-    job->tenant->sealed_blocks++;
-    kvl_event_add(store, KVL_EVENT_STORED, job->tier, entry);
-    kvl_waiters_sealed(store, job->block);
-    kvl_persist_queue(store, job->block, job->order);
-}
-
-static void seal_done(struct kvl_job *base) {
-    struct seal_job *job = kvl_container_of(base, struct seal_job, job);
-    struct kvl_store *store = job->store;
-    if (kvl_entry_is(store, job->block, job->generation))
-        seal_visible(store, job);
-    else
-        kvl_persist_done(store, job->tenant, job->order, KVL_OK); /* cleared meanwhile */
-    kvl_busy_down(store, job->block, job->generation, job->tier);
-    kvl_pool_give(&store->seal_pool, job);
-}
-
 static bool tokens_are_valid(
     const struct kvl_namespace_info *info, const struct kvl_seal_request *request) {
     if (request->opaque)
@@ -414,29 +372,18 @@ static kvl_err seal_entry(struct kvl_store *store, const struct kvl_namespace_in
 }
 
 static void seal_begin(struct kvl_store *store, struct kvl_client *client, struct kvl_lease *lease,
-    uint32_t block, struct seal_job *job) {
+    uint32_t block, struct kvl_sealing *sealing) {
     struct kvl_entry *entry = kvl_table_at(store->table, block);
-    struct kvl_tier *tier = store->tiers[lease->tier].tier;
     entry->generation = kvl_generation_next(store);
     entry->flags |= KVL_ENTRY_SEALING;
     kvl_slot_attach(store, block, lease->tier, lease->location);
     kvl_lease_count_up(store, block, lease->tier);
-    kvl_busy_up(store, block, lease->tier);
     lease->kind = KVL_LEASE_READ;
     lease->block = block;
     lease->generation = entry->generation;
     client->write_leases--;
     client->read_leases++;
-    *job = (struct seal_job){.job = {.run = seal_hash, .done = seal_done},
-        .store = store,
-        .tenant = kvl_entry_tenant(store, entry),
-        .layout = kvl_entry_layout(store, entry),
-        .payload = tier->ops->address(tier, lease->location),
-        .generation = entry->generation,
-        .order = kvl_persist_enter(store, kvl_entry_tenant(store, entry)),
-        .block = block,
-        .tier = lease->tier};
-    kvl_workers_submit(store->workers, &job->job, true);
+    kvl_sealing_start(store, sealing, block, lease->tier);
 }
 
 static kvl_err refuse(struct kvl_store *store, const struct kvl_client *client, kvl_err err) {
@@ -468,15 +415,15 @@ kvl_err kvl_store_seal(
         lease->kind = KVL_LEASE_PRIVATE;
         return KVL_ERR_EXISTS;
     }
-    struct seal_job *job = kvl_pool_take(&store->seal_pool, sizeof(*job));
-    if (job == NULL)
+    struct kvl_sealing *sealing = kvl_sealing_take(store);
+    if (sealing == NULL)
         return KVL_ERR_NOMEM;
     err = seal_entry(store, info, request, key, &block);
     if (err != KVL_OK) {
-        kvl_pool_give(&store->seal_pool, job);
+        kvl_sealing_give_back(store, sealing);
         return err;
     }
-    seal_begin(store, client, lease, block, job);
+    seal_begin(store, client, lease, block, sealing);
     kvl_store_pump(store);
     return KVL_OK;
 }

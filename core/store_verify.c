@@ -1,8 +1,9 @@
 /* store_verify.c - reading every block of every tier and checking its hash, a few at a time.
  *
  * The walk is by entry number; each entry's copies are checked one after the other by one of a
- * few checkers. Copies in memory are hashed in place by a worker, those on disk are loaded into
- * the checker's buffer, which the disk tier verifies on the way and the worker once more. */
+ * few checkers. Copies in memory are hashed in place by a worker, or by their tier where the CPU
+ * cannot address them; those on disk are loaded into the checker's buffer, which the disk tier
+ * verifies on the way and the worker once more. */
 #include <stdlib.h>
 
 #include "store_private.h"
@@ -19,14 +20,14 @@ struct checker {
     const struct kvl_layout *layout;
     const void *payload;
     void *buffer; /* for the disk's copy; NULL while there is none */
-    uint64_t hash;
+    uint64_t hash, expected;
     uint32_t block;
     uint64_t generation;
     unsigned tier;      /* being checked */
     uint8_t tiers_left; /* bit mask */
     bool bad;
     bool active;
-    bool unsubmitted; /* the disk said AGAIN */
+    bool unsubmitted; /* its tier said AGAIN */
 };
 
 struct kvl_verify {
@@ -65,7 +66,7 @@ static void copy_is_bad(struct kvl_store *store, struct checker *checker) {
         kvl_copy_is_bad(store, checker->block, checker->tier);
 }
 
-static void disk_submit(struct checker *checker);
+static void io_submit(struct checker *checker);
 
 /* The disk carried the block elsewhere while its copy waited to be read. */
 static bool is_elsewhere(struct checker *checker) {
@@ -80,7 +81,7 @@ static void copy_end(struct checker *checker, kvl_err status) {
     struct kvl_store *store = checker->verify->store;
     unsigned tier = checker->tier;
     if (status == KVL_ERR_NOTFOUND && is_elsewhere(checker)) {
-        disk_submit(checker);
+        io_submit(checker);
         return;
     }
     if (status == KVL_ERR_CORRUPT)
@@ -98,7 +99,7 @@ static void hash_run(struct kvl_job *base) {
 
 static void hash_done(struct kvl_job *base) {
     struct checker *checker = kvl_container_of(base, struct checker, job);
-    copy_end(checker, checker->hash == checker->io.record.content_hash ? KVL_OK : KVL_ERR_CORRUPT);
+    copy_end(checker, checker->hash == checker->expected ? KVL_OK : KVL_ERR_CORRUPT);
 }
 
 static void hash_start(struct checker *checker, const void *payload) {
@@ -115,16 +116,35 @@ static void disk_loaded(struct kvl_io *io) {
         copy_end(checker, io->status);
 }
 
-static void disk_submit(struct checker *checker) {
+static void tier_hashed(struct kvl_io *io) {
+    struct checker *checker = io->owner;
+    kvl_device_answered(checker->verify->store, io->status);
+    checker->hash = io->record.content_hash;
+    io->record.content_hash = checker->expected;
+    if (io->status == KVL_OK)
+        hash_done(&checker->job);
+    else
+        copy_end(checker, io->status);
+}
+
+static void io_submit(struct checker *checker) {
     struct kvl_store *store = checker->verify->store;
-    struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
-    if (kvl_entry_is(store, checker->block, checker->generation))
+    struct kvl_tier *tier = store->tiers[checker->tier].tier;
+    if (checker->tier == KVL_TIER_DISK && kvl_entry_is(store, checker->block, checker->generation))
         checker->io.location = kvl_table_at(store->table, checker->block)->disk_location;
-    kvl_err err = disk->ops->submit(disk, &checker->io);
+    kvl_err err = tier->ops->submit(tier, &checker->io);
     checker->unsubmitted = err == KVL_ERR_AGAIN;
     store->retry |= checker->unsubmitted;
     if (err != KVL_OK && err != KVL_ERR_AGAIN)
         copy_end(checker, err);
+}
+
+static void tier_hash_start(struct checker *checker, uint64_t location) {
+    checker->io.op = KVL_IO_HASH;
+    checker->io.location = location;
+    checker->io.buffer = NULL;
+    checker->io.complete = tier_hashed;
+    io_submit(checker);
 }
 
 static void disk_start(struct checker *checker) {
@@ -135,12 +155,9 @@ static void disk_start(struct checker *checker) {
         return;
     }
     checker->io.op = KVL_IO_LOAD;
-    checker->io.priority = KVL_IO_BEHIND;
-    checker->io.layout = checker->layout;
     checker->io.buffer = checker->buffer;
     checker->io.complete = disk_loaded;
-    checker->io.owner = checker;
-    disk_submit(checker);
+    io_submit(checker);
 }
 
 static void checker_next(struct checker *checker) {
@@ -154,21 +171,22 @@ static void checker_next(struct checker *checker) {
     unsigned tier = (unsigned)__builtin_ctz(checker->tiers_left);
     checker->tiers_left &= (uint8_t) ~(1u << tier);
     checker->tier = tier;
-    const void *payload = NULL;
-    if (tier != KVL_TIER_DISK) {
-        struct kvl_tier *owner = store->tiers[tier].tier;
-        payload = owner->ops->address(owner, kvl_entry_location(entry, tier));
-    }
-    bool gone = !kvl_entry_is_in(entry, tier) || entry->busy[tier] >= KVL_BUSY_MAX;
-    if (gone || (tier != KVL_TIER_DISK && payload == NULL)) {
+    if (!kvl_entry_is_in(entry, tier) || entry->busy[tier] >= KVL_BUSY_MAX) {
         checker_next(checker); /* at most one call deep per tier */
         return;
     }
     kvl_busy_up(store, checker->block, tier);
-    if (tier == KVL_TIER_DISK)
+    if (tier == KVL_TIER_DISK) {
         disk_start(checker);
-    else
+        return;
+    }
+    struct kvl_tier *owner = store->tiers[tier].tier;
+    const uint64_t location = kvl_entry_location(entry, tier);
+    const void *payload = owner->ops->address(owner, location);
+    if (payload != NULL)
         hash_start(checker, payload);
+    else
+        tier_hash_start(checker, location);
 }
 
 static bool is_checkable(const struct kvl_verify *verify, const struct kvl_entry *entry) {
@@ -186,7 +204,10 @@ static void check_entry(struct kvl_verify *verify, struct checker *checker, uint
         .generation = entry->generation,
         .tiers_left = entry->tiers,
         .active = true};
+    checker->io =
+        (struct kvl_io){.priority = KVL_IO_BEHIND, .layout = checker->layout, .owner = checker};
     kvl_entry_record(verify->store, block, &checker->io.record);
+    checker->expected = entry->content_hash;
     verify->active++;
     checker_next(checker);
 }
@@ -197,7 +218,7 @@ static void verify_step(struct kvl_store *store, struct kvl_operation *operation
     for (unsigned i = 0; i < KVL_CHECKERS; i++) {
         struct checker *checker = &verify->checkers[i];
         if (checker->active && checker->unsubmitted)
-            disk_submit(checker);
+            io_submit(checker);
         while (!checker->active && verify->cursor < end) {
             uint32_t block = verify->cursor++;
             if (is_checkable(verify, kvl_table_at(store->table, block)))

@@ -10,11 +10,15 @@
  *   then; the tier borrows both.
  *   STORE  buffer -> tier. Memory tiers: location is the caller's slot (from alloc). Disk: location
  *          is set when complete fires with OK, and then the block is durable. The content is
- *          hashed again on the way; CORRUPT when it is not record.content_hash.
+ *          hashed again on the way; CORRUPT when it is not record.content_hash. Only a tier that
+ * the CPU cannot address trusts its source: a host copy that was verified when it arrived. Memory
+ * tiers: frame_ready (may be NULL) reports the growing number of leading frames that are there.
  *   HASH   memory tiers: record.content_hash becomes that of the bytes at location; no buffer.
+ *          With another status than OK it is what it was.
  *   LOAD   tier at location -> buffer. frame_ready (may be NULL) reports the growing number of
  *          leading frames that are in the buffer and verified. CORRUPT when key, generation or a
- *          checksum differ; nothing of it may then be used. */
+ *          checksum differ; nothing of it may then be used.
+ * A tier whose device is lost ends every io with IO, from then on for ever. */
 #ifndef KVL_TIER_H
 #define KVL_TIER_H
 
@@ -89,7 +93,8 @@ struct kvl_tier_ops {
     uint8_t *(*address)(struct kvl_tier *tier, uint64_t location);
     /* Memory tiers: the arena's memfd or exported handle, for engines to map; -1 if none. */
     int (*share_fd)(struct kvl_tier *tier);
-    /* How that descriptor is mapped; NULL: a memfd, by mmap. Sets memory and device_uuid. */
+    /* How that descriptor is mapped; NULL: a memfd, by mmap. Sets memory and device_uuid, of the
+     * zeroed *out; the size is stats' capacity. */
     void (*describe_arena)(struct kvl_tier *tier, struct kvl_arena_info *out);
     struct kvl_tier_stats (*stats)(struct kvl_tier *tier);
     /* Whether blocks of this layout can be stored at all; if not, capacity_bytes is the smallest

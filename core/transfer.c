@@ -5,14 +5,13 @@
  *   device -> host           device LOAD into the host slot
  *   device, host -> disk     disk STORE from the slot
  *
- * A device that the CPU cannot address takes two hops: disk to a host slot, then as host -> device.
+ * A device that the CPU cannot address takes two hops: disk to a host slot, then as host -> device
+ * (staging.c).
  * A transfer waits here while its carrier says AGAIN. Both copies count it as a user, so neither
  * goes while it runs; a block that is cleared meanwhile leaves an orphan behind (orphan.c). */
 #include <assert.h>
 
 #include "store_private.h"
-
-static void transfer_end(struct kvl_transfer *transfer, kvl_err status);
 
 static struct kvl_transfer **bucket_of(struct kvl_store *store, uint32_t block, unsigned to) {
     return &store->arriving[(block * KVL_MEMORY_TIERS + to) % KVL_ARRIVING_BUCKETS];
@@ -74,27 +73,26 @@ static unsigned source_of(struct kvl_store *store, const struct kvl_entry *entry
 
 static void on_frames(struct kvl_io *io, uint32_t frames) {
     struct kvl_transfer *transfer = io->owner;
-    if (transfer->staging)
-        return;
     for (struct kvl_piece *piece = transfer->pieces; piece != NULL; piece = piece->next)
         kvl_piece_progress(transfer->store, piece, frames, io->layout);
 }
 
 static void on_complete(struct kvl_io *io) {
-    transfer_end(io->owner, io->status);
+    struct kvl_transfer *transfer = io->owner;
+    if (transfer->carrier == KVL_TIER_DEVICE)
+        kvl_device_answered(transfer->store, io->status);
+    kvl_transfer_end(transfer, io->status);
 }
 
-/* Sets what the io of this hop needs, from the entry as it is now. */
 static void prepare_hop(struct kvl_store *store, struct kvl_transfer *transfer) {
     const struct kvl_entry *entry = kvl_table_at(store->table, transfer->block);
     unsigned from = transfer->from, to = transfer->to;
     struct kvl_io *io = &transfer->io;
     if (from == KVL_TIER_DISK) {
-        unsigned landing = transfer->staging ? KVL_TIER_HOST : to;
         transfer->carrier = KVL_TIER_DISK;
         io->op = KVL_IO_LOAD;
         io->location = entry->disk_location;
-        io->buffer = slot_address(store, entry, landing);
+        io->buffer = slot_address(store, entry, to);
         return;
     }
     transfer->carrier = to == KVL_TIER_DISK ? KVL_TIER_DISK : KVL_TIER_DEVICE;
@@ -103,15 +101,10 @@ static void prepare_hop(struct kvl_store *store, struct kvl_transfer *transfer) 
     io->buffer = slot_address(store, entry, to == KVL_TIER_DISK ? from : KVL_TIER_HOST);
 }
 
-static void wait_for_room(struct kvl_store *store, struct kvl_transfer *transfer) {
-    struct kvl_transfer_queue *queue =
-        &store->tiers[transfer->carrier].waiting[transfer->io.priority];
-    transfer->next_waiting = NULL;
-    if (queue->first == NULL)
-        queue->first = transfer;
-    else
-        queue->last->next_waiting = transfer;
-    queue->last = transfer;
+void kvl_transfer_hop(struct kvl_store *store, struct kvl_transfer *transfer) {
+    prepare_hop(store, transfer);
+    kvl_transfer_queue_push(
+        &store->tiers[transfer->carrier].waiting[transfer->io.priority], transfer);
 }
 
 static void transfer_link(struct kvl_store *store, struct kvl_transfer *transfer) {
@@ -131,23 +124,6 @@ static void transfer_free(struct kvl_store *store, struct kvl_transfer *transfer
         transfer->next->prev = transfer->prev;
     store->transfer_count--;
     kvl_pool_give(&store->transfer_pool, transfer);
-}
-
-/* A slot in the host for the first of two hops. */
-static bool stage(struct kvl_store *store, struct kvl_transfer *transfer) {
-    const struct kvl_entry *entry = kvl_table_at(store->table, transfer->block);
-    uint64_t location = 0;
-    if (tier_of(store, KVL_TIER_HOST) == NULL)
-        return false;
-    if (!kvl_entry_has_slot(entry, KVL_TIER_HOST)) {
-        const struct kvl_slot_wish wish = kvl_entry_slot_wish(store, entry, KVL_TIER_HOST);
-        if (kvl_slot_reserve(store, &wish, true, &location) != KVL_OK)
-            return false;
-        kvl_slot_attach(store, transfer->block, KVL_TIER_HOST, location);
-    }
-    kvl_busy_up(store, transfer->block, KVL_TIER_HOST);
-    transfer->staging = true;
-    return true;
 }
 
 struct kvl_transfer *kvl_transfer_start(
@@ -171,13 +147,7 @@ struct kvl_transfer *kvl_transfer_start(
     kvl_entry_record(store, block, &transfer->io.record);
     kvl_busy_up(store, block, transfer->from);
     kvl_busy_up(store, block, to);
-    if (transfer->from == KVL_TIER_DISK && slot_address(store, entry, to) == NULL &&
-        !stage(store, transfer)) {
-        kvl_busy_down(store, block, entry->generation, transfer->from);
-        kvl_busy_down(store, block, entry->generation, to);
-        kvl_pool_give(&store->transfer_pool, transfer);
-        return NULL;
-    }
+    transfer->origin = transfer->from;
     if (to < KVL_MEMORY_TIERS) {
         struct kvl_transfer **bucket = bucket_of(store, block, to);
         transfer->next_arriving = *bucket;
@@ -185,8 +155,10 @@ struct kvl_transfer *kvl_transfer_start(
         entry->flags |= (uint16_t)(KVL_ENTRY_ARRIVING << to);
     }
     transfer_link(store, transfer);
-    prepare_hop(store, transfer);
-    wait_for_room(store, transfer);
+    if (transfer->from == KVL_TIER_DISK && to == KVL_TIER_DEVICE && store->device_is_far)
+        kvl_stage_wait(store, transfer);
+    else
+        kvl_transfer_hop(store, transfer);
     return transfer;
 }
 
@@ -227,26 +199,13 @@ static void source_failed(
     struct kvl_store *store, const struct kvl_transfer *transfer, kvl_err status) {
     if (status == KVL_ERR_CORRUPT) {
         kvl_copy_is_bad(store, transfer->block, transfer->from);
-    } else if (status == KVL_ERR_NOTFOUND && transfer->from == KVL_TIER_DISK) {
+    } else if (status == KVL_ERR_NOTFOUND && transfer->from == KVL_TIER_DISK &&
+               kvl_entry_is_in(kvl_table_at(store->table, transfer->block), KVL_TIER_DISK)) {
         kvl_place_clear(store, transfer->block, KVL_TIER_DISK);
         transfer->tenant->tiers[KVL_TIER_DISK].evicted++;
         kvl_event_add(
             store, KVL_EVENT_EVICTED, KVL_TIER_DISK, kvl_table_at(store->table, transfer->block));
     }
-}
-
-/* Host slot filled: the block is there now, and the second hop begins. */
-static bool next_hop(struct kvl_store *store, struct kvl_transfer *transfer) {
-    uint64_t generation = transfer->io.record.generation;
-    if (!kvl_entry_is(store, transfer->block, generation))
-        return false;
-    kvl_place_set(store, transfer->block, KVL_TIER_HOST);
-    kvl_busy_down(store, transfer->block, generation, KVL_TIER_DISK);
-    transfer->staging = false;
-    transfer->from = KVL_TIER_HOST;
-    prepare_hop(store, transfer);
-    wait_for_room(store, transfer);
-    return true;
 }
 
 static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
@@ -256,7 +215,8 @@ static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err
     struct kvl_entry *entry = kvl_table_at(store->table, block);
     entry->flags &= (uint16_t) ~(KVL_ENTRY_ARRIVING << transfer->to);
     if (status != KVL_OK) {
-        source_failed(store, transfer, status);
+        if (!transfer->uncounted)
+            source_failed(store, transfer, status);
         return;
     }
     kvl_place_set(store, block, transfer->to);
@@ -286,18 +246,19 @@ static void end_arrival(struct kvl_store *store, struct kvl_transfer *transfer, 
         store->demoting--;
     }
     land(store, transfer, status);
+    kvl_stage_landed(store, transfer, status);
     struct kvl_piece *piece = try_other_copy(store, transfer, status) ? NULL : transfer->pieces;
     while (piece != NULL) {
         struct kvl_piece *next = piece->next;
-        kvl_piece_end(store, piece, status, transfer->from, transfer->io.layout->payload_bytes);
+        kvl_piece_end(store, piece, status, transfer->origin, transfer->io.layout->payload_bytes);
         piece = next;
     }
-    if (transfer->staging)
-        kvl_busy_down(store, transfer->block, generation, KVL_TIER_HOST);
     kvl_busy_down(store, transfer->block, generation, transfer->from);
     kvl_busy_down(store, transfer->block, generation, transfer->to);
     if (transfer->demotion && status == KVL_OK && kvl_entry_is(store, transfer->block, generation))
         kvl_demote_finish(store, transfer->block);
+    if (transfer->for_disk)
+        kvl_persist_copied(store, transfer, status);
 }
 
 static void end_store(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err status) {
@@ -318,14 +279,12 @@ static void count_bytes(const struct kvl_transfer *transfer) {
         transfer->to == KVL_TIER_DISK ? transfer->io.stored_bytes : bytes;
 }
 
-static void transfer_end(struct kvl_transfer *transfer, kvl_err status) {
+void kvl_transfer_end(struct kvl_transfer *transfer, kvl_err status) {
     struct kvl_store *store = transfer->store;
-    if (status != KVL_OK && !(store->closing && status == KVL_ERR_CANCELED))
+    if (transfer->to == KVL_TIER_DEVICE && store->device_lost && status == KVL_OK)
+        status = KVL_ERR_IO;
+    if (status != KVL_OK && !transfer->uncounted && !(store->closing && status == KVL_ERR_CANCELED))
         count_failure(store, transfer, status);
-    if (transfer->staging && status == KVL_OK && !store->closing && next_hop(store, transfer))
-        return;
-    if (transfer->staging && status == KVL_OK)
-        status = KVL_ERR_CANCELED;
     store->demote_rests = transfer->tenant->demote_rests = false;
     if (status == KVL_OK)
         count_bytes(transfer);
@@ -354,14 +313,6 @@ static bool submit(struct kvl_store *store, struct kvl_transfer *transfer, kvl_e
     return *status != KVL_ERR_AGAIN;
 }
 
-static struct kvl_transfer *queue_pop(struct kvl_transfer_queue *queue) {
-    struct kvl_transfer *transfer = queue->first;
-    queue->first = transfer->next_waiting;
-    if (queue->first == NULL)
-        queue->last = NULL;
-    return transfer;
-}
-
 static void pump_tier(struct kvl_store *store, struct kvl_tier_state *state) {
     for (unsigned priority = 0; priority < KVL_PRIORITIES; priority++) {
         struct kvl_transfer_queue *queue = &state->waiting[priority];
@@ -369,9 +320,11 @@ static void pump_tier(struct kvl_store *store, struct kvl_tier_state *state) {
             kvl_err status = KVL_OK;
             if (!submit(store, queue->first, &status))
                 return;
-            struct kvl_transfer *transfer = queue_pop(queue);
+            struct kvl_transfer *transfer = kvl_transfer_queue_pop(queue);
+            if (status != KVL_OK && transfer->carrier == KVL_TIER_DEVICE)
+                kvl_device_answered(store, status);
             if (status != KVL_OK)
-                transfer_end(transfer, status);
+                kvl_transfer_end(transfer, status);
         }
     }
 }
@@ -387,6 +340,6 @@ void kvl_transfers_cancel_waiting(struct kvl_store *store) {
         for (unsigned priority = 0; priority < KVL_PRIORITIES; priority++) {
             struct kvl_transfer_queue *queue = &store->tiers[tier].waiting[priority];
             while (queue->first != NULL)
-                transfer_end(queue_pop(queue), KVL_ERR_CANCELED);
+                kvl_transfer_end(kvl_transfer_queue_pop(queue), KVL_ERR_CANCELED);
         }
 }

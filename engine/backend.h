@@ -97,6 +97,10 @@ struct kvl_backend_options {
     uint32_t threads;     /* 0: as many as the process may run on */
     uint32_t context_max; /* tokens the caller will ever hold; 0: the model's trained context */
     uint32_t device;      /* which one, where there are several: cuda:N */
+    /* What the first batches will be like, block_tokens 0: unknown. CUDA loads its kernels for that
+     * while it is created, so that no first token waits for it. */
+    enum kvl_kv_dtype kv_dtype;
+    uint32_t block_tokens;
 };
 
 /* `count` runs of `bytes` bytes, `stride_bytes` apart on both sides. */
@@ -131,8 +135,8 @@ struct kvl_backend_ops {
     KVL_MUST_CHECK kvl_err (*take_memory)(
         struct kvl_backend *backend, uint64_t bytes, uint8_t **out);
     void (*give_memory_back)(struct kvl_backend *backend, uint8_t *memory, uint64_t bytes);
-    /* Done when it returns, or ordered before the next forward call and complete when that returns;
-     * ranges do not overlap. Errors: IO (a lost device). */
+    /* Done when it returns, or done in the order of these calls, before what the next forward call
+     * does, and complete when that returns; ranges do not overlap. Errors: IO (a lost device). */
     KVL_MUST_CHECK kvl_err (*copy)(
         struct kvl_backend *backend, uint8_t *to, const uint8_t *from, struct kvl_runs runs);
     KVL_MUST_CHECK kvl_err (*zero)(struct kvl_backend *backend, uint8_t *to, uint64_t bytes);
@@ -144,6 +148,10 @@ struct kvl_backend {
     const struct kvl_backend_ops *ops;
     /* The arithmetic id of the block keys: changes whenever the bits change; set by create. */
     char arithmetic_id[96];
+    /* copy and finish may also be called from inside before_layer, and are done then before the
+     * layer's own reads. False where they would wait for layers that forward still holds back. */
+    bool copies_within_forward;
+    uint32_t chunk_tokens; /* how many tokens of a prompt it likes in one call; 0: no wish */
 };
 
 /* The modules that this build has. kvl_backend_cpu is always there; kvl_backend_cuda is NULL in a

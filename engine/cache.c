@@ -2,7 +2,6 @@
 #include "cache.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 #include "cache_internal.h"
@@ -25,7 +24,7 @@ static kvl_err allocate(struct kvl_cache *cache) {
     if (cache->table == NULL || cache->blocks == NULL || cache->chain == NULL ||
         cache->restored == NULL || cache->granted == NULL)
         return KVL_ERR_NOMEM;
-    return kvl_private_memory_create(cache->block_bytes, &cache->memory);
+    return kvl_private_memory_create(cache->backend, cache->block_bytes, &cache->memory);
 }
 
 kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cache **out) {
@@ -36,6 +35,7 @@ kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cac
     struct kvl_cache *cache = calloc(1, sizeof *cache);
     if (cache == NULL)
         return KVL_ERR_NOMEM;
+    cache->backend = options->backend;
     cache->connection = options->connection;
     cache->generation = options->connection != NULL ? options->connection->generation : 0;
     cache->geometry = (struct kvl_geometry){
@@ -85,11 +85,16 @@ static void release_all(struct kvl_cache *cache) {
 void kvl_cache_destroy(struct kvl_cache *cache) {
     if (cache == NULL)
         return;
+    /* Another engine may get the slots: nothing of ours may still be written to them. */
+    (void)kvl_cache_finish_copies(cache);
     if (cache->blocks != NULL && kvl_cache_may_wait(cache, KVL_PATIENCE_MS)) {
         (void)kvl_connection_check(cache->connection, kvl_client_drain(cache->connection->client));
         release_all(cache);
     }
     kvl_cache_disown_calls(cache);
+    for (uint32_t i = 0; cache->blocks != NULL && i < cache->block_max; ++i)
+        kvl_cache_leave_arena(cache, i);
+    kvl_device_arena_let_go(cache->restore.tail_arena);
     kvl_private_memory_destroy(cache->memory);
     free(cache->granted);
     free(cache->restored);
@@ -144,13 +149,41 @@ bool kvl_cache_may_wait(struct kvl_cache *cache, uint32_t patience_ms) {
     return kvl_cache_is_online(cache) && kvl_connection_answers(cache->connection, patience_ms);
 }
 
+void kvl_cache_leave_arena(struct kvl_cache *cache, uint32_t index) {
+    kvl_device_arena_let_go(cache->blocks[index].arena);
+    cache->blocks[index].arena = NULL;
+}
+
+/* Moves an orphan out of an arena that the backend has mapped. */
+static kvl_err evacuate(struct kvl_cache *cache, uint32_t index) {
+    struct kvl_cache_block *block = &cache->blocks[index];
+    uint8_t *to = NULL;
+    kvl_err err = kvl_private_memory_take(cache->memory, &to);
+    if (err != KVL_OK)
+        return err;
+    struct kvl_runs whole = {.bytes = cache->block_bytes, .count = 1};
+    err = cache->backend->ops->copy(cache->backend, to, cache->table[index], whole);
+    if (err != KVL_OK) {
+        kvl_private_memory_give_back(cache->memory, to);
+        return err;
+    }
+    cache->copies_pending = true;
+    cache->table[index] = to;
+    block->home = KVL_HOME_PRIVATE;
+    kvl_cache_leave_arena(cache, index);
+    return KVL_OK;
+}
+
 void kvl_cache_detach(struct kvl_cache *cache) {
+    kvl_err room = KVL_OK; /* without any left, orphans stay where they are */
     for (uint32_t i = 0; i < cache->block_max; ++i) {
         struct kvl_cache_block *block = &cache->blocks[i];
         if (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED)
             block->home = KVL_HOME_ORPHANED;
         block->settled = block->asked = block->sealing = false;
         block->lease = 0;
+        if (block->home == KVL_HOME_ORPHANED && block->arena->base != NULL && room == KVL_OK)
+            room = evacuate(cache, i);
     }
     cache->settled_count = 0;
     cache->generation = 0;
@@ -169,6 +202,7 @@ void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index) {
         kvl_private_memory_give_back(cache->memory, cache->table[index]);
     else if (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED)
         kvl_cache_release(cache, block->lease);
+    kvl_cache_leave_arena(cache, index);
     block->home = KVL_HOME_MISSING;
     block->settled = block->sealing = false;
     cache->table[index] = NULL;
@@ -178,16 +212,17 @@ void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index) {
 
 bool kvl_cache_take_slot(
     struct kvl_cache *cache, uint32_t index, const struct kvl_allocated *granted) {
-    uint8_t *slot = kvl_client_block_writable(
-        cache->connection->client, KVL_TIER_DEVICE, granted->offset_bytes);
-    if (slot == NULL || cache->blocks[index].home != KVL_HOME_MISSING) {
+    struct kvl_cache_block *block = &cache->blocks[index];
+    uint8_t *slot = kvl_device_arena_block(cache->connection->arena, granted->offset_bytes, true);
+    if (slot == NULL || block->home != KVL_HOME_MISSING) {
         kvl_cache_release(cache, granted->lease);
         return false;
     }
     cache->table[index] = slot;
-    cache->blocks[index].home = KVL_HOME_FILLING;
-    cache->blocks[index].lease = granted->lease;
-    cache->blocks[index].offset_bytes = granted->offset_bytes;
+    block->home = KVL_HOME_FILLING;
+    block->lease = granted->lease;
+    block->offset_bytes = granted->offset_bytes;
+    block->arena = kvl_device_arena_hold(cache->connection->arena);
     return true;
 }
 
@@ -250,20 +285,38 @@ kvl_err kvl_cache_prepare(
     return KVL_OK;
 }
 
-void kvl_cache_copy_rows(const struct kvl_cache *cache, uint8_t *to, const uint8_t *from,
-    uint32_t layer, uint32_t rows) {
+/* Per layer: K of all heads, [block_tokens][k_dim] each, then V. The rows of one of them are one
+ * run in each head. */
+kvl_err kvl_cache_copy_rows(
+    struct kvl_cache *cache, uint8_t *to, const uint8_t *from, uint32_t layer, uint32_t rows) {
     const struct kvl_geometry *geometry = &cache->geometry;
     uint64_t k_row = (uint64_t)geometry->k_dim * cache->element_bytes;
     uint64_t v_row = (uint64_t)geometry->v_dim * cache->element_bytes;
     uint64_t offset =
         (uint64_t)layer * geometry->kv_heads * geometry->block_tokens * (k_row + v_row);
+    cache->copies_pending = true;
     for (uint32_t part = 0; part < 2; ++part) {
         uint64_t row = part == 0 ? k_row : v_row;
-        for (uint32_t head = 0; head < geometry->kv_heads; ++head) {
-            memcpy(to + offset, from + offset, rows * row);
-            offset += geometry->block_tokens * row;
-        }
+        struct kvl_runs runs = {
+            .bytes = rows * row,
+            .count = geometry->kv_heads,
+            .stride_bytes = geometry->block_tokens * row,
+        };
+        kvl_err err = cache->backend->ops->copy(cache->backend, to + offset, from + offset, runs);
+        if (err != KVL_OK)
+            return err;
+        offset += runs.count * runs.stride_bytes;
     }
+    return KVL_OK;
+}
+
+kvl_err kvl_cache_finish_copies(struct kvl_cache *cache) {
+    if (!cache->copies_pending)
+        return KVL_OK;
+    kvl_err err = cache->backend->ops->finish(cache->backend);
+    if (err == KVL_OK)
+        cache->copies_pending = false;
+    return err;
 }
 
 uint64_t kvl_cache_private_tokens(const struct kvl_cache *cache, uint32_t count) {

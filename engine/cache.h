@@ -4,7 +4,11 @@
  * under a write lease and sealed when whole. A block that gets no slot (leases fill the tier,
  * another engine is filling the same key, no daemon) lives in private memory, and is offered to
  * the daemon again at later block boundaries. Losing the daemon changes no byte: mapped slots stay
- * readable and writable, and go on as private ones.
+ * readable and writable, and go on as private ones. Out of an arena that the backend has mapped
+ * they move into private memory as far as there is some, since the daemon's GPU memory is free for
+ * the next one only when nobody maps it any more.
+ *
+ * Block memory is the backend's: only its operations reach through the addresses.
  *
  *   MISSING -> PRIVATE ---offered, copied---> FILLING -> SEALED
  *      |---------> FILLING (granted) -----------^           |  daemon lost: FILLING, SEALED
@@ -13,7 +17,7 @@
  *
  * Between two forward calls blocks may move; during one they stay where they are.
  *
- * Owns:    private memory and leases; the connection is borrowed and outlives the cache.
+ * Owns:    private memory and leases; backend and connection are borrowed and outlive the cache.
  * Threads: the engine's one thread. */
 #ifndef KVL_CACHE_H
 #define KVL_CACHE_H
@@ -26,6 +30,7 @@
 struct kvl_cache;
 
 struct kvl_cache_options {
+    struct kvl_backend *backend;       /* whose memory blocks live in */
     struct kvl_connection *connection; /* NULL: private memory only */
     const struct kvl_hparams *hparams; /* copied */
     enum kvl_kv_dtype kv_dtype;
@@ -72,6 +77,9 @@ KVL_MUST_CHECK kvl_err kvl_cache_name_tail(
 KVL_MUST_CHECK kvl_err kvl_cache_restore_begin(struct kvl_cache *cache, uint32_t first,
     uint32_t limit, const struct kvl_cache_tail *tail, uint32_t *tokens);
 bool kvl_cache_is_restoring(const struct kvl_cache *cache);
+/* Between kvl_cache_prepare and the forward call: brings the tail, where the backend cannot take it
+ * layer by layer. CANCELED: the restore failed, end it. */
+kvl_err kvl_cache_take_tail(struct kvl_cache *cache);
 /* A kvl_batch.before_layer; arg is the cache. CANCELED: the restore failed, end it. */
 kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer);
 /* True: all of it came. False: only the first *blocks blocks of the sequence are there, the others

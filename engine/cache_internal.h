@@ -14,9 +14,10 @@ enum kvl_block_home {
 };
 
 struct kvl_cache_block {
-    struct kvl_key key;    /* of the first named_count blocks */
-    uint64_t lease;        /* FILLING and SEALED */
-    uint64_t offset_bytes; /* of the slot, FILLING */
+    struct kvl_key key;             /* of the first named_count blocks */
+    uint64_t lease;                 /* FILLING and SEALED */
+    uint64_t offset_bytes;          /* of the slot, FILLING */
+    struct kvl_device_arena *arena; /* held: FILLING, SEALED and ORPHANED */
     enum kvl_block_home home;
     bool settled; /* the daemon has it, or will never: nothing more to do */
     bool asked;   /* an alloc for it is under way */
@@ -32,13 +33,17 @@ struct kvl_cache_restore {
     uint64_t arrived_ns; /* when all layers were there; 0: not yet */
     uint32_t first;
     uint32_t count;  /* leased blocks, the tail included */
-    bool takes_tail; /* the last of them is the tail */
+    bool takes_tail; /* the last of them is the tail, held and copied from here: */
+    struct kvl_device_arena *tail_arena;
+    const uint8_t *tail_view;
+    bool tail_taken;
     struct kvl_cache_tail tail;
 };
 
 struct kvl_cache_call;
 
 struct kvl_cache {
+    struct kvl_backend *backend;
     struct kvl_connection *connection; /* or NULL */
     uint64_t generation;               /* of the connection that leases belong to; 0: none */
     struct kvl_geometry geometry;
@@ -55,6 +60,7 @@ struct kvl_cache {
     struct kvl_allocated *granted; /* block_max + 1 */
     struct kvl_cache_restore restore;
     struct kvl_cache_call *calls; /* under way */
+    bool copies_pending;          /* to be finished before the daemon may read what they wrote */
     struct kvl_cache_stats stats;
     void (*restore_progress)(void *arg, uint32_t blocks_ready, uint32_t blocks);
     void *restore_progress_arg;
@@ -66,7 +72,7 @@ const struct kvl_key *kvl_cache_parent_key(const struct kvl_cache *cache, uint32
 bool kvl_cache_is_online(struct kvl_cache *cache);
 /* ... and it answers: ask before every call that waits for it. */
 bool kvl_cache_may_wait(struct kvl_cache *cache, uint32_t patience_ms);
-/* After the daemon's death: slots become orphans, answers to come are void. */
+/* After the daemon's death: slots become orphans or move, answers to come are void. */
 void kvl_cache_detach(struct kvl_cache *cache);
 /* Makes a block MISSING; ends its lease behind. */
 void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index);
@@ -75,9 +81,14 @@ bool kvl_cache_take_slot(
     struct kvl_cache *cache, uint32_t index, const struct kvl_allocated *granted);
 /* Ends leases and tickets behind; nothing depends on the answer. */
 void kvl_cache_release(struct kvl_cache *cache, uint64_t lease);
-/* Copies the first `rows` tokens of one layer. */
-void kvl_cache_copy_rows(
-    const struct kvl_cache *cache, uint8_t *to, const uint8_t *from, uint32_t layer, uint32_t rows);
+/* Copies the first `rows` tokens of one layer; leaves copies_pending. */
+KVL_MUST_CHECK kvl_err kvl_cache_copy_rows(
+    struct kvl_cache *cache, uint8_t *to, const uint8_t *from, uint32_t layer, uint32_t rows);
+/* Returns when all copies have been done. An error is a lost device, of which the next forward call
+ * says so; who is about to let others read what was copied looks at it. */
+kvl_err kvl_cache_finish_copies(struct kvl_cache *cache);
+/* Lets the block's arena go, once its bytes are elsewhere or of no use. */
+void kvl_cache_leave_arena(struct kvl_cache *cache, uint32_t index);
 /* No callback reaches the cache any more. */
 void kvl_cache_disown_calls(struct kvl_cache *cache);
 uint64_t kvl_cache_now_ns(void);

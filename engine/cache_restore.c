@@ -6,8 +6,6 @@
  * own, since a sealed block is never written to. */
 #include "cache_internal.h"
 
-#include <string.h>
-
 #define WAIT_SLICE_MS 100u
 #define STALLED_SLICES 100u /* without any progress: give up and compute */
 
@@ -44,18 +42,22 @@ static uint32_t make_chain(
 /* Puts the leased blocks under the table. Returns how many could be used. */
 static uint32_t take_blocks(struct kvl_cache *cache, uint32_t first, uint32_t count) {
     for (uint32_t i = 0; i < count; ++i) {
-        const uint8_t *view = kvl_client_block(
-            cache->connection->client, KVL_TIER_DEVICE, cache->restored[i].offset_bytes);
+        struct kvl_device_arena *arena = cache->connection->arena;
+        uint8_t *view = kvl_device_arena_block(arena, cache->restored[i].offset_bytes, false);
         if (view == NULL) {
             for (uint32_t j = i; j < count; ++j)
                 kvl_cache_release(cache, cache->restored[j].lease);
             return i;
         }
-        if (cache->restore.takes_tail && first + i == cache->restore.tail.block)
-            continue; /* stays beside the table: read from, then released */
+        if (cache->restore.takes_tail && first + i == cache->restore.tail.block) {
+            cache->restore.tail_view = view; /* stays beside the table: read from, then released */
+            cache->restore.tail_arena = kvl_device_arena_hold(arena);
+            continue;
+        }
         kvl_cache_drop_block(cache, first + i);
         struct kvl_cache_block *block = &cache->blocks[first + i];
-        cache->table[first + i] = (uint8_t *)(uintptr_t)view; /* whole: only read from now on */
+        cache->table[first + i] = view; /* whole: only read from now on */
+        block->arena = kvl_device_arena_hold(arena);
         block->home = KVL_HOME_SEALED;
         block->lease = cache->restored[i].lease;
         block->settled = true;
@@ -128,6 +130,24 @@ static bool wait_for(struct kvl_cache *cache, uint32_t layers) {
     return false;
 }
 
+static kvl_err copy_tail(struct kvl_cache *cache, uint32_t layer) {
+    const struct kvl_cache_restore *restore = &cache->restore;
+    return kvl_cache_copy_rows(
+        cache, cache->table[restore->tail.block], restore->tail_view, layer, restore->tail.tokens);
+}
+
+kvl_err kvl_cache_take_tail(struct kvl_cache *cache) {
+    struct kvl_cache_restore *restore = &cache->restore;
+    if (!restore->active || !restore->takes_tail || cache->backend->copies_within_forward)
+        return KVL_OK;
+    kvl_err err = wait_for(cache, UINT32_MAX) ? KVL_OK : KVL_ERR_CANCELED;
+    for (uint32_t layer = 0; err == KVL_OK && layer < cache->geometry.layers; ++layer)
+        err = copy_tail(cache, layer);
+    restore->failed = err != KVL_OK;
+    restore->tail_taken = true;
+    return err;
+}
+
 kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer) {
     struct kvl_cache *cache = arg;
     struct kvl_cache_restore *restore = &cache->restore;
@@ -137,13 +157,13 @@ kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer) {
         restore->failed = true;
         return KVL_ERR_CANCELED;
     }
-    if (restore->takes_tail) {
-        const uint8_t *from = kvl_client_block(cache->connection->client, KVL_TIER_DEVICE,
-            cache->restored[restore->count - 1].offset_bytes);
-        kvl_cache_copy_rows(
-            cache, cache->table[restore->tail.block], from, layer, restore->tail.tokens);
-    }
-    return KVL_OK;
+    if (!restore->takes_tail || restore->tail_taken)
+        return KVL_OK;
+    kvl_err err = copy_tail(cache, layer);
+    if (err == KVL_OK)
+        err = kvl_cache_finish_copies(cache); /* the layer reads them as soon as this returns */
+    restore->failed = restore->failed || err != KVL_OK;
+    return err;
 }
 
 static void count_restored(struct kvl_cache *cache, uint32_t count) {
@@ -167,6 +187,9 @@ bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks) {
         if (restore->takes_tail && ready == restore->count)
             --ready; /* its copy may not be whole */
     }
+    (void)kvl_cache_finish_copies(cache); /* before the tail's slot is anybody else's */
+    kvl_device_arena_let_go(restore->tail_arena);
+    restore->tail_arena = NULL;
     uint32_t whole = restore->count - (restore->takes_tail ? 1 : 0);
     for (uint32_t i = ready; i < whole; ++i)
         kvl_cache_drop_block(cache, restore->first + i);

@@ -5,7 +5,6 @@
 #include "cache_internal.h"
 
 #include <stdlib.h>
-#include <string.h>
 
 #define CALL_BLOCKS_MAX 16u
 #define OFFER_BLOCKS_MAX 8u /* copied at one block boundary */
@@ -62,8 +61,7 @@ static void block_sealed(struct kvl_cache *cache, uint32_t index, const struct k
     }
     block->home = KVL_HOME_SEALED;
     /* From now on through the view that a stray write cannot get through. */
-    cache->table[index] = (uint8_t *)(uintptr_t)kvl_client_block(
-        cache->connection->client, KVL_TIER_DEVICE, block->offset_bytes);
+    cache->table[index] = kvl_device_arena_block(block->arena, block->offset_bytes, false);
 }
 
 static void seal_answered(void *arg, kvl_err err, const struct kvl_sealed *sealed, uint32_t count) {
@@ -105,6 +103,10 @@ static bool seal_some(
         return false;
     }
     struct kvl_cache_call sent = *call; /* the answer may come inside the call */
+    if (kvl_cache_finish_copies(cache) != KVL_OK) {
+        (void)end_call(call); /* a lost device: what the slots hold is unknown */
+        return false;
+    }
     for (uint32_t i = 0; i < sent.count; ++i)
         cache->blocks[sent.blocks[i]].sealing = true;
     kvl_err err = kvl_seal_async(cache->connection->client, seals, sent.count, seal_answered, call);
@@ -124,15 +126,25 @@ static void move_into_slot(
     struct kvl_cache *cache, uint32_t index, const struct kvl_allocated *granted) {
     uint8_t *old = cache->table[index];
     struct kvl_cache_block *block = &cache->blocks[index];
-    enum kvl_block_home old_home = block->home;
+    struct kvl_cache_block before = *block;
     block->home = KVL_HOME_MISSING;
+    block->arena = NULL;
     if (!kvl_cache_take_slot(cache, index, granted)) {
-        block->home = old_home;
+        *block = before;
         return;
     }
-    memcpy(cache->table[index], old, cache->block_bytes);
-    if (old_home == KVL_HOME_PRIVATE)
+    struct kvl_runs whole = {.bytes = cache->block_bytes, .count = 1};
+    cache->copies_pending = true;
+    if (cache->backend->ops->copy(cache->backend, cache->table[index], old, whole) != KVL_OK) {
+        cache->table[index] = old; /* a lost device; the next forward call says so */
+        kvl_cache_leave_arena(cache, index);
+        *block = before;
+        kvl_cache_release(cache, granted->lease);
+        return;
+    }
+    if (before.home == KVL_HOME_PRIVATE)
         kvl_private_memory_give_back(cache->memory, old);
+    kvl_device_arena_let_go(before.arena);
 }
 
 static void slot_answered(
@@ -261,6 +273,31 @@ void kvl_cache_finish(struct kvl_cache *cache, const uint32_t *tokens, uint32_t 
         (void)kvl_connection_check(cache->connection, kvl_client_drain(cache->connection->client));
 }
 
+/* The slot holds the tail's rows, zeros behind them, when it returns. */
+static kvl_err fill_tail(
+    struct kvl_cache *cache, uint8_t *slot, const struct kvl_cache_tail *tail) {
+    struct kvl_backend *backend = cache->backend;
+    cache->copies_pending = true;
+    kvl_err err = backend->ops->zero(backend, slot, cache->connection->space.layout.slot_bytes);
+    for (uint32_t layer = 0; err == KVL_OK && layer < cache->geometry.layers; ++layer)
+        err = kvl_cache_copy_rows(cache, slot, cache->table[tail->block], layer, tail->tokens);
+    kvl_err finished = kvl_cache_finish_copies(cache);
+    return err == KVL_OK ? finished : err;
+}
+
+static kvl_err seal_slot(struct kvl_cache *cache, const uint32_t *tokens,
+    const struct kvl_cache_tail *tail, uint64_t lease) {
+    struct kvl_seal seal = {
+        .lease = lease,
+        .parent = *kvl_cache_parent_key(cache, tail->block),
+        .tokens = tokens,
+        .token_count = tail->tokens,
+    };
+    struct kvl_sealed sealed = {.status = KVL_ERR_CLOSED};
+    kvl_err err = kvl_seal(cache->connection->client, &seal, 1, &sealed);
+    return err == KVL_OK && sealed.status != KVL_ERR_EXISTS ? sealed.status : err;
+}
+
 /* A slot under the tail's key, filled and sealed. */
 static kvl_err store_tail(
     struct kvl_cache *cache, const uint32_t *tokens, const struct kvl_cache_tail *tail) {
@@ -273,24 +310,12 @@ static kvl_err store_tail(
         return err;
     if (granted.status != KVL_ALLOC_GRANTED)
         return granted.status == KVL_ALLOC_PENDING ? KVL_ERR_PENDING : KVL_ERR_NOSPC;
-    uint8_t *slot = kvl_client_block_writable(client, KVL_TIER_DEVICE, granted.offset_bytes);
-    if (slot != NULL) {
-        memset(slot, 0, cache->connection->space.layout.slot_bytes);
-        for (uint32_t layer = 0; layer < cache->geometry.layers; ++layer)
-            kvl_cache_copy_rows(cache, slot, cache->table[tail->block], layer, tail->tokens);
-        struct kvl_seal seal = {
-            .lease = granted.lease,
-            .parent = *kvl_cache_parent_key(cache, tail->block),
-            .tokens = tokens,
-            .token_count = tail->tokens,
-        };
-        struct kvl_sealed sealed = {.status = KVL_ERR_CLOSED};
-        err = kvl_seal(client, &seal, 1, &sealed);
-        if (err == KVL_OK && sealed.status != KVL_ERR_EXISTS)
-            err = sealed.status;
-    }
+    uint8_t *slot = kvl_device_arena_block(cache->connection->arena, granted.offset_bytes, true);
+    err = slot != NULL ? fill_tail(cache, slot, tail) : KVL_ERR_INVALID;
+    if (err == KVL_OK)
+        err = seal_slot(cache, tokens, tail, granted.lease);
     kvl_cache_release(cache, granted.lease);
-    return slot != NULL ? err : KVL_ERR_INVALID;
+    return err;
 }
 
 void kvl_cache_seal_tail(

@@ -1,173 +1,98 @@
-/* chat.c - recognises ChatML templates and renders turns as tokens. */
+/* chat.c - renders turns as tokens. Text between two special tokens is tokenized as one, whether it
+ * comes from the template or from a user: words may reach from one to the other, as they do where a
+ * rendered template is tokenized. */
 #include "chat.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define START_MARKER "<|im_start|>"
-#define END_MARKER "<|im_end|>"
-#define TEMPLATE_BYTES_MAX (UINT64_C(1) << 20)
-
-/* Templates in the normal form of normalize(): HEAD, where the template has a default system
- * message SYSTEM_HEAD message SYSTEM_TAIL, then TURNS. */
-#define HEAD "{%formessageinmessages%}"
-#define SYSTEM_HEAD "{%ifloop.firstandmessages[0]['role']!='system'%}{{'" START_MARKER "system\n"
-#define SYSTEM_TAIL END_MARKER "\n'}}{%endif%}"
-#define TURNS                                                                                      \
-    "{{'" START_MARKER "'+message['role']+'\n'+message['content']+'" END_MARKER "'+'\n'}}"         \
-    "{%endfor%}{%ifadd_generation_prompt%}{{'" START_MARKER "assistant\n'}}{%endif%}"
+#include "chat_format.h"
+#include "chat_trim.h"
 
 struct kvl_chat {
     struct kvl_tokenizer *tokenizer;
-    char *normal; /* the template; default_system points into it */
-    struct kvl_gguf_string default_system;
-    uint32_t start, end;
+    struct kvl_chat_style style;
+    uint32_t end;
 };
 
-struct scanner {
-    struct kvl_gguf_string from;
-    uint64_t at;
-    char *out;
-    uint64_t written;
-};
-
-static char next_char(struct scanner *scanner) {
-    return scanner->at < scanner->from.bytes ? scanner->from.data[scanner->at++] : '\0';
+/* The token that a format's text begins with, and its bytes there; KVL_TOKEN_NONE: it is text. */
+static uint32_t token_at(
+    const struct kvl_tokenizer *tokenizer, struct kvl_gguf_string text, uint64_t *bytes) {
+    *bytes = 1;
+    if (*text.data == *KVL_CHAT_BOS) {
+        return kvl_tokenizer_bos(tokenizer);
+    }
+    if (*text.data == *KVL_CHAT_EOS) {
+        return kvl_tokenizer_eos(tokenizer);
+    }
+    return kvl_tokenizer_special_at(tokenizer, text, bytes);
 }
 
-/* A string literal after its opening quote, its escapes undone. False when it does not end, or has
- * an escape that we do not know. */
-static bool copy_literal(struct scanner *scanner, char quote) {
-    scanner->out[scanner->written++] = '\'';
-    while (scanner->at < scanner->from.bytes) {
-        char c = next_char(scanner);
-        if (c == quote) {
-            scanner->out[scanner->written++] = '\'';
-            return true;
-        }
-        if (c == '\\') {
-            c = next_char(scanner);
-            if (c == 'n') {
-                c = '\n';
-            } else if (c != '\\' && c != '\'' && c != '"') {
-                return false;
-            }
-        }
-        scanner->out[scanner->written++] = c;
-    }
-    return false;
+static kvl_err fail_marker(const char *path, const char *marker, struct kvl_errmsg *msg) {
+    return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+        "%s: its chat template uses %s, which is no special token of its vocabulary; use it "
+        "without "
+        "--chat",
+        path, marker);
 }
 
-/* One {% %} or {{ }} after its opening brace. */
-static bool copy_tag(struct scanner *scanner) {
-    char kind = next_char(scanner), close = kind == '%' ? '%' : '}';
-    if (kind != '%' && kind != '{') {
-        return false;
-    }
-    scanner->out[scanner->written++] = '{';
-    scanner->out[scanner->written++] = kind;
-    while (scanner->at < scanner->from.bytes) {
-        char c = next_char(scanner);
-        if (c == '\'' || c == '"') {
-            if (!copy_literal(scanner, c)) {
-                return false;
-            }
-        } else if (c == close && scanner->at < scanner->from.bytes &&
-                   scanner->from.data[scanner->at] == '}') {
-            scanner->at++;
-            scanner->out[scanner->written++] = close;
-            scanner->out[scanner->written++] = '}';
-            return true;
-        } else if (c != ' ' && c != '\n' && c != '\t') {
-            scanner->out[scanner->written++] = c;
+/* Markers are special, whatever kind the file gives them, and never shown. */
+static kvl_err check_markers(struct kvl_chat *chat, const char *path, struct kvl_errmsg *msg) {
+    const struct kvl_chat_format *format = chat->style.format;
+    for (size_t i = 0; i < sizeof format->tokens / sizeof *format->tokens; i++) {
+        const char *marker = format->tokens[i];
+        uint32_t id = marker ? kvl_tokenizer_special(chat->tokenizer, marker) : KVL_TOKEN_NONE;
+        if (marker && id == KVL_TOKEN_NONE) {
+            return fail_marker(path, marker, msg);
         }
-    }
-    return false;
-}
-
-/* The template without the white space that Jinja ignores, literals with their escapes undone and
- * in single quotes. False for text outside of tags: no form that we know has any. */
-static bool normalize(struct kvl_gguf_string template, char *out, uint64_t *out_bytes) {
-    struct scanner scanner = {.from = template, .out = out};
-    while (scanner.at < template.bytes) {
-        if (next_char(&scanner) != '{' || !copy_tag(&scanner)) {
-            return false;
+        if (marker) {
+            kvl_tokenizer_make_control(chat->tokenizer, id);
         }
-    }
-    *out_bytes = scanner.written;
-    return true;
-}
-
-static bool skip(struct kvl_gguf_string *text, const char *expected) {
-    size_t bytes = strlen(expected);
-    if (text->bytes < bytes || memcmp(text->data, expected, bytes) != 0) {
-        return false;
-    }
-    text->data += bytes;
-    text->bytes -= bytes;
-    return true;
-}
-
-/* False when the normal form is none of ours. */
-static bool recognize(struct kvl_chat *chat, struct kvl_gguf_string normal) {
-    if (!skip(&normal, HEAD)) {
-        return false;
-    }
-    if (skip(&normal, SYSTEM_HEAD)) {
-        const char *tail = memmem(normal.data, normal.bytes, SYSTEM_TAIL, strlen(SYSTEM_TAIL));
-        if (!tail) {
-            return false;
-        }
-        chat->default_system =
-            (struct kvl_gguf_string){normal.data, (uint64_t)(tail - normal.data)};
-        normal.bytes -= chat->default_system.bytes;
-        normal.data = tail;
-        (void)skip(&normal, SYSTEM_TAIL);
-    }
-    return skip(&normal, TURNS) && normal.bytes == 0;
-}
-
-static kvl_err read_template(
-    struct kvl_chat *chat, const struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
-    struct kvl_gguf_string template, normal = {0};
-    const char *path = kvl_gguf_path(gguf);
-    if (!kvl_gguf_string(gguf, "tokenizer.chat_template", &template)) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "%s: has no chat template; use it without --chat, or use a chat model", path);
-    }
-    if (template.bytes <= TEMPLATE_BYTES_MAX) {
-        chat->normal = malloc(template.bytes + 1); /* the normal form is never longer */
-        if (!chat->normal) {
-            return kvl_fail(msg, KVL_ERR_NOMEM, "%s: out of memory", path);
-        }
-        normal.data = chat->normal;
-    }
-    if (!chat->normal || !normalize(template, chat->normal, &normal.bytes) ||
-        !recognize(chat, normal)) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "%s: its chat template is not one that is supported (ChatML: %srole ... %s); use it "
-            "without --chat",
-            path, START_MARKER, END_MARKER);
     }
     return KVL_OK;
 }
 
+static kvl_err find_end(struct kvl_chat *chat, const char *path, struct kvl_errmsg *msg) {
+    const char *close = chat->style.format->assistant_close;
+    struct kvl_gguf_string text = {close, strlen(close)};
+    chat->end = KVL_TOKEN_NONE;
+    for (uint64_t bytes; text.bytes > 0 && chat->end == KVL_TOKEN_NONE;) {
+        chat->end = token_at(chat->tokenizer, text, &bytes);
+        text.data += bytes;
+        text.bytes -= bytes;
+    }
+    return chat->end == KVL_TOKEN_NONE ? fail_marker(path, "EOS", msg) : KVL_OK;
+}
+
+static kvl_err find_style(
+    struct kvl_chat *chat, const struct kvl_gguf *gguf, const char *name, struct kvl_errmsg *msg) {
+    struct kvl_gguf_string template;
+    char names[256];
+    if (name) {
+        return kvl_chat_style_of_name(name, &chat->style, msg);
+    }
+    if (!kvl_gguf_string(gguf, "tokenizer.chat_template", &template)) {
+        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+            "%s: has no chat template; use it without --chat, or give --chat-template NAME: %s",
+            kvl_gguf_path(gguf), kvl_chat_format_names(names, sizeof names));
+    }
+    return kvl_chat_style_of_template(template, kvl_gguf_path(gguf), &chat->style, msg);
+}
+
 kvl_err kvl_chat_create(const struct kvl_gguf *gguf, struct kvl_tokenizer *tokenizer,
-    struct kvl_chat **out, struct kvl_errmsg *msg) {
+    const char *name, struct kvl_chat **out, struct kvl_errmsg *msg) {
     *out = NULL;
     struct kvl_chat *chat = calloc(1, sizeof *chat);
     if (!chat) {
         return kvl_fail(msg, KVL_ERR_NOMEM, "%s: out of memory", kvl_gguf_path(gguf));
     }
     chat->tokenizer = tokenizer;
-    chat->start = kvl_tokenizer_special(tokenizer, START_MARKER);
-    chat->end = kvl_tokenizer_special(tokenizer, END_MARKER);
-    kvl_err err = read_template(chat, gguf, msg);
-    if (!err && (chat->start == KVL_TOKEN_NONE || chat->end == KVL_TOKEN_NONE)) {
-        err = kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "%s: its chat template uses %s and %s, which are not special tokens of its vocabulary; "
-            "use it without --chat",
-            kvl_gguf_path(gguf), START_MARKER, END_MARKER);
+    kvl_err err = find_style(chat, gguf, name, msg);
+    if (!err) {
+        err = check_markers(chat, kvl_gguf_path(gguf), msg);
+    }
+    if (!err) {
+        err = find_end(chat, kvl_gguf_path(gguf), msg);
     }
     if (err) {
         kvl_chat_destroy(chat);
@@ -179,88 +104,179 @@ kvl_err kvl_chat_create(const struct kvl_gguf *gguf, struct kvl_tokenizer *token
 
 void kvl_chat_destroy(struct kvl_chat *chat) {
     if (chat) {
-        free(chat->normal);
+        kvl_chat_style_deinit(&chat->style);
         free(chat);
     }
 }
 
+const char *kvl_chat_format_name(const struct kvl_chat *chat) {
+    return chat->style.format->name;
+}
+
 struct kvl_gguf_string kvl_chat_default_system(const struct kvl_chat *chat) {
-    return chat->default_system;
+    return chat->style.default_system;
+}
+
+bool kvl_chat_takes_system(const struct kvl_chat *chat) {
+    return chat->style.takes_system;
 }
 
 uint32_t kvl_chat_end_token(const struct kvl_chat *chat) {
     return chat->end;
 }
 
-static kvl_err append_text(
-    struct kvl_chat *chat, const char *text, uint64_t text_bytes, struct kvl_token_list *list) {
-    return kvl_tokenize(chat->tokenizer, text, text_bytes, 0, list);
+/* What was written since the last special token; err sticks. */
+struct rendering {
+    struct kvl_chat *chat;
+    struct kvl_token_list *list;
+    char *text;
+    uint64_t bytes, capacity_bytes;
+    kvl_err err;
+};
+
+static void add_text(struct rendering *rendering, struct kvl_gguf_string text) {
+    if (rendering->err || text.bytes == 0) {
+        return;
+    }
+    if (text.bytes > rendering->capacity_bytes - rendering->bytes) {
+        uint64_t capacity_bytes = 2 * (rendering->bytes + text.bytes);
+        char *grown = realloc(rendering->text, capacity_bytes);
+        if (!grown) {
+            rendering->err = KVL_ERR_NOMEM;
+            return;
+        }
+        rendering->text = grown;
+        rendering->capacity_bytes = capacity_bytes;
+    }
+    memcpy(rendering->text + rendering->bytes, text.data, text.bytes);
+    rendering->bytes += text.bytes;
 }
 
-/* Role and text are tokenized as one: the pre-tokenizer may join the newline between them with
- * what follows, and does so in the template. */
-static kvl_err append_opening(struct kvl_chat *chat, const char *role, struct kvl_gguf_string text,
-    struct kvl_token_list *list) {
-    uint64_t role_bytes = strlen(role);
-    char *joined = malloc(role_bytes + text.bytes + 1);
-    if (!joined) {
-        return KVL_ERR_NOMEM;
+static void flush(struct rendering *rendering) {
+    if (!rendering->err && rendering->bytes > 0) {
+        rendering->err = kvl_tokenize_after(
+            rendering->chat->tokenizer, rendering->text, rendering->bytes, rendering->list);
     }
-    memcpy(joined, role, role_bytes);
-    if (text.bytes > 0) {
-        memcpy(joined + role_bytes, text.data, text.bytes);
-    }
-    kvl_err err = kvl_token_list_push(list, chat->start);
-    if (!err) {
-        err = append_text(chat, joined, role_bytes + text.bytes, list);
-    }
-    free(joined);
-    return err;
+    rendering->bytes = 0;
 }
 
-static kvl_err append_turn(struct kvl_chat *chat, const char *role, struct kvl_gguf_string text,
-    struct kvl_token_list *list) {
-    kvl_err err = append_opening(chat, role, text, list);
-    return err ? err : kvl_chat_end_turn(chat, false, list);
+static void add_token(struct rendering *rendering, uint32_t id) {
+    flush(rendering);
+    if (!rendering->err && id != KVL_TOKEN_NONE) {
+        rendering->err = kvl_token_list_push(rendering->list, id);
+    }
 }
 
-kvl_err kvl_chat_begin(struct kvl_chat *chat, const char *system, struct kvl_token_list *list) {
+/* A format's text: its special tokens are tokens. until_token: only up to and with the first. */
+static struct kvl_gguf_string add_format(
+    struct rendering *rendering, struct kvl_gguf_string format, bool until_token) {
+    while (format.bytes > 0) {
+        uint64_t bytes;
+        uint32_t id = token_at(rendering->chat->tokenizer, format, &bytes);
+        if (id == KVL_TOKEN_NONE && *format.data != *KVL_CHAT_BOS) {
+            add_text(rendering, (struct kvl_gguf_string){format.data, bytes});
+        } else {
+            add_token(rendering, id);
+        }
+        format.data += bytes;
+        format.bytes -= bytes;
+        if (until_token && id != KVL_TOKEN_NONE) {
+            break;
+        }
+    }
+    return format;
+}
+
+static struct kvl_gguf_string text_of(const char *text) {
+    return (struct kvl_gguf_string){text, text ? strlen(text) : 0};
+}
+
+static void add_trimmed(struct rendering *rendering, struct kvl_gguf_string text) {
+    add_text(rendering, rendering->chat->style.trims ? kvl_chat_trim(text) : text);
+}
+
+static void add_system_turn(struct rendering *rendering, struct kvl_gguf_string system) {
+    const struct kvl_chat_format *format = rendering->chat->style.format;
+    if (format->system == KVL_CHAT_SYSTEM_TURN && (system.data || format->has_system_turn)) {
+        add_format(rendering, text_of(format->system_open), false);
+        add_trimmed(rendering, system);
+        add_format(rendering, text_of(format->system_close), false);
+    }
+}
+
+/* system: to stand inside the turn; data NULL: none does. */
+static void add_user_turn(
+    struct rendering *rendering, const struct kvl_chat_turn *turn, struct kvl_gguf_string system) {
+    const struct kvl_chat_style *style = &rendering->chat->style;
+    const struct kvl_chat_format *format = style->format;
+    struct kvl_gguf_string text = {turn->text, turn->text_bytes};
+    add_format(rendering, text_of(format->user_open), false);
+    if (format->system == KVL_CHAT_SYSTEM_IN_USER && system.data) {
+        /* none of these has special tokens in its system texts; trimming the end is the same
+         * before and after joining, unless nothing is left of the user's */
+        add_text(rendering, text_of(format->system_open));
+        add_text(rendering, system);
+        if (format->trims_whole) {
+            text = style->trims ? kvl_chat_trim_end(text) : text;
+            struct kvl_gguf_string close = text_of(format->system_close);
+            add_text(rendering, style->trims && text.bytes == 0 ? kvl_chat_trim_end(close) : close);
+            add_text(rendering, text);
+        } else {
+            add_text(rendering, text_of(format->system_close));
+            add_trimmed(rendering, text);
+        }
+    } else {
+        add_trimmed(rendering, text);
+    }
+    add_format(rendering, text_of(format->user_close), false);
+}
+
+/* The rest of the assistant's turn before this one. */
+static void end_answer(struct rendering *rendering, bool ended) {
+    struct kvl_gguf_string rest = text_of(rendering->chat->style.format->assistant_close);
+    if (ended) {
+        struct rendering nowhere = {.chat = rendering->chat, .list = &(struct kvl_token_list){0}};
+        rest = add_format(&nowhere, rest, true);
+        kvl_token_list_free(nowhere.list);
+        free(nowhere.text);
+    }
+    add_format(rendering, rest, false);
+}
+
+static void begin(struct rendering *rendering) {
+    struct kvl_tokenizer *tokenizer = rendering->chat->tokenizer;
+    uint64_t count_before = rendering->list->count;
+    const char *open = rendering->chat->style.format->user_open;
+    rendering->err = kvl_tokenize(tokenizer, "", 0, KVL_TOKENIZE_ADD_BOS, rendering->list);
+    if (*open == *KVL_CHAT_BOS) { /* comes with the turn */
+        rendering->list->count = count_before;
+    } else if (rendering->list->count == count_before && rendering->chat->style.writes_bos) {
+        add_token(rendering, kvl_tokenizer_bos(tokenizer));
+    }
+}
+
+kvl_err kvl_chat_append(
+    struct kvl_chat *chat, const struct kvl_chat_turn *turn, struct kvl_token_list *list) {
+    struct rendering rendering = {.chat = chat, .list = list};
     uint64_t count_before = list->count;
-    struct kvl_gguf_string text = chat->default_system;
-    if (system) {
-        text = (struct kvl_gguf_string){system, strlen(system)};
+    struct kvl_gguf_string system = {0};
+    if (turn->begins && turn->system && !chat->style.takes_system) {
+        return KVL_ERR_INVALID;
     }
-    kvl_err err = kvl_tokenize(chat->tokenizer, "", 0, KVL_TOKENIZE_ADD_BOS, list);
-    if (!err && text.data) {
-        err = append_turn(chat, "system\n", text, list);
+    if (turn->begins) {
+        system = turn->system ? text_of(turn->system) : chat->style.default_system;
+        begin(&rendering);
+        add_system_turn(&rendering, system);
+    } else {
+        end_answer(&rendering, turn->ended);
     }
-    if (err) {
+    add_user_turn(&rendering, turn, system);
+    add_format(&rendering, text_of(chat->style.format->assistant_open), false);
+    add_format(&rendering, chat->style.answer_begin, false);
+    flush(&rendering);
+    free(rendering.text);
+    if (rendering.err) {
         list->count = count_before;
     }
-    return err;
-}
-
-kvl_err kvl_chat_user_turn(
-    struct kvl_chat *chat, const char *text, uint64_t text_bytes, struct kvl_token_list *list) {
-    uint64_t count_before = list->count;
-    kvl_err err = append_turn(chat, "user\n", (struct kvl_gguf_string){text, text_bytes}, list);
-    if (!err) {
-        err = append_opening(chat, "assistant\n", (struct kvl_gguf_string){0}, list);
-    }
-    if (err) {
-        list->count = count_before;
-    }
-    return err;
-}
-
-kvl_err kvl_chat_end_turn(struct kvl_chat *chat, bool ended, struct kvl_token_list *list) {
-    uint64_t count_before = list->count;
-    kvl_err err = ended ? KVL_OK : kvl_token_list_push(list, chat->end);
-    if (!err) {
-        err = append_text(chat, "\n", 1, list);
-    }
-    if (err) {
-        list->count = count_before;
-    }
-    return err;
+    return rendering.err;
 }

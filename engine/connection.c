@@ -92,13 +92,21 @@ static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_err
     if (err != KVL_OK)
         return kvl_fail(
             msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));
-    uint64_t arena_bytes = kvl_client_arena_bytes(connection->client, KVL_TIER_DEVICE);
-    if (arena_bytes < connection->space.layout.slot_bytes)
-        return kvl_fail(msg, KVL_ERR_NOSPC,
+    struct kvl_device_arena *arena = NULL;
+    err = kvl_device_arena_open(
+        connection->backend, connection->client, &connection->arena_count, &arena, msg);
+    if (err != KVL_OK)
+        return err;
+    if (arena->bytes < connection->space.layout.slot_bytes) {
+        err = kvl_fail(msg, KVL_ERR_NOSPC,
             "the device tier has %llu bytes, one block of this model takes %llu; "
             "give its owner (kvloftd, or --embedded) a larger --device-bytes",
-            (unsigned long long)arena_bytes,
+            (unsigned long long)arena->bytes,
             (unsigned long long)connection->space.layout.slot_bytes);
+        kvl_device_arena_let_go(arena);
+        return err;
+    }
+    connection->arena = arena;
     connection->connected = true;
     ++connection->generation;
     return KVL_OK;
@@ -107,11 +115,12 @@ static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_err
 kvl_err kvl_connection_open(struct kvl_connection *connection,
     const struct kvl_connection_options *options, struct kvl_errmsg *msg) {
     *connection = (struct kvl_connection){
+        .backend = options->backend,
         .notice = options->notice,
         .notice_arg = options->notice_arg,
     };
-    kvl_err err = kvl_engine_namespace(options->model, options->arithmetic_id, options->kv_dtype,
-        options->block_tokens, &connection->request);
+    kvl_err err = kvl_engine_namespace(options->model, options->backend->arithmetic_id,
+        options->kv_dtype, options->block_tokens, &connection->request);
     if (err != KVL_OK)
         return kvl_fail(msg, err, "cannot name this model's blocks: %s", kvl_err_text(err));
     snprintf(connection->request.label, sizeof connection->request.label, "%s", options->label);
@@ -130,7 +139,13 @@ kvl_err kvl_connection_open(struct kvl_connection *connection,
     return err;
 }
 
+static void let_arena_go(struct kvl_connection *connection) {
+    kvl_device_arena_let_go(connection->arena);
+    connection->arena = NULL;
+}
+
 void kvl_connection_close(struct kvl_connection *connection) {
+    let_arena_go(connection);
     kvl_client_close(connection->client);
     connection->client = NULL;
     connection->connected = false;
@@ -144,6 +159,8 @@ static void tell(const struct kvl_connection *connection, const char *text) {
 kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err) {
     if ((err == KVL_ERR_CLOSED || err == KVL_ERR_STALE) && connection->connected) {
         connection->connected = false;
+        connection->unmap_due = true;
+        let_arena_go(connection);
         connection->next_attempt_ns = now_ns() + ATTEMPT_INTERVAL_NS;
         if (!connection->lost_ever)
             tell(connection, "lost the kvloft daemon; going on without it");
@@ -187,4 +204,8 @@ void kvl_connection_dispatch(struct kvl_connection *connection) {
     kvl_client_dispatch(connection->client);
     if (!kvl_client_is_connected(connection->client))
         (void)kvl_connection_check(connection, KVL_ERR_CLOSED);
+    else if (connection->unmap_due && connection->arena_count == 1) {
+        kvl_client_unmap_old(connection->client);
+        connection->unmap_due = false;
+    }
 }

@@ -10,7 +10,8 @@
  * KVL_DECODE_PATIENCE_MS in a decode step, up to the client's default of 10 s elsewhere. From then
  * on, until it answers, kvl_connection_answers says no and nobody waits for it again.
  *
- * Owns:    the client, closed by kvl_connection_close. Threads: the engine's one thread. */
+ * Owns:    the client, and a hold on the daemon's device arena; both end with kvl_connection_close.
+ * Threads: the engine's one thread. */
 #ifndef KVL_CONNECTION_H
 #define KVL_CONNECTION_H
 
@@ -18,6 +19,7 @@
 #include <stdint.h>
 
 #include "backend.h"
+#include "device_arena.h"
 #include "kvloft.h"
 #include "model.h"
 
@@ -29,6 +31,10 @@ struct kvl_connection {
     struct kvl_namespace_request request;
     struct kvl_namespace_info space;
     uint64_t generation; /* 1 for the first daemon */
+    struct kvl_backend *backend;
+    struct kvl_device_arena *arena; /* NULL while the daemon is lost */
+    uint64_t arena_count;           /* this one, and lost ones that blocks still live in */
+    bool unmap_due;                 /* the client library keeps mappings of lost daemons */
     bool connected;
     bool lost_ever;
     uint64_t next_attempt_ns;
@@ -45,7 +51,7 @@ struct kvl_connection_options {
     const char *client_name;
     const char *label; /* the model's name, for people */
     const struct kvl_model *model;
-    const char *arithmetic_id;
+    struct kvl_backend *backend; /* borrowed; outlives the connection */
     enum kvl_kv_dtype kv_dtype;
     uint32_t block_tokens;
     void (*notice)(void *arg, const char *text);
@@ -57,9 +63,11 @@ KVL_MUST_CHECK kvl_err kvl_engine_namespace(const struct kvl_model *model,
     const char *arithmetic_id, enum kvl_kv_dtype kv_dtype, uint32_t block_tokens,
     struct kvl_namespace_request *out);
 
-/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block). */
+/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block);
+ * UNSUPPORTED (its memory is another device's than the backend's; msg says what to do). */
 KVL_MUST_CHECK kvl_err kvl_connection_open(struct kvl_connection *connection,
     const struct kvl_connection_options *options, struct kvl_errmsg *msg);
+/* After everything that holds the arena. */
 void kvl_connection_close(struct kvl_connection *connection); /* zeroed is fine */
 
 /* Looks at the result of a call: CLOSED and STALE mean that the daemon is gone. Returns err. */
@@ -72,7 +80,7 @@ bool kvl_connection_answers(const struct kvl_connection *connection, uint32_t pa
 bool kvl_connection_revive(struct kvl_connection *connection);
 /* The same, however short ago the last attempt was: for a turn's end, which nobody waits behind. */
 bool kvl_connection_revive_now(struct kvl_connection *connection);
-/* Sends, receives and runs callbacks, without waiting. */
+/* Sends, receives and runs callbacks, without waiting; unmaps arenas that nothing lives in. */
 void kvl_connection_dispatch(struct kvl_connection *connection);
 
 #endif

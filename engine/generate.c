@@ -13,7 +13,7 @@ static uint64_t now_ns(void) {
 }
 
 const char *kvl_stop_reason_name(enum kvl_stop_reason reason) {
-    static const char *const names[] = {"length", "eos", "context", "interrupted"};
+    static const char *const names[] = {"length", "eos", "context", "interrupted", "stop"};
     return names[reason];
 }
 
@@ -22,16 +22,30 @@ struct turn {
     const struct kvl_generate_options *options;
     struct kvl_turn_report *report;
     struct kvl_sequence *sequence;
+    /* NULL: only the likeliest token is wanted, which spares a device the way of all logits. */
     float *logits;
+    uint32_t greedy_token;
     uint32_t vocab;
     EVP_MD_CTX *hash; /* NULL: not wanted */
 };
 
+static kvl_err advance(struct turn *turn, bool is_decode) {
+    struct kvl_wanted wanted = {.rows = 1, .logits = turn->logits, .is_decode = is_decode};
+    if (turn->logits == NULL)
+        wanted.greedy_token = &turn->greedy_token;
+    return kvl_sequence_advance(turn->sequence, &wanted);
+}
+
 static kvl_err turn_init(struct turn *turn) {
     turn->vocab = turn->sequence->options.hparams->vocab;
+    if (kvl_sampler_is_greedy(turn->options->sampler) && !turn->options->hash_logits)
+        return KVL_OK;
     turn->logits = malloc(turn->vocab * sizeof *turn->logits);
     if (turn->logits == NULL)
         return KVL_ERR_NOMEM;
+    kvl_err err = kvl_sampler_prepare(turn->options->sampler, turn->vocab);
+    if (err != KVL_OK)
+        return err;
     if (!turn->options->hash_logits)
         return KVL_OK;
     turn->hash = EVP_MD_CTX_new();
@@ -57,7 +71,7 @@ static kvl_err prefill(struct turn *turn) {
     report->prompt_tokens = sequence->count;
     if (turn->options->session != NULL)
         kvl_saved_session_follow(turn->options->session, sequence, true);
-    kvl_err err = kvl_sequence_advance(sequence, 1, turn->logits);
+    kvl_err err = advance(turn, false);
     report->prefill_ns = now_ns() - began_ns;
     report->computed_tokens = sequence->computed_total - computed_before;
     report->restore_ns = stats->restore_ns - before.restore_ns;
@@ -72,7 +86,12 @@ static bool choose(struct turn *turn, kvl_err *err) {
     const struct kvl_generate_options *options = turn->options;
     struct kvl_turn_report *report = turn->report;
     *err = hash_logits(turn);
-    uint32_t token = kvl_sampler_pick(options->sampler, turn->logits, turn->vocab);
+    const struct kvl_sampler_input input = {.logits = turn->logits,
+        .vocab = turn->vocab,
+        .context = turn->sequence->tokens,
+        .context_tokens = turn->sequence->count};
+    uint32_t token =
+        turn->logits == NULL ? turn->greedy_token : kvl_sampler_pick(options->sampler, &input);
     if (*err == KVL_OK)
         *err = kvl_token_list_push(&report->output, token);
     if (*err != KVL_OK)
@@ -80,10 +99,11 @@ static bool choose(struct turn *turn, kvl_err *err) {
     if (report->ttft_ns == 0)
         report->ttft_ns = now_ns() - options->began_ns;
     *err = kvl_sequence_append(turn->sequence, &token, 1);
-    if (options->on_token != NULL)
-        options->on_token(options->on_token_arg, token);
+    bool goes_on = options->on_token == NULL || options->on_token(options->on_token_arg, token);
     if (options->tokenizer != NULL && kvl_token_is_end_of_generation(options->tokenizer, token))
         report->stop_reason = KVL_STOP_EOS;
+    else if (!goes_on)
+        report->stop_reason = KVL_STOP_STRING;
     else if (report->output.count >= options->max_tokens)
         report->stop_reason = KVL_STOP_LENGTH;
     else if (turn->sequence->count >= turn->sequence->options.context_max)
@@ -102,7 +122,7 @@ static kvl_err decode(struct turn *turn) {
         uint64_t began_ns = now_ns();
         if (turn->options->session != NULL)
             kvl_saved_session_follow(turn->options->session, turn->sequence, false);
-        err = kvl_sequence_advance(turn->sequence, 1, turn->logits);
+        err = advance(turn, true);
         if (err != KVL_OK)
             break;
         uint64_t step_ns = now_ns() - began_ns;

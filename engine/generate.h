@@ -17,6 +17,7 @@ enum kvl_stop_reason {
     KVL_STOP_EOS,         /* the model ended its turn */
     KVL_STOP_CONTEXT,     /* the context is full */
     KVL_STOP_INTERRUPTED, /* `stop` was set */
+    KVL_STOP_STRING,      /* on_token asked for it */
 };
 const char *kvl_stop_reason_name(enum kvl_stop_reason reason);
 
@@ -24,11 +25,12 @@ struct kvl_generate_options {
     struct kvl_sequence *sequence;         /* the prompt is appended to it already */
     struct kvl_saved_session *session;     /* NULL: none */
     const struct kvl_tokenizer *tokenizer; /* NULL: no token ends the turn */
-    struct kvl_sampler *sampler;
+    struct kvl_sampler *sampler;           /* is prepared here */
     uint32_t max_tokens;
     bool hash_logits;
     uint64_t began_ns;                           /* CLOCK_MONOTONIC, before tokenization; 0: now */
-    void (*on_token)(void *arg, uint32_t token); /* as it is chosen; may be NULL */
+    bool (*on_token)(void *arg, uint32_t token); /* as it is chosen; false: the turn ends there
+                                                  * (KVL_STOP_STRING). May be NULL */
     void *on_token_arg;
 };
 

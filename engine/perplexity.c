@@ -33,7 +33,8 @@ kvl_err kvl_perplexity_of(struct kvl_sequence *sequence, const uint32_t *tokens,
         uint32_t rows = count - begin < rows_max ? count - begin : rows_max;
         err = kvl_sequence_append(sequence, tokens + begin, rows);
         if (err == KVL_OK)
-            err = kvl_sequence_advance(sequence, rows, logits);
+            err = kvl_sequence_advance(
+                sequence, &(struct kvl_wanted){.rows = rows, .logits = logits});
         for (uint32_t row = 0; row < rows && err == KVL_OK; ++row)
             if (begin + row + 1 < count)
                 sum += negative_log_likelihood(

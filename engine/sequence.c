@@ -4,14 +4,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define RESTORE_FAILURES_MAX 2u /* then everything left is computed */
-#define RESTORE_RACES_MAX 3u    /* "known" said alloc, "nothing" said restore */
+#define CHUNK_TOKENS_DEFAULT 512u /* of a backend without a wish */
+#define RESTORE_FAILURES_MAX 2u   /* then everything left is computed */
+#define RESTORE_RACES_MAX 3u      /* "known" said alloc, "nothing" said restore */
 
 /* What one advance goes through. */
 struct advance {
     struct kvl_sequence *sequence;
+    const struct kvl_wanted *wanted;
     uint32_t rows;
-    float *logits;
     uint32_t begin, end; /* tokens of the forward call */
     bool is_decode;      /* one token: nothing to show, retries once a block */
     uint32_t failures;
@@ -22,7 +23,9 @@ kvl_err kvl_sequence_init(
     struct kvl_sequence *sequence, const struct kvl_sequence_options *options) {
     *sequence = (struct kvl_sequence){.options = *options};
     if (sequence->options.chunk_tokens == 0)
-        sequence->options.chunk_tokens = KVL_CHUNK_TOKENS_DEFAULT;
+        sequence->options.chunk_tokens = options->backend->chunk_tokens;
+    if (sequence->options.chunk_tokens == 0)
+        sequence->options.chunk_tokens = CHUNK_TOKENS_DEFAULT;
     sequence->tokens = calloc(options->context_max, sizeof *sequence->tokens);
     if (sequence->tokens == NULL)
         return KVL_ERR_NOMEM;
@@ -45,6 +48,7 @@ static kvl_err need_cache(struct kvl_sequence *sequence) {
     if (sequence->cache != NULL)
         return KVL_OK;
     struct kvl_cache_options options = {
+        .backend = sequence->options.backend,
         .connection = sequence->options.connection,
         .hparams = sequence->options.hparams,
         .kv_dtype = sequence->options.kv_dtype,
@@ -98,18 +102,24 @@ static kvl_err before_layer(void *arg, uint32_t layer) {
     return kvl_cache_wait_layer(sequence->cache, layer);
 }
 
+/* Only what was generated is decoded: a prompt's last token is prefilled as the others are, also
+ * when a restore has left nothing else to compute. */
 static kvl_err compute(struct advance *advance) {
     struct kvl_sequence *sequence = advance->sequence;
+    const struct kvl_wanted *wanted = advance->wanted;
+    uint32_t count = advance->end - advance->begin;
     bool last = advance->end == sequence->count;
     struct kvl_batch batch = {
         .tokens = sequence->tokens + advance->begin,
-        .count = advance->end - advance->begin,
+        .count = count,
         .position = advance->begin,
+        .phase = wanted->is_decode && count == 1 ? KVL_PHASE_DECODE : KVL_PHASE_PREFILL,
         .block_tokens = sequence->options.block_tokens,
         .kv_dtype = sequence->options.kv_dtype,
         .blocks = kvl_cache_table(sequence->cache),
         .logits_rows = last ? advance->rows : 0,
-        .logits = advance->logits,
+        .logits = wanted->logits,
+        .greedy_token = last ? wanted->greedy_token : NULL,
         .before_layer = before_layer,
         .before_layer_arg = advance,
     };
@@ -190,6 +200,8 @@ static kvl_err step(struct advance *advance) {
     bool restoring = kvl_cache_is_restoring(cache);
     bool computes = err == KVL_OK && advance->end > advance->begin;
     if (computes)
+        err = kvl_cache_take_tail(cache);
+    if (computes && err == KVL_OK)
         err = compute(advance);
     if (restoring) {
         uint32_t blocks = 0;
@@ -229,8 +241,9 @@ static void prepare_ahead(struct kvl_sequence *sequence, bool is_prefill) {
             sequence->cache, sequence->computed / block_tokens + (in_block != 0));
 }
 
-kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, uint32_t rows, float *logits) {
-    struct advance advance = {.sequence = sequence, .rows = rows, .logits = logits};
+kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, const struct kvl_wanted *wanted) {
+    uint32_t rows = wanted->rows;
+    struct advance advance = {.sequence = sequence, .wanted = wanted, .rows = rows};
     advance.is_decode = sequence->count - sequence->computed == 1;
     if (sequence->options.no_cache)
         sequence->computed = 0;

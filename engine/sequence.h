@@ -6,8 +6,8 @@
  * of tokens and a decode step of one are the same call. Before each chunk other engines' blocks are
  * looked for again.
  *
- * The bits of the logits depend on the tokens alone: not on chunk_tokens, on what was restored, or
- * on where the blocks live (backend.h: row-invariant).
+ * The bits of the logits depend on the tokens alone, and on which of them were decoded: not on
+ * chunk_tokens, on what was restored, or on where the blocks live (backend.h: row-invariant).
  *
  * Owns:    the cache; backend and connection are borrowed. Threads: the engine's one thread. */
 #ifndef KVL_SEQUENCE_H
@@ -19,8 +19,6 @@
 
 #include "cache.h"
 
-#define KVL_CHUNK_TOKENS_DEFAULT 512u
-
 struct kvl_sequence_options {
     struct kvl_backend *backend;
     const struct kvl_hparams *hparams; /* outlives the sequence */
@@ -28,7 +26,7 @@ struct kvl_sequence_options {
     enum kvl_kv_dtype kv_dtype;
     uint32_t block_tokens;
     uint32_t context_max;
-    uint32_t chunk_tokens; /* 0: the default */
+    uint32_t chunk_tokens; /* 0: as many as the backend likes */
     bool no_cache;         /* recompute everything at each advance */
     /* Looked at between chunks: not 0 ends an advance with CANCELED. May be NULL. */
     const volatile sig_atomic_t *stop;
@@ -59,11 +57,19 @@ KVL_MUST_CHECK kvl_err kvl_sequence_append(
  * so far; ignored when its key is not what these tokens make. */
 void kvl_sequence_offer_tail(
     struct kvl_sequence *sequence, const struct kvl_key *key, uint32_t tokens);
-/* Computes up to the last token. logits [rows][vocab]: of the last `rows` tokens, which must not be
- * computed yet, and fit into one chunk. Errors: CANCELED (stop was set; call again to go on),
- * NOMEM, INVALID (nothing to compute). */
+/* What an advance is to bring: logits [rows][vocab] of the last `rows` tokens, which must not be
+ * computed yet, and fit into one chunk. With one row, greedy_token may be set: the likeliest next
+ * token; logits may then be NULL. */
+struct kvl_wanted {
+    uint32_t rows;
+    float *logits;
+    uint32_t *greedy_token;
+    bool is_decode; /* the one token that is not computed was generated just now */
+};
+/* Computes up to the last token. Errors: CANCELED (stop was set; call again to go on), NOMEM, IO (a
+ * lost device), INVALID (nothing to compute). */
 KVL_MUST_CHECK kvl_err kvl_sequence_advance(
-    struct kvl_sequence *sequence, uint32_t rows, float *logits);
+    struct kvl_sequence *sequence, const struct kvl_wanted *wanted);
 /* Leading blocks whose KV is complete. */
 uint32_t kvl_sequence_whole_blocks(const struct kvl_sequence *sequence);
 

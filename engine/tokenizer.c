@@ -1,8 +1,8 @@
-/* tokenizer.c - the vocabulary of a model file, and the part that all tokenizers share: BOS and
- * the cutting of a text at its special tokens. */
+/* tokenizer.c - the vocabulary of a model file, and what all tokenizers share. */
 #include "tokenizer.h"
 
 #include <assert.h>
+#include <ctype.h>
 #include <endian.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,6 @@
 
 #define TEXT_BYTES_MAX (UINT64_C(1) << 30)
 #define VOCAB_MAX (UINT64_C(1) << 24)
-#define SPECIALS_MAX 16384 /* bounds the recursion of encode_from */
 
 static const struct kvl_tokenizer_ops *const algorithms[] = {
     &kvl_tokenizer_bpe, &kvl_tokenizer_spm};
@@ -55,9 +54,8 @@ static kvl_err choose_algorithm(
         }
     }
     return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-        "%s: tokenizer model '%.*s' is not supported; 'gpt2' (with pre-tokenizer smollm) and "
-        "'llama' are",
-        kvl_gguf_path(gguf), (int)(model.bytes < 64 ? model.bytes : 64), model.data);
+        "%s: tokenizer model '%.*s' is not supported; 'gpt2' and 'llama' are", kvl_gguf_path(gguf),
+        (int)(model.bytes < 64 ? model.bytes : 64), model.data);
 }
 
 /* Some kinds, and files without kinds, are read leniently: what is unknown is a normal token. */
@@ -104,76 +102,82 @@ static kvl_err load_tokens(
     return KVL_OK;
 }
 
-static bool is_special(const struct kvl_token *token) {
-    return token->text.bytes > 0 &&
-           (token->kind == KVL_TOKEN_CONTROL || token->kind == KVL_TOKEN_USER_DEFINED ||
-               token->kind == KVL_TOKEN_UNKNOWN);
-}
-
-struct special {
-    uint64_t bytes;
-    uint32_t id;
-};
-
-static int longest_first(const void *left, const void *right) {
-    const struct special *a = left, *b = right;
-    if (a->bytes != b->bytes) {
-        return a->bytes < b->bytes ? 1 : -1;
-    }
-    return (a->id > b->id) - (a->id < b->id);
-}
-
-static kvl_err collect_specials(
-    struct kvl_tokenizer *tokenizer, const char *path, struct kvl_errmsg *msg) {
-    uint32_t count = 0;
-    for (uint32_t id = 0; id < tokenizer->vocab; id++) {
-        count += is_special(&tokenizer->tokens[id]);
-    }
-    if (count > SPECIALS_MAX) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED, "%s: %u special tokens; up to %d are supported",
-            path, count, SPECIALS_MAX);
-    }
-    struct special *specials = calloc((uint64_t)count + 1, sizeof *specials);
-    tokenizer->specials = calloc((uint64_t)count + 1, sizeof *tokenizer->specials);
-    if (!specials || !tokenizer->specials) {
-        free(specials);
-        return kvl_fail(msg, KVL_ERR_NOMEM, "%s: out of memory", path);
-    }
-    for (uint32_t id = 0; id < tokenizer->vocab; id++) {
-        if (is_special(&tokenizer->tokens[id])) {
-            specials[tokenizer->special_count++] =
-                (struct special){tokenizer->tokens[id].text.bytes, id};
-        }
-    }
-    qsort(specials, count, sizeof *specials, longest_first);
-    for (uint32_t i = 0; i < count; i++) {
-        tokenizer->specials[i] = specials[i].id;
-    }
-    free(specials);
-    return KVL_OK;
-}
-
 static uint32_t named_token(
     const struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf, const char *key) {
     uint64_t id;
     return kvl_gguf_u64(gguf, key, &id) && id < tokenizer->vocab ? (uint32_t)id : KVL_TOKEN_NONE;
 }
 
+/* What models end a turn or a text with. */
+static const char *const end_texts[] = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>",
+    "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<EOT>", "_<EOT>",
+    "[EOT]", "[EOS]", "<end_of_utterance>", "<|return|>", "<|call|>",
+    "<\xef\xbd\x9c"
+    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"};
+/* Marks of filling in the middle. */
+static const char *const middle_texts[] = {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>",
+    "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<|fim_middle|>", "<fim-middle>",
+    "<fim_middle>", "<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<|fim_repo|>", "<|repo_name|>",
+    "<fim-repo>", "<fim_repo>", "<reponame>", "<|file_sep|>"};
+
+static bool is_one_of(struct kvl_gguf_string text, const char *const *texts, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        if (text_is(text, texts[i])) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Files often give these tokens another kind, with which a user's text could become one. llama.cpp
+ * goes by their texts too. One that is a normal token keeps its merges (Qwen2's </s>). */
+static void set_control_kinds(struct kvl_tokenizer *tokenizer) {
+    for (uint32_t id = 0; id < tokenizer->vocab; id++) {
+        struct kvl_token *token = &tokenizer->tokens[id];
+        if (token->text.bytes < 4 || !memchr("<[_", token->text.data[0], 3)) {
+            continue;
+        }
+        bool is_end = is_one_of(token->text, end_texts, sizeof end_texts / sizeof *end_texts);
+        token->looks_control = is_end || is_one_of(token->text, middle_texts,
+                                             sizeof middle_texts / sizeof *middle_texts);
+        if (token->looks_control && token->kind != KVL_TOKEN_NORMAL) {
+            token->kind = KVL_TOKEN_CONTROL;
+            token->ends_generation = is_end;
+        }
+    }
+}
+
 static void find_ends(struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf) {
     static const char *const keys[] = {"tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id",
         "tokenizer.ggml.eom_token_id"};
-    static const char *const texts[] = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>",
-        "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "</s>"};
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
         uint32_t id = named_token(tokenizer, gguf, keys[i]);
         if (id != KVL_TOKEN_NONE) {
             tokenizer->tokens[id].ends_generation = true;
         }
     }
-    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
-        uint32_t id = kvl_tokenizer_special(tokenizer, texts[i]);
-        if (id != KVL_TOKEN_NONE) {
-            tokenizer->tokens[id].ends_generation = true;
+}
+
+/* In Phi-3's tokenizer white space behind a special token belongs to it, but for these three. GGUF
+ * has no field for that; as in llama.cpp the model's name tells. */
+static void find_strips(struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf) {
+    static const char *const plain[] = {"<unk>", "<s>", "<|endoftext|>"};
+    struct kvl_gguf_string name;
+    char lower[256] = "";
+    if (!kvl_gguf_string(gguf, "general.name", &name)) {
+        return;
+    }
+    for (uint64_t i = 0; i < name.bytes && i < sizeof lower - 1; i++) {
+        lower[i] = (char)tolower((uint8_t)name.data[i]);
+    }
+    if (!strstr(lower, "phi-3") && !strstr(lower, "phi3")) {
+        return;
+    }
+    for (uint32_t i = 0; i < tokenizer->specials.count; i++) {
+        struct kvl_token *token = &tokenizer->tokens[tokenizer->specials.ids[i]];
+        token->strips_right = true;
+        for (size_t j = 0; j < sizeof plain / sizeof *plain; j++) {
+            token->strips_right &= !text_is(token->text, plain[j]);
         }
     }
 }
@@ -185,7 +189,8 @@ static kvl_err load(
         err = load_tokens(tokenizer, gguf, msg);
     }
     if (!err) {
-        err = collect_specials(tokenizer, kvl_gguf_path(gguf), msg);
+        set_control_kinds(tokenizer);
+        err = kvl_specials_create(tokenizer, kvl_gguf_path(gguf), msg);
     }
     if (!err) {
         assert(tokenizer->ops); /* no algorithm, no success */
@@ -196,13 +201,13 @@ static kvl_err load(
     }
     tokenizer->bos = named_token(tokenizer, gguf, "tokenizer.ggml.bos_token_id");
     tokenizer->eos = named_token(tokenizer, gguf, "tokenizer.ggml.eos_token_id");
-    tokenizer->add_bos = tokenizer->ops->adds_bos;
     kvl_gguf_bool(gguf, "tokenizer.ggml.add_bos_token", &tokenizer->add_bos);
     if (tokenizer->add_bos && tokenizer->bos == KVL_TOKEN_NONE) {
         return kvl_fail(
             msg, KVL_ERR_CORRUPT, "%s: asks for a BOS token and names none", kvl_gguf_path(gguf));
     }
     find_ends(tokenizer, gguf);
+    find_strips(tokenizer, gguf);
     return KVL_OK;
 }
 
@@ -231,35 +236,8 @@ void kvl_tokenizer_destroy(struct kvl_tokenizer *tokenizer) {
     }
     free(tokenizer->tokens);
     free(tokenizer->arena);
-    free(tokenizer->specials);
+    kvl_specials_destroy(&tokenizer->specials);
     free(tokenizer);
-}
-
-/* Cuts text at the special tokens from specials[from] on, a longer token before any shorter one,
- * wherever they stand, as llama.cpp does. */
-static kvl_err encode_from(struct kvl_tokenizer *tokenizer, struct kvl_gguf_string text,
-    uint32_t from, bool parse_special, struct kvl_token_list *list) {
-    kvl_err err = KVL_OK;
-    for (uint32_t i = from; i < tokenizer->special_count; i++) {
-        uint32_t id = tokenizer->specials[i];
-        const struct kvl_token *token = &tokenizer->tokens[id];
-        if (!parse_special && token->kind != KVL_TOKEN_USER_DEFINED) {
-            continue;
-        }
-        const char *hit;
-        while (text.bytes > 0 &&
-               (hit = memmem(text.data, text.bytes, token->text.data, token->text.bytes))) {
-            struct kvl_gguf_string before = {text.data, (uint64_t)(hit - text.data)};
-            err = encode_from(tokenizer, before, i + 1, parse_special, list);
-            err = err ? err : kvl_token_list_push(list, id);
-            if (err) {
-                return err;
-            }
-            text.data = hit + token->text.bytes;
-            text.bytes -= before.bytes + token->text.bytes;
-        }
-    }
-    return text.bytes > 0 ? tokenizer->ops->encode(tokenizer, text.data, text.bytes, list) : KVL_OK;
 }
 
 kvl_err kvl_tokenize(struct kvl_tokenizer *tokenizer, const char *text, uint64_t text_bytes,
@@ -273,13 +251,24 @@ kvl_err kvl_tokenize(struct kvl_tokenizer *tokenizer, const char *text, uint64_t
         err = kvl_token_list_push(list, tokenizer->bos);
     }
     if (!err) {
-        err = encode_from(tokenizer, (struct kvl_gguf_string){text, text_bytes}, 0,
+        err = kvl_specials_cut(tokenizer, (struct kvl_gguf_string){text, text_bytes},
             flags & KVL_TOKENIZE_PARSE_SPECIAL, list);
     }
     if (err) {
         list->count = count_before;
     }
     return err;
+}
+
+kvl_err kvl_tokenize_after(struct kvl_tokenizer *tokenizer, const char *text, uint64_t text_bytes,
+    struct kvl_token_list *list) {
+    uint32_t last = list->count > 0 ? list->ids[list->count - 1] : KVL_TOKEN_NONE;
+    bool strips = last < tokenizer->vocab && tokenizer->tokens[last].strips_right;
+    while (strips && text_bytes > 0 && kvl_is_ascii_space(*text)) {
+        text++;
+        text_bytes--;
+    }
+    return kvl_tokenize(tokenizer, text, text_bytes, 0, list);
 }
 
 struct kvl_gguf_string kvl_token_piece(const struct kvl_tokenizer *tokenizer, uint32_t id) {
@@ -296,15 +285,6 @@ uint32_t kvl_tokenizer_bos(const struct kvl_tokenizer *tokenizer) {
 
 uint32_t kvl_tokenizer_eos(const struct kvl_tokenizer *tokenizer) {
     return tokenizer->eos;
-}
-
-uint32_t kvl_tokenizer_special(const struct kvl_tokenizer *tokenizer, const char *text) {
-    for (uint32_t i = 0; i < tokenizer->special_count; i++) {
-        if (text_is(tokenizer->tokens[tokenizer->specials[i]].text, text)) {
-            return tokenizer->specials[i];
-        }
-    }
-    return KVL_TOKEN_NONE;
 }
 
 bool kvl_token_is_end_of_generation(const struct kvl_tokenizer *tokenizer, uint32_t id) {

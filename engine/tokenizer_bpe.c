@@ -1,34 +1,15 @@
 /* tokenizer_bpe.c - byte-level BPE with a pre-tokenizer ("tokenizer.ggml.model" = "gpt2").
  *
- * A pattern cuts the text into words; inside a word, bytes are joined by the file's merges, the
- * earliest merge of the list first, the leftmost among equals. The file writes bytes as printable
- * characters (GPT-2's byte-to-unicode table); everything here works on the bytes themselves. */
-#define PCRE2_CODE_UNIT_WIDTH 8
-#include <pcre2.h>
+ * The pre-tokenizer cuts the text into words; inside a word, bytes are joined by the file's merges,
+ * the earliest merge of the list first, the leftmost among equals. The file writes bytes as
+ * printable characters (GPT-2's byte-to-unicode table); everything here works on the bytes
+ * themselves. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "pre_tokenizer.h"
 #include "tokenizer_internal.h"
 #include "utf8.h"
-
-/* What llama.cpp takes for white space; PCRE2's \s has U+180E on top. */
-#define WS                                                                                         \
-    "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}"       \
-    "\\x{3000}"
-
-#define CACHED_WORD_BYTES 30
-#define CACHED_WORD_IDS 8
-#define CACHE_WORDS (1u << 15)
-
-/* GPT-2's pattern with each digit a word of its own. Digits are cut first, so that a run of white
- * space before one ends there, like at the end of the text. */
-static const struct pre_tokenizer {
-    const char *name;
-    const char *pattern;
-} pre_tokenizers[] = {
-    {"smollm", "\\p{N}|'(?:[stmd]|re|ve|ll)| ?\\p{L}++| ?[^" WS "\\p{L}\\p{N}]++|[" WS "]+(?![^" WS
-               "\\p{N}])|[" WS "]+"},
-};
 
 struct merge {
     uint64_t pair; /* left id << 32 | right id; UINT64_MAX: free */
@@ -36,21 +17,13 @@ struct merge {
     uint32_t merged;
 };
 
-struct cached_word {
-    uint8_t bytes; /* 0: free */
-    uint8_t count;
-    char word[CACHED_WORD_BYTES];
-    uint32_t ids[CACHED_WORD_IDS];
-};
-_Static_assert(sizeof(struct cached_word) == 64, "one cache line");
-
 struct bpe {
     uint32_t byte_tokens[256]; /* KVL_TOKEN_NONE where the vocabulary has none */
     struct merge *merges;
     uint64_t merge_mask;
-    pcre2_code *pattern;
-    pcre2_match_data *match;
-    struct cached_word *cache;
+    struct kvl_pre_tokenizer *pre;
+    struct kvl_token_index words; /* by piece; kept where whole words need no merges */
+    struct kvl_known_words known;
     struct kvl_merger merger;
 };
 
@@ -201,65 +174,47 @@ static kvl_err load_merges(struct bpe *bpe, const struct merge_source *source,
     return err;
 }
 
-static kvl_err compile_pattern(
-    struct bpe *bpe, const struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
-    struct kvl_gguf_string name = {"(none)", 6};
+/* A file that names no pre-tokenizer gets the one called default. */
+static kvl_err create_pre_tokenizer(
+    struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
+    struct bpe *bpe = tokenizer->state;
+    struct kvl_gguf_string name = {"default", 7};
     kvl_gguf_string(gguf, "tokenizer.ggml.pre", &name);
-    const char *pattern = NULL;
-    for (size_t i = 0; i < sizeof pre_tokenizers / sizeof *pre_tokenizers; i++) {
-        if (name.bytes == strlen(pre_tokenizers[i].name) &&
-            memcmp(name.data, pre_tokenizers[i].name, name.bytes) == 0) {
-            pattern = pre_tokenizers[i].pattern;
-        }
+    kvl_err err = kvl_pre_tokenizer_create(name, kvl_gguf_path(gguf), &bpe->pre, msg);
+    if (!err) {
+        tokenizer->add_bos = kvl_pre_tokenizer_adds_bos(bpe->pre);
     }
-    if (!pattern) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "%s: pre-tokenizer '%.*s' is not supported; 'smollm' is", kvl_gguf_path(gguf),
-            (int)(name.bytes < 64 ? name.bytes : 64), name.data);
-    }
-    int error;
-    size_t error_offset;
-    bpe->pattern = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
-        PCRE2_UTF | PCRE2_UCP | PCRE2_ANCHORED, &error, &error_offset, NULL);
-    if (!bpe->pattern) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "this PCRE2 cannot compile the pre-tokenizer (error %d at %zu); it needs Unicode",
-            error, error_offset);
-    }
-    /* Where the system forbids executable memory the interpreter gives the same words, slower. */
-    (void)pcre2_jit_compile(bpe->pattern, PCRE2_JIT_COMPLETE);
-    bpe->match = pcre2_match_data_create_from_pattern(bpe->pattern, NULL);
-    return bpe->match ? KVL_OK : KVL_ERR_NOMEM;
+    return err;
 }
 
 static kvl_err bpe_create(
     struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
     struct bpe *bpe = calloc(1, sizeof *bpe);
-    struct kvl_token_index index = {0};
     tokenizer->state = bpe;
-    kvl_err err = KVL_ERR_NOMEM;
     if (!bpe) {
-        goto cleanup;
+        return kvl_fail(msg, KVL_ERR_NOMEM, "%s: out of memory", kvl_gguf_path(gguf));
     }
     make_pieces(tokenizer);
-    err = compile_pattern(bpe, gguf, msg);
+    kvl_err err = create_pre_tokenizer(tokenizer, gguf, msg);
     if (!err) {
-        err = kvl_token_index_create(&index, tokenizer, false, is_normal);
+        err = kvl_token_index_create(&bpe->words, tokenizer, false, is_normal);
     }
     if (err) {
-        goto cleanup;
+        return err == KVL_ERR_NOMEM ? kvl_fail(msg, err, "%s: out of memory", kvl_gguf_path(gguf))
+                                    : err;
     }
     for (int i = 0; i < 256; i++) {
-        bpe->byte_tokens[i] = kvl_token_index_find(&index, tokenizer, false, &(char){(char)i}, 1);
+        bpe->byte_tokens[i] =
+            kvl_token_index_find(&bpe->words, tokenizer, false, &(char){(char)i}, 1);
     }
-    struct merge_source source = {tokenizer, &index, NULL};
+    struct merge_source source = {tokenizer, &bpe->words, NULL};
     err = load_merges(bpe, &source, gguf, msg);
     if (!err) {
-        bpe->cache = calloc(CACHE_WORDS, sizeof *bpe->cache);
-        err = bpe->cache ? KVL_OK : KVL_ERR_NOMEM;
+        err = kvl_known_words_create(&bpe->known);
     }
-cleanup:
-    kvl_token_index_destroy(&index);
+    if (!err && !kvl_pre_tokenizer_ignores_merges(bpe->pre)) {
+        kvl_token_index_destroy(&bpe->words);
+    }
     return err == KVL_ERR_NOMEM ? kvl_fail(msg, err, "%s: out of memory", kvl_gguf_path(gguf))
                                 : err;
 }
@@ -269,11 +224,11 @@ static void bpe_destroy(struct kvl_tokenizer *tokenizer) {
     if (!bpe) {
         return;
     }
-    pcre2_match_data_free(bpe->match);
-    pcre2_code_free(bpe->pattern);
+    kvl_pre_tokenizer_destroy(bpe->pre);
+    kvl_token_index_destroy(&bpe->words);
     kvl_merger_free(&bpe->merger);
     free(bpe->merges);
-    free(bpe->cache);
+    kvl_known_words_destroy(&bpe->known);
     free(bpe);
 }
 
@@ -293,6 +248,12 @@ static kvl_err merge_word(struct kvl_tokenizer *tokenizer, const char *word, uin
     struct kvl_token_list *list) {
     struct bpe *bpe = tokenizer->state;
     kvl_err err = KVL_OK;
+    if (bpe->words.slots) { /* merges may not lead to every word that is a token */
+        uint32_t id = kvl_token_index_find(&bpe->words, tokenizer, false, word, word_bytes);
+        if (id != KVL_TOKEN_NONE) {
+            return kvl_token_list_push(list, id);
+        }
+    }
     kvl_merger_clear(&bpe->merger);
     for (uint64_t i = 0; i < word_bytes && !err; i++) {
         err = kvl_merger_add(&bpe->merger, word + i, 1, bpe->byte_tokens[(uint8_t)word[i]]);
@@ -309,64 +270,25 @@ static kvl_err merge_word(struct kvl_tokenizer *tokenizer, const char *word, uin
     return err;
 }
 
-static struct cached_word *cache_slot(
-    const struct bpe *bpe, const char *word, uint64_t word_bytes) {
-    uint64_t hash = word_bytes;
-    for (uint64_t at = 0; at < word_bytes; at += 8) {
-        uint64_t part = 0;
-        memcpy(&part, word + at, word_bytes - at < 8 ? word_bytes - at : 8);
-        hash = (hash ^ part) * UINT64_C(0x9e3779b97f4a7c15);
-        hash ^= hash >> 32;
-    }
-    return &bpe->cache[hash % CACHE_WORDS];
-}
+struct encoding {
+    struct kvl_tokenizer *tokenizer;
+    const char *text;
+    struct kvl_token_list *list;
+};
 
-static kvl_err encode_word(struct kvl_tokenizer *tokenizer, const char *word, uint64_t word_bytes,
-    struct kvl_token_list *list) {
-    struct bpe *bpe = tokenizer->state;
-    if (word_bytes > CACHED_WORD_BYTES) {
-        return merge_word(tokenizer, word, word_bytes, list);
-    }
-    struct cached_word *cached = cache_slot(bpe, word, word_bytes);
-    kvl_err err = KVL_OK;
-    if (cached->bytes == word_bytes && memcmp(cached->word, word, word_bytes) == 0) {
-        for (uint8_t i = 0; i < cached->count && !err; i++) {
-            err = kvl_token_list_push(list, cached->ids[i]);
-        }
-        return err;
-    }
-    uint64_t first = list->count;
-    err = merge_word(tokenizer, word, word_bytes, list);
-    uint64_t count = list->count - first;
-    if (!err && count <= CACHED_WORD_IDS) {
-        cached->bytes = (uint8_t)word_bytes;
-        cached->count = (uint8_t)count;
-        memcpy(cached->word, word, word_bytes);
-        if (count > 0) {
-            memcpy(cached->ids, list->ids + first, count * sizeof *cached->ids);
-        }
-    }
-    return err;
+static kvl_err encode_cut_word(void *arg, uint64_t offset_bytes, uint64_t word_bytes) {
+    const struct encoding *encoding = arg;
+    struct bpe *bpe = encoding->tokenizer->state;
+    return kvl_known_words_encode(&bpe->known, encoding->tokenizer, merge_word,
+        (struct kvl_gguf_string){encoding->text + offset_bytes, word_bytes}, encoding->list);
 }
 
 /* Cuts by `view`, which is valid UTF-8, and encodes the bytes of `text` at the same places. */
 static kvl_err encode_words(struct kvl_tokenizer *tokenizer, const char *text, const char *view,
     uint64_t text_bytes, struct kvl_token_list *list) {
     struct bpe *bpe = tokenizer->state;
-    const size_t *range = pcre2_get_ovector_pointer(bpe->match);
-    for (uint64_t at = 0; at < text_bytes;) {
-        int found = pcre2_match(
-            bpe->pattern, (PCRE2_SPTR)view, text_bytes, at, PCRE2_NO_UTF_CHECK, bpe->match, NULL);
-        if (found < 0) { /* the pattern has an answer for every character: a resource ran out */
-            return found == PCRE2_ERROR_NOMEMORY ? KVL_ERR_NOMEM : KVL_ERR_LIMIT;
-        }
-        kvl_err err = encode_word(tokenizer, text + at, range[1] - at, list);
-        if (err) {
-            return err;
-        }
-        at = range[1];
-    }
-    return KVL_OK;
+    struct encoding encoding = {tokenizer, text, list};
+    return kvl_pre_tokenizer_cut(bpe->pre, view, text_bytes, encode_cut_word, &encoding);
 }
 
 static uint64_t valid_prefix_bytes(const char *text, uint64_t text_bytes) {
@@ -424,7 +346,6 @@ static kvl_err bpe_encode(struct kvl_tokenizer *tokenizer, const char *text, uin
 
 const struct kvl_tokenizer_ops kvl_tokenizer_bpe = {
     .model = "gpt2",
-    .adds_bos = false,
     .create = bpe_create,
     .encode = bpe_encode,
     .destroy = bpe_destroy,

@@ -17,6 +17,8 @@ struct spm {
     uint32_t *priorities;         /* by id: the highest score first */
     uint32_t byte_tokens[256];
     bool add_space_prefix;
+    bool has_words; /* no token goes on past a space into a word, or into the spaces before it */
+    struct kvl_known_words known;
     struct kvl_merger merger;
     char *escaped;
     uint64_t escaped_capacity_bytes;
@@ -115,6 +117,28 @@ static void make_pieces(struct spm *spm, struct kvl_tokenizer *tokenizer, uint32
     }
 }
 
+/* Where a word begins: at a space mark that follows another character. text[at] begins one. */
+static bool begins_word(const char *text, uint64_t text_bytes, uint64_t at) {
+    return text_bytes - at >= sizeof space_mark &&
+           memcmp(text + at, space_mark, sizeof space_mark) == 0 && at > 0 &&
+           (at < sizeof space_mark ||
+               memcmp(text + at - sizeof space_mark, space_mark, sizeof space_mark) != 0);
+}
+
+/* True when words, each with the spaces before it, never join: no token has a beginning of a word
+ * inside. So it is in the vocabularies that SentencePiece trains unless told otherwise. */
+static bool find_has_words(const struct kvl_tokenizer *tokenizer) {
+    for (uint32_t id = 0; id < tokenizer->vocab; id++) {
+        const struct kvl_token *token = &tokenizer->tokens[id];
+        for (uint64_t at = 1; can_be_text(token) && at < token->text.bytes; at++) {
+            if (begins_word(token->text.data, token->text.bytes, at)) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 static kvl_err spm_create(
     struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
     struct spm *spm = calloc(1, sizeof *spm);
@@ -130,12 +154,17 @@ static kvl_err spm_create(
         return kvl_fail(msg, KVL_ERR_CORRUPT, "%s: the unknown token is outside the vocabulary",
             kvl_gguf_path(gguf));
     }
+    tokenizer->add_bos = true;
     spm->add_space_prefix = true;
     kvl_gguf_bool(gguf, "tokenizer.ggml.add_space_prefix", &spm->add_space_prefix);
     make_pieces(spm, tokenizer, (uint32_t)unknown);
     kvl_err err = load_scores(spm, tokenizer, gguf, msg);
     if (!err) {
         err = kvl_token_index_create(&spm->index, tokenizer, true, can_be_text);
+    }
+    if (!err) {
+        spm->has_words = find_has_words(tokenizer);
+        err = kvl_known_words_create(&spm->known);
     }
     return err == KVL_ERR_NOMEM ? kvl_fail(msg, err, "%s: out of memory", kvl_gguf_path(gguf))
                                 : err;
@@ -147,6 +176,7 @@ static void spm_destroy(struct kvl_tokenizer *tokenizer) {
         return;
     }
     kvl_token_index_destroy(&spm->index);
+    kvl_known_words_destroy(&spm->known);
     kvl_merger_free(&spm->merger);
     free(spm->priorities);
     free(spm->escaped);
@@ -210,18 +240,16 @@ static kvl_err push_symbol(
     return err;
 }
 
-static kvl_err spm_encode(struct kvl_tokenizer *tokenizer, const char *text, uint64_t text_bytes,
+static kvl_err merge_word(struct kvl_tokenizer *tokenizer, const char *word, uint64_t word_bytes,
     struct kvl_token_list *list) {
     struct spm *spm = tokenizer->state;
-    uint64_t escaped_bytes = 0;
-    kvl_err err = escape(spm, text, text_bytes, &escaped_bytes);
+    kvl_err err = KVL_OK;
     kvl_merger_clear(&spm->merger);
-    for (uint64_t at = 0; at < escaped_bytes && !err;) {
-        uint64_t left = escaped_bytes - at, bytes = char_bytes(spm->escaped[at]);
+    for (uint64_t at = 0; at < word_bytes && !err;) {
+        uint64_t left = word_bytes - at, bytes = char_bytes(word[at]);
         bytes = bytes < left ? bytes : left;
-        const char *symbol = spm->escaped + at;
-        uint32_t id = kvl_token_index_find(&spm->index, tokenizer, true, symbol, bytes);
-        err = kvl_merger_add(&spm->merger, symbol, (uint32_t)bytes, id);
+        uint32_t id = kvl_token_index_find(&spm->index, tokenizer, true, word + at, bytes);
+        err = kvl_merger_add(&spm->merger, word + at, (uint32_t)bytes, id);
         at += bytes;
     }
     if (!err) {
@@ -233,9 +261,24 @@ static kvl_err spm_encode(struct kvl_tokenizer *tokenizer, const char *text, uin
     return err;
 }
 
+static kvl_err spm_encode(struct kvl_tokenizer *tokenizer, const char *text, uint64_t text_bytes,
+    struct kvl_token_list *list) {
+    struct spm *spm = tokenizer->state;
+    uint64_t escaped_bytes = 0;
+    kvl_err err = escape(spm, text, text_bytes, &escaped_bytes);
+    for (uint64_t begin = 0, end; begin < escaped_bytes && !err; begin = end) {
+        end = spm->has_words ? begin + 1 : escaped_bytes;
+        while (end < escaped_bytes && !begins_word(spm->escaped, escaped_bytes, end)) {
+            end++;
+        }
+        struct kvl_gguf_string word = {spm->escaped + begin, end - begin};
+        err = kvl_known_words_encode(&spm->known, tokenizer, merge_word, word, list);
+    }
+    return err;
+}
+
 const struct kvl_tokenizer_ops kvl_tokenizer_spm = {
     .model = "llama",
-    .adds_bos = true,
     .create = spm_create,
     .encode = spm_encode,
     .destroy = spm_destroy,

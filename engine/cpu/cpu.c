@@ -54,7 +54,7 @@ static void take_thread(struct arena *arena, const struct kvl_cpu *cpu, struct k
 
 /* Room for a vector of the file, which is also unpacked once there is memory. */
 static void take_vector(struct arena *arena, const struct kvl_weight *weight, float **vector) {
-    if (weight->tensor == NULL) {
+    if (weight->rows == 0) { /* none; a random model's have no tensor either */
         return;
     }
     *vector = take(arena, weight->columns);
@@ -101,6 +101,7 @@ static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     cpu->windowed_angles = h->rope_frequencies_windowed == h->rope_frequencies
                                ? cpu->angles
                                : take_angles(arena, tokens * h->rope_dims);
+    cpu->logits = take(arena, h->vocab);
     cpu->split = take_part(arena, cpu, (uint64_t)cpu->split_pairs * h->heads);
     for (uint32_t i = 0; i < kvl_pool_threads(cpu->pool); i++) {
         take_thread(arena, cpu, &cpu->scratch[i]);
@@ -191,7 +192,11 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     }
     cpu->base = (struct kvl_backend){
-        .ops = &kvl_backend_cpu, .arithmetic_id = "cpu-f32-1"}; /* of all kernel tables */
+        .ops = &kvl_backend_cpu,
+        .arithmetic_id = "cpu-f32-1", /* of all kernel tables */
+        .copies_within_forward = true,
+        .chunk_tokens = KVL_CHUNK_TOKENS,
+    };
     cpu->model = model;
     cpu->kernels = kernels;
     cpu->context_max =

@@ -74,6 +74,7 @@ struct kvl_cpu {
     float *attended;                               /* [heads][v_dim] */
     float *ffn;                                    /* [ffn_width] */
     struct kvl_cpu_angles angles, windowed_angles; /* of windowed layers; mostly the same */
+    float *logits; /* [vocab] of one token, where the caller wants the likeliest only */
 
     uint32_t group;        /* query heads per KV head */
     uint32_t v_stride;     /* v_dim rounded up to 16 */

@@ -4,6 +4,7 @@
  * cpu.h; t is a token's index in the chunk, position its place in the context. */
 #include <math.h>
 
+#include "../sampler.h"
 #include "attention.h"
 #include "cpu.h"
 #include "matmul.h"
@@ -184,6 +185,12 @@ static bool has_logits(const struct chunk *chunk) {
     return chunk->offset + chunk->tokens > without;
 }
 
+static void choose_token(const struct kvl_batch *batch, const float *logits, uint32_t vocab) {
+    if (batch->greedy_token != NULL) {
+        *batch->greedy_token = kvl_greedy_pick(logits, vocab);
+    }
+}
+
 /* Logits of those of the batch's last logits_rows tokens that lie in this chunk. */
 static void logits_of(struct chunk *chunk) {
     struct kvl_cpu *cpu = chunk->cpu;
@@ -191,17 +198,20 @@ static void logits_of(struct chunk *chunk) {
     const uint32_t first_row = batch->count - batch->logits_rows;
     const uint32_t end = chunk->offset + chunk->tokens;
     const uint32_t begin = first_row > chunk->offset ? first_row : chunk->offset;
+    const uint32_t vocab = cpu->model->hparams.vocab;
+    float *logits = batch->logits != NULL ? batch->logits : cpu->logits;
     normalize(chunk, cpu->output_norm);
     const struct kvl_matmul output = {
         .weight = &cpu->output,
         .x = cpu->normed + (size_t)(begin - chunk->offset) * cpu->model->hparams.width,
-        .y = batch->logits + (size_t)(begin - first_row) * cpu->model->hparams.vocab,
+        .y = logits + (size_t)(begin - first_row) * vocab,
     };
     kvl_matmul(cpu, &output, 1, end - begin);
-    const struct kvl_hparams *h = &cpu->model->hparams;
-    for (uint32_t row = 0; row < end - begin && h->logit_softcap != 0; row++) {
-        cpu->kernels->softcap(output.y + (size_t)row * h->vocab, h->vocab, h->logit_softcap);
+    const float cap = cpu->model->hparams.logit_softcap;
+    for (uint32_t row = 0; row < end - begin && cap != 0; row++) {
+        cpu->kernels->softcap(output.y + (size_t)row * vocab, vocab, cap);
     }
+    choose_token(batch, logits, vocab);
 }
 
 static kvl_err forward_chunk(struct chunk *chunk) {
@@ -233,6 +243,12 @@ static bool is_valid(const struct kvl_cpu *cpu, const struct kvl_batch *batch) {
     if (batch->count == 0 || batch->block_tokens == 0 || batch->logits_rows > batch->count ||
         kvl_kv_dtype_bytes(batch->kv_dtype) == 0 || batch->position > cpu->context_max ||
         batch->count > cpu->context_max - batch->position) {
+        return false;
+    }
+    if (batch->logits_rows > 0 && batch->logits == NULL && batch->greedy_token == NULL) {
+        return false;
+    }
+    if (batch->greedy_token != NULL && batch->logits_rows != 1) {
         return false;
     }
     for (uint32_t i = 0; i < batch->count; i++) {

@@ -7,11 +7,30 @@
 
 #include "../huge_memory.h"
 #include "../quant.h"
+#include "../random_weights.h"
+#include "half.h"
 #include "kernels.h"
 
 enum { ROWS = KVL_PANEL_ROWS, CACHE_LINE = 64 };
 
+static uint32_t type_of(const struct kvl_weight *weight) {
+    return weight->tensor != NULL ? weight->tensor->type : (uint32_t)KVL_GGML_F16;
+}
+
+static struct kvl_random_tensor random_tensor(const struct kvl_weight *weight) {
+    return kvl_random_tensor_of(weight->random_seed, weight->random_number, weight->columns);
+}
+
 /* ---- one row into its place in a panel ---- */
+
+static void pack_random(
+    const struct kvl_weight *weight, uint64_t row, uint8_t *panel, uint32_t lane) {
+    const struct kvl_random_tensor tensor = random_tensor(weight);
+    for (uint32_t k = 0; k < weight->columns; k++) {
+        const uint16_t half = kvl_f32_to_f16(kvl_random_value(tensor, row * weight->columns + k));
+        memcpy(panel + ((size_t)k * ROWS + lane) * 2, &half, sizeof half);
+    }
+}
 
 static void pack_elements(
     const uint8_t *row, uint32_t columns, uint32_t bytes, uint8_t *panel, uint32_t lane) {
@@ -115,6 +134,10 @@ static void pack_panel(const struct kvl_pack_item *item, uint32_t index) {
         if (row_index >= packed->rows) {
             break; /* fresh memory is zero */
         }
+        if (item->weight->tensor == NULL) {
+            pack_random(item->weight, row_index, panel, lane);
+            continue;
+        }
         const uint8_t *row = (const uint8_t *)item->weight->tensor->data + row_index * row_bytes;
         if (quant == NULL) {
             pack_elements(row, packed->columns, block_bytes, panel, lane);
@@ -138,16 +161,16 @@ static void pack_unit(void *arg, uint32_t thread, uint32_t unit) {
 
 static void shape(const struct kvl_weight *weight, struct kvl_packed *out) {
     *out = (struct kvl_packed){
-        .panel_bytes = panel_bytes_of(weight->tensor->type, weight->columns),
+        .panel_bytes = panel_bytes_of(type_of(weight), weight->columns),
         .panel_count = (uint32_t)(((uint64_t)weight->rows + ROWS - 1) / ROWS),
-        .type = weight->tensor->type,
+        .type = type_of(weight),
         .rows = weight->rows,
         .columns = weight->columns,
     };
 }
 
 /* Where each matrix starts. Nothing overflows: the file holds about as much, but for the last
- * panels. */
+ * panels; a random matrix is at most 2^45 bytes. */
 static uint64_t place(const struct kvl_pack_item *items, uint32_t count, uint8_t *base) {
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < count; i++) {
@@ -182,7 +205,18 @@ void kvl_packed_free(struct kvl_packed_memory *memory) {
     *memory = (struct kvl_packed_memory){0};
 }
 
+static void unpack_random(const struct kvl_weight *weight, uint32_t row, float *out) {
+    const struct kvl_random_tensor tensor = random_tensor(weight);
+    for (uint32_t k = 0; k < weight->columns; k++) {
+        out[k] = kvl_random_value(tensor, (uint64_t)row * weight->columns + k);
+    }
+}
+
 void kvl_unpack_row(const struct kvl_weight *weight, uint32_t row, float *out) {
+    if (weight->tensor == NULL) {
+        unpack_random(weight, row, out);
+        return;
+    }
     const uint32_t type = weight->tensor->type;
     const uint64_t offset = row * kvl_row_bytes(type, weight->columns);
     kvl_dequantize_row(type, (const uint8_t *)weight->tensor->data + offset, weight->columns, out);

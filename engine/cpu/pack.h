@@ -1,9 +1,9 @@
-/* pack.h - weights of the file, rearranged once into panels of 32 rows (layout: kernels.h) that
- * both the GEMM and the matrix-vector kernel read from front to back.
+/* pack.h - weights of the file, or a random model's, rearranged once into panels of 32 rows
+ * (layout: kernels.h) that both the GEMM and the matrix-vector kernel read from front to back.
  *
- * A matrix takes as many bytes as in the file, K-quants up to 3.6 % more (kernels.h); rows that
- * fill up the last panel are zero. All matrices of a model lie in one piece of memory: most are
- * smaller than a huge page. */
+ * A matrix takes as many bytes as in the file, K-quants up to 3.6 % more (kernels.h), a random one
+ * two a weight, which are f16 exactly; rows that fill up the last panel are zero. All matrices of a
+ * model lie in one piece of memory: most are smaller than a huge page. */
 #ifndef KVL_CPU_PACK_H
 #define KVL_CPU_PACK_H
 
@@ -39,7 +39,7 @@ static inline const uint8_t *kvl_packed_panel(const struct kvl_packed *packed, u
     return packed->panels + panel * packed->panel_bytes;
 }
 
-/* Row `row` of a weight as f32, straight from the file. */
+/* Row `row` of a weight as f32, straight from the file or the formula of a random model. */
 void kvl_unpack_row(const struct kvl_weight *weight, uint32_t row, float *out);
 
 #endif

@@ -82,6 +82,8 @@ static kvl_err establish(struct kvl_client *client, struct kvl_errmsg *msg) {
     if (!mapping)
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     mapping->attach_fd = -1;
+    for (uint32_t i = 0; i < KVL_TIER_COUNT; i++)
+        mapping->arenas[i].fd = -1;
     kvl_err err = KVL_OK;
     client->number = 0;
     memset(client->token, 0, sizeof client->token);
@@ -224,17 +226,35 @@ int kvl_client_fd(const struct kvl_client *client) {
 /* ---- memory ------------------------------------------------------------------------------- */
 
 uint64_t kvl_client_arena_bytes(const struct kvl_client *client, enum kvl_tier_kind tier) {
-    return (unsigned)tier < KVL_TIER_COUNT ? kvl_client_mapping(client)->arenas[tier].bytes : 0;
+    return (unsigned)tier < KVL_TIER_COUNT ? kvl_client_mapping(client)->arenas[tier].info.bytes
+                                           : 0;
+}
+
+kvl_err kvl_client_arena(const struct kvl_client *client, enum kvl_tier_kind tier,
+    struct kvl_arena_info *info, int *fd) {
+    *info = (struct kvl_arena_info){0};
+    *fd = -1;
+    if (kvl_client_arena_bytes(client, tier) == 0)
+        return KVL_ERR_NOTFOUND;
+    *info = kvl_client_mapping(client)->arenas[tier].info;
+    *fd = kvl_client_mapping(client)->arenas[tier].fd;
+    return KVL_OK;
+}
+
+static uint8_t *slot(uint8_t *base, uint64_t arena_bytes, uint64_t offset_bytes) {
+    return base && offset_bytes < arena_bytes ? base + offset_bytes : NULL;
 }
 
 const uint8_t *kvl_client_block(
     const struct kvl_client *client, enum kvl_tier_kind tier, uint64_t offset_bytes) {
-    bool inside = offset_bytes < kvl_client_arena_bytes(client, tier);
-    return inside ? kvl_client_mapping(client)->arenas[tier].read + offset_bytes : NULL;
+    uint64_t bytes = kvl_client_arena_bytes(client, tier); /* 0 for what is no tier */
+    return bytes == 0 ? NULL
+                      : slot(kvl_client_mapping(client)->arenas[tier].read, bytes, offset_bytes);
 }
 
 uint8_t *kvl_client_block_writable(
     const struct kvl_client *client, enum kvl_tier_kind tier, uint64_t offset_bytes) {
-    bool inside = offset_bytes < kvl_client_arena_bytes(client, tier);
-    return inside ? kvl_client_mapping(client)->arenas[tier].write + offset_bytes : NULL;
+    uint64_t bytes = kvl_client_arena_bytes(client, tier);
+    return bytes == 0 ? NULL
+                      : slot(kvl_client_mapping(client)->arenas[tier].write, bytes, offset_bytes);
 }

@@ -1,6 +1,8 @@
 /* client_attach.c - says hello at the attach socket and maps what comes back.
  *
- * Each arena is mapped twice: a view for reading, and one for filling slots under a write lease. */
+ * Each arena of the CPU's memory is mapped twice: a view for reading, and one for filling slots
+ * under a write lease. One of a GPU is not mapped here: whoever computes there maps its descriptor.
+ */
 #include <errno.h>
 #include <poll.h>
 #include <stdio.h>
@@ -28,9 +30,11 @@ void kvl_mapping_free(struct kvl_mapping *mapping) {
         return;
     for (uint32_t i = 0; i < KVL_TIER_COUNT; i++) {
         if (mapping->arenas[i].read)
-            munmap(mapping->arenas[i].read, mapping->arenas[i].bytes);
+            munmap(mapping->arenas[i].read, mapping->arenas[i].info.bytes);
         if (mapping->arenas[i].write)
-            munmap(mapping->arenas[i].write, mapping->arenas[i].bytes);
+            munmap(mapping->arenas[i].write, mapping->arenas[i].info.bytes);
+        if (mapping->arenas[i].fd >= 0)
+            close(mapping->arenas[i].fd);
     }
     if (mapping->words)
         munmap(
@@ -150,10 +154,11 @@ static void *map(int fd, uint64_t bytes, int protection) {
     return at == MAP_FAILED ? NULL : at;
 }
 
-static kvl_err map_arena(struct kvl_mapping *mapping, uint32_t kind, uint64_t bytes, int fd) {
-    if (mapping->arenas[kind].bytes != 0 || !file_has(fd, bytes))
+static kvl_err map_memfd(struct kvl_mapping *mapping, uint32_t kind) {
+    const uint64_t bytes = mapping->arenas[kind].info.bytes;
+    const int fd = mapping->arenas[kind].fd;
+    if (!file_has(fd, bytes))
         return KVL_ERR_INVALID;
-    mapping->arenas[kind].bytes = bytes;
     mapping->arenas[kind].read = map(fd, bytes, PROT_READ);
     mapping->arenas[kind].write = map(fd, bytes, PROT_READ | PROT_WRITE);
     if (!mapping->arenas[kind].read || !mapping->arenas[kind].write)
@@ -164,13 +169,37 @@ static kvl_err map_arena(struct kvl_mapping *mapping, uint32_t kind, uint64_t by
     return KVL_OK;
 }
 
+/* Takes the descriptor over. */
+static kvl_err take_arena(struct kvl_mapping *mapping, const struct kvl_attach_reply *reply,
+    uint32_t i, int *fd, struct kvl_errmsg *msg) {
+    const uint32_t kind = reply->arenas[i].kind;
+    if (mapping->arenas[kind].info.bytes != 0 || reply->arenas[i].bytes == 0)
+        return KVL_ERR_INVALID;
+    struct kvl_arena_info *info = &mapping->arenas[kind].info;
+    info->memory = (enum kvl_arena_memory)reply->arenas[i].memory;
+    info->bytes = reply->arenas[i].bytes;
+    memcpy(info->device_uuid, reply->arenas[i].device_uuid, sizeof info->device_uuid);
+    mapping->arenas[kind].fd = *fd;
+    *fd = -1;
+    switch (reply->arenas[i].memory) {
+    case KVL_ARENA_MEMFD:
+        return map_memfd(mapping, kind);
+    case KVL_ARENA_CUDA:
+        return KVL_OK;
+    default:
+        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+            "the daemon's %s tier is in memory of a kind (%u) that this library does not know; "
+            "update the library",
+            kind == KVL_TIER_DEVICE ? "device" : "host", reply->arenas[i].memory);
+    }
+}
+
 static kvl_err map_all(struct kvl_mapping *mapping, const struct kvl_attach_reply *reply,
-    const struct received *received) {
+    struct received *received, struct kvl_errmsg *msg) {
     if (received->fd_count != reply->arena_count + 1)
         return KVL_ERR_INVALID;
     for (uint32_t i = 0; i < reply->arena_count; i++) {
-        kvl_err err =
-            map_arena(mapping, reply->arenas[i].kind, reply->arenas[i].bytes, received->fds[i]);
+        kvl_err err = take_arena(mapping, reply, i, &received->fds[i], msg);
         if (err != KVL_OK)
             return err;
     }
@@ -209,9 +238,10 @@ kvl_err kvl_client_attach(
     if (err == KVL_OK)
         err = (kvl_err)reply.status;
     if (err == KVL_OK && !client->look_only)
-        err = map_all(mapping, &reply, &received);
+        err = map_all(mapping, &reply, &received, msg);
     for (uint32_t i = 0; i < received.fd_count; i++)
-        close(received.fds[i]);
+        if (received.fds[i] >= 0)
+            close(received.fds[i]);
     if (err != KVL_OK)
         return explain(client, err, &reply, msg);
     mapping->epoch = reply.epoch;

@@ -29,8 +29,9 @@ struct kvl_mapping {
     int attach_fd; /* -1 over tcp; readable once the daemon is dead */
     _Atomic bool lost;
     struct {
-        uint64_t bytes; /* 0: not mapped */
-        uint8_t *read, *write;
+        struct kvl_arena_info info; /* bytes 0: no such arena */
+        int fd;                     /* -1: none */
+        uint8_t *read, *write;      /* NULL: the CPU cannot address it */
     } arenas[KVL_TIER_COUNT];
     const struct kvl_completion *words;
     uint32_t word_count;

@@ -88,7 +88,7 @@ KVL_MUST_CHECK kvl_err kvl_client_drain(struct kvl_client *client);
 
 /* ---- memory ------------------------------------------------------------------------------- */
 
-/* Capacity of a mapped arena, 0 when the tier is absent or not mapped. */
+/* Capacity of an arena, 0 when the tier is absent or this client is not attached. */
 uint64_t kvl_client_arena_bytes(const struct kvl_client *client, enum kvl_tier_kind tier);
 /* What the tier's arena is, and *fd its descriptor (borrowed: until the client closes or, after a
  * reconnect, kvl_client_unmap_old), for a caller that maps it by itself. NOTFOUND: no such arena.

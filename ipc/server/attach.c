@@ -36,6 +36,14 @@ static int peer_pidfd(int fd, pid_t pid) {
     return pid > 0 ? (int)syscall(SYS_pidfd_open, pid, 0) : -1; /* kernels before 6.5 */
 }
 
+static struct kvl_arena_info describe(struct kvl_tier *tier) {
+    struct kvl_arena_info info = {.memory = KVL_ARENA_MEMFD};
+    if (tier->ops->describe_arena)
+        tier->ops->describe_arena(tier, &info);
+    info.bytes = tier->ops->stats(tier).capacity_bytes;
+    return info;
+}
+
 /* Descriptors of what a client maps, in the order of the reply. */
 static uint32_t list_arenas(
     struct kvl_server *server, struct kvl_attach_reply *reply, int fds[KVL_TIER_COUNT + 1]) {
@@ -46,8 +54,11 @@ static uint32_t list_arenas(
         int fd = tier && tier->ops->share_fd ? tier->ops->share_fd(tier) : -1;
         if (fd < 0)
             continue;
+        const struct kvl_arena_info info = describe(tier);
         reply->arenas[count].kind = kinds[i];
-        reply->arenas[count].bytes = tier->ops->stats(tier).capacity_bytes;
+        reply->arenas[count].memory = info.memory;
+        reply->arenas[count].bytes = info.bytes;
+        memcpy(reply->arenas[count].device_uuid, info.device_uuid, sizeof info.device_uuid);
         fds[count++] = fd;
     }
     reply->arena_count = count;

@@ -21,7 +21,7 @@
 
 #define KVL_WIRE_MAGIC 0x4d4c564bu   /* "KVLM" */
 #define KVL_ATTACH_MAGIC 0x414c564bu /* "KVLA" */
-#define KVL_WIRE_VERSION 2u
+#define KVL_WIRE_VERSION 3u
 #define KVL_WIRE_HEADER_BYTES 56u
 #define KVL_WIRE_MESSAGE_BYTES_MAX (4u << 20)
 #define KVL_WIRE_TOKEN_BYTES 16u
@@ -283,8 +283,10 @@ struct kvl_attach_reply {
     uint32_t ticket_words;
     uint32_t arena_count;
     struct {
-        uint32_t kind; /* enum kvl_tier_kind */
+        uint32_t kind;   /* enum kvl_tier_kind */
+        uint32_t memory; /* enum kvl_arena_memory; decoded whatever it is */
         uint64_t bytes;
+        uint8_t device_uuid[16]; /* KVL_ARENA_CUDA: the GPU; zero for a memfd */
     } arenas[KVL_TIER_COUNT];
 };
 /* Encode into a buffer of KVL_ATTACH_BYTES_MAX; return the length. */

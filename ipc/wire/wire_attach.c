@@ -35,8 +35,9 @@ static void code_reply(struct kvl_wire *wire, struct kvl_attach_reply *reply) {
     kvl_wire_count(wire, &reply->arena_count, KVL_TIER_COUNT);
     for (uint32_t i = 0; i < KVL_TIER_COUNT; i++) {
         kvl_wire_count(wire, &reply->arenas[i].kind, KVL_TIER_COUNT - 1);
-        kvl_wire_zero(wire, 4);
+        kvl_wire_u32(wire, &reply->arenas[i].memory);
         kvl_wire_u64(wire, &reply->arenas[i].bytes);
+        kvl_wire_raw(wire, reply->arenas[i].device_uuid, sizeof reply->arenas[i].device_uuid);
     }
 }
 
@@ -65,6 +66,26 @@ kvl_err kvl_attach_decode_hello(const void *data, uint64_t bytes, struct kvl_att
     return wire.err == KVL_OK && wire.used == bytes ? KVL_OK : KVL_ERR_INVALID;
 }
 
+static bool is_zero(const uint8_t *bytes, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++)
+        if (bytes[i] != 0)
+            return false;
+    return true;
+}
+
+/* A GPU's arena names its GPU, a memfd none, and places without an arena are empty. */
+static bool arenas_are_sound(const struct kvl_attach_reply *reply) {
+    for (uint32_t i = 0; i < KVL_TIER_COUNT; i++) {
+        bool named = !is_zero(reply->arenas[i].device_uuid, sizeof reply->arenas[i].device_uuid);
+        uint32_t memory = reply->arenas[i].memory;
+        bool empty = reply->arenas[i].kind == 0 && memory == 0 && reply->arenas[i].bytes == 0;
+        if ((i >= reply->arena_count && !empty) || (memory == KVL_ARENA_MEMFD && named) ||
+            (memory == KVL_ARENA_CUDA && !named))
+            return false;
+    }
+    return true;
+}
+
 kvl_err kvl_attach_decode_reply(const void *data, uint64_t bytes, struct kvl_attach_reply *out) {
     struct kvl_wire wire = {.in = data, .bytes = bytes};
     memset(out, 0, sizeof *out);
@@ -75,5 +96,6 @@ kvl_err kvl_attach_decode_reply(const void *data, uint64_t bytes, struct kvl_att
         return KVL_ERR_INVALID;
     if (out->version != KVL_WIRE_VERSION)
         return KVL_ERR_VERSION;
-    return wire.err == KVL_OK && wire.used == bytes ? KVL_OK : KVL_ERR_INVALID;
+    return wire.err == KVL_OK && wire.used == bytes && arenas_are_sound(out) ? KVL_OK
+                                                                             : KVL_ERR_INVALID;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "decorators/delay.h"
+#include "decorators/far.h"
 #include "decorators/fault.h"
 
 #define WAIT_MS 30000
@@ -89,6 +90,8 @@ static kvl_err wrap_tier(struct contract_fixture *fixture, struct kvl_tier *inne
         return kvl_fault_tier_create(inner, 1, NULL, 0, &fixture->tier);
     case WRAP_DELAY:
         return kvl_delay_tier_create(inner, &no_delay, &fixture->tier);
+    case WRAP_FAR:
+        return kvl_far_tier_create(inner, &fixture->tier);
     default:
         fixture->tier = inner;
         return KVL_OK;
@@ -99,6 +102,7 @@ int contract_setup(void **state) {
     struct contract_fixture *fixture = *state;
     struct kvl_tier *inner = NULL;
     assert_int_equal(fixture->contract->make(fixture->contract, &inner), KVL_OK);
+    fixture->inner = inner;
     assert_int_equal(wrap_tier(fixture, inner), KVL_OK);
     assert_int_equal(kvl_layout_of_bytes(fixture->contract->block_bytes, &fixture->layout), KVL_OK);
     fixture->tier->events = (struct kvl_tier_events){
@@ -213,11 +217,28 @@ kvl_err block_store(struct test_block *block) {
     return block->io.status;
 }
 
+kvl_err block_hash(struct test_block *block, uint64_t *content_hash) {
+    const uint64_t expected = block->io.record.content_hash;
+    void *buffer = block->io.buffer;
+    block->io.record.content_hash = 0;
+    block->io.buffer = NULL;
+    block_submit(block, KVL_IO_HASH, KVL_IO_PREFETCH);
+    block_wait(block);
+    *content_hash = block->io.record.content_hash;
+    block->io.record.content_hash = expected;
+    block->io.buffer = buffer;
+    return block->io.status;
+}
+
 kvl_err block_load(struct test_block *block) {
     memset(block->io.buffer, 0xEE, block->layout->slot_bytes);
     block_submit(block, KVL_IO_LOAD, KVL_IO_RESTORE);
     block_wait(block);
     return block->io.status;
+}
+
+void block_refill(struct test_block *block) {
+    content_fill(block->io.buffer, block->number, block->layout->payload_bytes);
 }
 
 void block_discard(struct test_block *block) {

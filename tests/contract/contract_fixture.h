@@ -12,7 +12,7 @@
 
 #include "tier_contract.h"
 
-enum contract_wrap { WRAP_NONE, WRAP_FAULT, WRAP_DELAY, WRAP_COUNT };
+enum contract_wrap { WRAP_NONE, WRAP_FAULT, WRAP_DELAY, WRAP_FAR, WRAP_COUNT };
 
 #define BLOCKS_MAX 512u
 
@@ -20,6 +20,7 @@ struct contract_fixture {
     const struct kvl_tier_contract *contract;
     enum contract_wrap wrap;
     struct kvl_tier *tier;
+    struct kvl_tier *inner;   /* what was wrapped, or tier itself */
     struct kvl_layout layout; /* one opaque block of contract->block_bytes */
     bool loaded;
     bool in_submit;
@@ -52,8 +53,12 @@ void block_submit(struct test_block *block, enum kvl_io_op op, enum kvl_io_prior
 kvl_err block_slot(struct test_block *block);
 /* Slot, submit, wait; sets stored. */
 kvl_err block_store(struct test_block *block);
+/* Memory tiers: takes the hash in place. */
+kvl_err block_hash(struct test_block *block, uint64_t *content_hash);
 /* Clears the buffer, loads, waits. */
 kvl_err block_load(struct test_block *block);
+/* Its content into the buffer again. */
+void block_refill(struct test_block *block);
 void block_discard(struct test_block *block);
 void block_assert_content(const struct test_block *block);
 /* Waits on the tier's fd and polls until the block's last submit was completed. */

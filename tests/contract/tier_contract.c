@@ -116,7 +116,8 @@ static void canceled_ones_complete_too(void **state) {
 
 static void store_some(
     struct contract_fixture *fixture, uint32_t count, struct kvl_layout *layout) {
-    assert_int_equal(kvl_layout_of_bytes(8192, layout), KVL_OK);
+    const uint64_t block_bytes = fixture->contract->order_block_bytes;
+    assert_int_equal(kvl_layout_of_bytes(block_bytes ? block_bytes : 8192, layout), KVL_OK);
     for (uint32_t i = 0; i < count; i++) {
         struct test_block *block = block_make(fixture, i, layout);
         assert_int_equal(block_slot(block), KVL_OK);
@@ -238,22 +239,84 @@ static void a_store_of_other_bytes_than_were_hashed_is_corrupt(void **state) {
     struct test_block *block = block_make(fixture, 1, &fixture->layout);
     uint8_t *bytes = block->io.buffer;
     bytes[fixture->layout.payload_bytes - 1] ^= 1;
+    if (fixture->contract->trusts_stores) {
+        assert_int_equal(block_store(block), KVL_OK);
+        assert_int_equal(block_load(block), KVL_ERR_CORRUPT);
+        assert_int_equal(fixture_stats(fixture).corrupt, 1);
+        return;
+    }
     assert_int_equal(block_store(block), KVL_ERR_CORRUPT);
     assert_int_equal(fixture_stats(fixture).corrupt, 1);
     assert_int_equal(fixture_stats(fixture).stores, 0);
+}
+
+static void damage(struct contract_fixture *fixture, uint64_t location) {
+    if (fixture->contract->damage)
+        fixture->contract->damage(fixture->contract, location);
+    else
+        fixture->inner->ops->address(fixture->inner, location)[777] ^= 0x10;
 }
 
 static void a_damaged_block_is_never_loaded(void **state) {
     struct contract_fixture *fixture = *state;
     struct test_block *block = block_make(fixture, 1, &fixture->layout);
     assert_int_equal(block_store(block), KVL_OK);
-    if (fixture->contract->damage)
-        fixture->contract->damage(fixture->contract, block->io.location);
-    else
-        fixture->tier->ops->address(fixture->tier, block->io.location)[777] ^= 0x10;
+    damage(fixture, block->io.location);
     assert_int_equal(block_load(block), KVL_ERR_CORRUPT);
     assert_int_equal(fixture_stats(fixture).corrupt, 1);
     assert_int_equal(fixture_stats(fixture).loads, 0);
+}
+
+static void a_hash_is_that_of_the_bytes_in_the_slot(void **state) {
+    struct contract_fixture *fixture = *state;
+    if (!has_slots(fixture))
+        return;
+    const struct kvl_geometry geometry = {
+        .layers = 7, .kv_heads = 2, .k_dim = 64, .v_dim = 64, .block_tokens = 64};
+    struct kvl_layout layouts[3];
+    assert_int_equal(kvl_layout_of_bytes(1, &layouts[0]), KVL_OK);
+    assert_int_equal(kvl_layout_of_bytes(100001, &layouts[1]), KVL_OK);
+    assert_int_equal(kvl_layout_of_geometry(&geometry, KVL_DTYPE_F32, &layouts[2]), KVL_OK);
+    for (uint32_t i = 0; i < 3; i++) {
+        struct test_block *block = block_make(fixture, i, &layouts[i]);
+        assert_int_equal(block_store(block), KVL_OK);
+        uint64_t hash = 0;
+        assert_int_equal(block_hash(block, &hash), KVL_OK);
+        assert_true(hash == kvl_content_hash(&layouts[i], block->io.buffer, NULL));
+        assert_int_equal(block->frames, 0); /* nothing moved */
+    }
+    damage(fixture, fixture->blocks[1].io.location);
+    uint64_t hash = 0;
+    assert_int_equal(block_hash(&fixture->blocks[1], &hash), KVL_OK);
+    assert_true(hash != kvl_content_hash(&layouts[1], fixture->blocks[1].io.buffer, NULL));
+    assert_int_equal(fixture_stats(fixture).corrupt, 0); /* a hash compares with nothing */
+    for (uint32_t i = 0; i < 3; i++)
+        block_discard(&fixture->blocks[i]);
+    assert_int_equal(fixture_stats(fixture).used_bytes, 0);
+}
+
+static void canceled_hashes_complete_too(void **state) {
+    struct contract_fixture *fixture = *state;
+    enum { BLOCKS = 100 };
+    struct kvl_layout layout;
+    if (!has_slots(fixture))
+        return;
+    store_some(fixture, BLOCKS, &layout);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        fixture->blocks[i].io.record.content_hash = 0;
+        block_submit(&fixture->blocks[i], KVL_IO_HASH, KVL_IO_BEHIND);
+    }
+    for (uint32_t i = 0; i < BLOCKS; i += 2)
+        if (fixture->blocks[i].completions < fixture->blocks[i].submits)
+            fixture->tier->ops->cancel(fixture->tier, &fixture->blocks[i].io);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        struct test_block *block = &fixture->blocks[i];
+        block_wait(block);
+        bool ok = block->io.status == KVL_OK;
+        assert_true(ok || (block->io.status == KVL_ERR_CANCELED && i % 2 == 0));
+        uint64_t expected = ok ? kvl_content_hash(&layout, block->io.buffer, NULL) : 0;
+        assert_true(block->io.record.content_hash == expected);
+    }
 }
 
 /* Persistent tiers know their keys, and may say that this one is not there. */
@@ -312,9 +375,11 @@ static void stats_count_what_was_done(void **state) {
 /* ------------------------------------------------------------------------------------------- */
 
 int kvl_tier_contract_run(const struct kvl_tier_contract *contract) {
-    static const char *const wraps[WRAP_COUNT] = {"plain", "in fault", "in delay"};
+    static const char *const wraps[WRAP_COUNT] = {"plain", "in fault", "in delay", "far"};
     int failed = 0;
     for (int wrap = 0; wrap < WRAP_COUNT; wrap++) {
+        if (wrap == WRAP_FAR && contract->persistent)
+            continue; /* no memory to hide */
         struct contract_fixture fixture = {.contract = contract, .wrap = (enum contract_wrap)wrap};
 #define CONTRACT(test)                                                                             \
     { #test, test, contract_setup, contract_teardown, &fixture }
@@ -330,6 +395,8 @@ int kvl_tier_contract_run(const struct kvl_tier_contract *contract) {
             CONTRACT(a_block_larger_than_the_tier_is_refused),
             CONTRACT(a_store_of_other_bytes_than_were_hashed_is_corrupt),
             CONTRACT(a_damaged_block_is_never_loaded),
+            CONTRACT(a_hash_is_that_of_the_bytes_in_the_slot),
+            CONTRACT(canceled_hashes_complete_too),
             CONTRACT(a_location_that_holds_another_block_is_not_loaded),
             CONTRACT(nonsense_is_invalid),
             CONTRACT(stats_count_what_was_done),

@@ -29,7 +29,7 @@ class Damage(Case):
         with open(self.folder / "damaged.log", "ab") as stream:
             daemon = subprocess.Popen(self.daemon_command(disk="32M"), stderr=stream)
         self.processes.append(daemon)
-        for _ in range(600):
+        for _ in range(3000):
             ready = self.tool("status", check=False)
             if daemon.poll() is not None or isinstance(ready, dict) and ready["loaded"]:
                 break

@@ -86,8 +86,7 @@ class BadLuck(Case):
         victim.kill()
         result = finish(other)
         self.assertEqual(result["logits_sha256"], self.expected())
-        status = self.tool("status")
-        self.assertEqual(status["leases"], 0)
+        self.wait_for_leases(0)
         self.assertEqual(self.tool("verify")["bad"], 0)
         again = self.ask()
         self.assertGreater(restored(again), 0)
@@ -104,7 +103,7 @@ class BadLuck(Case):
         self.assertGreaterEqual(self.tool("status")["leases"], leases)
         stopped.send_signal(signal.SIGCONT)
         self.assertEqual(finish(stopped)["logits_sha256"], self.expected())
-        self.assertEqual(self.tool("status")["leases"], 0)
+        self.wait_for_leases(0)
 
     def test_a_context_larger_than_the_device_tier(self):
         self.start_daemon(device="16M", host="64M", disk="512M")

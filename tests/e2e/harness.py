@@ -109,7 +109,7 @@ class Case(unittest.TestCase):
 
     def stop(self, daemon, number=signal.SIGTERM):
         daemon.send_signal(number)
-        return daemon.wait(timeout=60)
+        return daemon.wait(timeout=120)
 
     def tool(self, *words, check=True):
         done = run(BIN / "kvloft", *words, "--connect", self.address, "--json", check=check)
@@ -135,11 +135,15 @@ class Case(unittest.TestCase):
         file.write_text(" ".join(out))
         return file
 
-    def wait_until(self, condition, seconds=60):
+    def wait_until(self, condition, seconds=120):
         deadline = time.monotonic() + seconds
         while not condition():
             self.assertLess(time.monotonic(), deadline, "waited too long")
             time.sleep(0.01)
+
+    def wait_for_leases(self, count=0):
+        """The end of a process is noticed behind."""
+        self.wait_until(lambda: self.tool("status")["leases"] == count)
 
 
 def main():

@@ -76,6 +76,16 @@ class BadInput(Case):
         self.assertEqual(done.returncode, 1)
         self.assertIn("cuda", done.stderr.lower())
 
+    def test_the_daemons_device_is_checked(self):
+        def refused(*words):
+            done = run(BIN / "kvloftd", "--listen", f"ipc://{self.folder}/d/d.sock", *words,
+                       check=False)
+            self.assertNotEqual(done.returncode, 0)
+            return done.stderr
+        for name in ("cuda:", "cuda:x", "cuda:256", "cudax", "gpu"):
+            self.assertIn("it is cpu or cuda[:N]", refused("--device", name))
+        self.assertIn("--host-bytes", refused("--device", "cuda:0", "--host-bytes", "0"))
+
     def test_a_tier_too_small_for_one_block_names_the_smallest(self):
         self.decode_refused(1, "--prompt", "x", "--max-tokens", "1", "--embedded", self.disk,
                             "--device-bytes", "4K", "--host-bytes", "1M", "--disk-bytes", "64M",

@@ -120,19 +120,23 @@ class StoppedDaemon(Case):
         result = harness.finish(engine, timeout=120)
         daemon.send_signal(signal.SIGCONT)
         self.assertEqual(result["logits_sha256"], alone["logits_sha256"])
-        self.assertLess(result["decode_step_ms_max"], 2000)  # 250, and what a busy machine adds
+        self.assertLess(result["decode_step_ms_max"], 8000)  # 250, and what a busy machine adds; not 10,000
         self.assertGreater(result["private_tokens"], 0)
-        self.assertEqual(self.tool("status")["leases"], 0)
+        self.wait_for_leases(0)
         self.assertEqual(self.tool("verify")["bad"], 0)
 
 
 class ShortRuns(Case):
+    def fds(self):
+        return len(os.listdir(f"/proc/{self.daemon.pid}/fd"))
+
     def footprint(self):
+        """Once the last run's end was noticed."""
+        self.wait_until(lambda: len(self.tool("status")["clients"]) == 1)
         status = pathlib.Path(f"/proc/{self.daemon.pid}/status").read_text()
         rss_kib = int(status.split("VmRSS:")[1].split()[0])
-        fds = len(os.listdir(f"/proc/{self.daemon.pid}/fd"))
         report = self.tool("status")
-        return rss_kib, fds, len(report["clients"]), report["leases"], report["table_bytes"]
+        return rss_kib, len(report["clients"]), report["leases"], report["table_bytes"]
 
     def runs(self, count):
         for number in range(count):
@@ -141,11 +145,12 @@ class ShortRuns(Case):
     def test_many_short_runs_leave_nothing_behind(self):
         self.daemon = self.start_daemon(device="16M", host="16M", disk="64M")
         self.runs(SHORT_RUNS // 5)  # what is allocated once
-        rss_kib, fds, clients, leases, table_bytes = self.footprint()
+        rss_kib, clients, leases, table_bytes = self.footprint()
+        fds = self.fds()
         self.runs(SHORT_RUNS)
         after = self.footprint()
-        self.assertLessEqual(after[1], fds)  # a connection's end may lag behind
-        self.assertEqual(after[2:], (clients, leases, table_bytes))
+        self.wait_until(lambda: self.fds() <= fds)  # a connection's end may lag behind
+        self.assertEqual(after[1:], (clients, leases, table_bytes))
         self.assertEqual((clients, leases), (1, 0))
         if not SANITIZED:  # its allocator keeps what was freed
             self.assertLess(after[0] - rss_kib, 2048)

@@ -47,7 +47,7 @@ static kvl_err open_service(struct engine *engine, const char *path) {
         .client_name = "test",
         .label = "tiny",
         .model = engine->model,
-        .arithmetic_id = engine->backend->arithmetic_id,
+        .backend = engine->backend,
         .kv_dtype = KVL_KV_F16,
         .block_tokens = BLOCK_TOKENS,
         .attach_fd = -1};
@@ -105,6 +105,7 @@ static kvl_err turn(struct engine *engine, uint32_t number, uint8_t sha256[32]) 
     if (err == KVL_OK)
         memcpy(sha256, report.logits_sha256, sizeof(report.logits_sha256));
     kvl_turn_report_deinit(&report);
+    kvl_sampler_deinit(&sampler);
     return err;
 }
 

@@ -19,7 +19,7 @@
 #define STORING_BLOCKS (DEVICE_BLOCKS / 4 * 3) /* under way to the disk at most */
 
 static const struct kvl_delay_options flowing;
-static const struct kvl_delay_options held = {KVL_DELAY_HOLD, KVL_DELAY_HOLD};
+static const struct kvl_delay_options held = {KVL_DELAY_HOLD, KVL_DELAY_HOLD, KVL_DELAY_HOLD};
 static char folder[64];
 
 static int make_folder(void **state) {

@@ -131,7 +131,8 @@ static struct input sound_reply(uint8_t data[KVL_ATTACH_BYTES_MAX]) {
         .epoch = 7,
         .ticket_words = WORDS,
         .arena_count = 2,
-        .arenas = {{KVL_TIER_DEVICE, ARENA_BYTES}, {KVL_TIER_HOST, ARENA_BYTES}}};
+        .arenas = {{.kind = KVL_TIER_DEVICE, .bytes = ARENA_BYTES},
+            {.kind = KVL_TIER_HOST, .bytes = ARENA_BYTES}}};
     uint32_t bytes = kvl_attach_encode_reply(&reply, data);
     return (struct input){data, bytes};
 }
@@ -254,6 +255,19 @@ union results {
     struct kvl_progress progress;
     char text[32];
 };
+
+/* What was attached can be looked at, and a GPU's memory is out of the CPU's reach. */
+static void use_arenas(struct kvl_client *client) {
+    for (int tier = 0; tier < KVL_TIER_COUNT; tier++) {
+        struct kvl_arena_info info;
+        int fd;
+        if (kvl_client_arena(client, (enum kvl_tier_kind)tier, &info, &fd) != KVL_OK)
+            continue;
+        const uint8_t *block = kvl_client_block(client, (enum kvl_tier_kind)tier, 0);
+        need(fd >= 0 && info.bytes != 0 && (block != NULL) == (info.memory == KVL_ARENA_MEMFD));
+        sink += block != NULL ? *block : 0;
+    }
+}
 
 static void use_restored(struct kvl_client *client, const union results *out, uint32_t count) {
     for (uint32_t i = 0; i < count; i++) {
@@ -410,6 +424,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
         start_daemon();
     started = true;
     struct kvl_client *client = attach(&input);
+    if (client != NULL)
+        use_arenas(client);
     while (client != NULL && input.left >= 5) {
         uint32_t number = take(&input, 1) % 27;
         uint32_t status = take(&input, 2);

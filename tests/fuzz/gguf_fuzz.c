@@ -45,8 +45,9 @@ static void read_tensors(const struct kvl_gguf *gguf) {
 }
 
 static void use_chat(struct kvl_chat *chat, struct kvl_token_list *list) {
-    if (kvl_chat_begin(chat, NULL, list) || kvl_chat_user_turn(chat, "hello", 5, list) ||
-        kvl_chat_end_turn(chat, false, list)) {
+    const struct kvl_chat_turn first = {.begins = true, .text = "hello", .text_bytes = 5};
+    const struct kvl_chat_turn second = {.text = " ", .text_bytes = 1};
+    if (kvl_chat_append(chat, &first, list) || kvl_chat_append(chat, &second, list)) {
         abort(); /* nothing here may fail but for want of memory */
     }
 }
@@ -60,7 +61,7 @@ static void use_tokenizer(const struct kvl_gguf *gguf, struct kvl_tokenizer *tok
             KVL_TOKENIZE_ADD_BOS | KVL_TOKENIZE_PARSE_SPECIAL, &list)) {
         abort();
     }
-    if (kvl_chat_create(gguf, tokenizer, &chat, &msg) == KVL_OK) {
+    if (kvl_chat_create(gguf, tokenizer, NULL, &chat, &msg) == KVL_OK) {
         use_chat(chat, &list);
         kvl_chat_destroy(chat);
     }

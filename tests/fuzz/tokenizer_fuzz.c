@@ -1,8 +1,9 @@
-/* tokenizer_fuzz.c - any bytes as a text, for both kinds of vocabulary (gguf_fuzz.c has hostile
- * ones): the ids are in the vocabulary, the word cache changes nothing, and byte-level BPE gives
- * back the very bytes.
+/* tokenizer_fuzz.c - any bytes as a text, for SentencePiece and byte-level BPE with every
+ * pre-tokenizer (gguf_fuzz.c has hostile vocabularies): the ids are in the vocabulary, the word
+ * cache changes nothing, and byte-level BPE gives back the very bytes.
  *
- *   byte 0: bit 0 SentencePiece, bit 1 parse special, bit 2 add BOS; then the text */
+ *   byte 0: bit 0 SentencePiece, bit 1 parse special, bit 2 add BOS, bits 3 to 5 the pre-tokenizer;
+ *   then the text */
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -18,7 +19,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes);
 static struct vocabulary {
     struct kvl_gguf *gguf;
     struct kvl_tokenizer *tokenizer;
-} vocabularies[2];
+} bpe[8], spm;
+static const char *const pre_tokenizers[8] = {
+    "smollm", "gpt-2", "llama-bpe", "qwen2", "tekken", "deepseek-llm", "default", "smollm"};
 
 static void finish_vocabulary(struct vocabulary *vocabulary, struct gguf_writer *writer) {
     uint64_t bytes;
@@ -30,10 +33,10 @@ static void finish_vocabulary(struct vocabulary *vocabulary, struct gguf_writer 
     gguf_writer_deinit(writer);
 }
 
-static void make_bpe(struct vocabulary *vocabulary) {
+static void make_bpe(struct vocabulary *vocabulary, const char *pre) {
     struct gguf_writer writer;
     gguf_writer_init(&writer);
-    vocab_add_bpe(&writer);
+    vocab_add_bpe_with(&writer, pre, NULL);
     finish_vocabulary(vocabulary, &writer);
 }
 
@@ -76,17 +79,19 @@ static void check_bytes(const struct kvl_tokenizer *tokenizer, const struct kvl_
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
-    if (!vocabularies[0].tokenizer) {
-        make_bpe(&vocabularies[0]);
-        make_spm(&vocabularies[1]);
+    for (int i = 0; i < 8 && !bpe[i].tokenizer; i++) {
+        make_bpe(&bpe[i], pre_tokenizers[i]);
+    }
+    if (!spm.tokenizer) {
+        make_spm(&spm);
     }
     if (data_bytes == 0) {
         return 0;
     }
-    const bool spm = data[0] & 1, add_bos = data[0] & 4;
+    const bool is_spm = data[0] & 1, add_bos = data[0] & 4;
     const unsigned flags =
         (data[0] & 2 ? KVL_TOKENIZE_PARSE_SPECIAL : 0u) | (add_bos ? KVL_TOKENIZE_ADD_BOS : 0u);
-    struct kvl_tokenizer *tokenizer = vocabularies[spm].tokenizer;
+    struct kvl_tokenizer *tokenizer = is_spm ? spm.tokenizer : bpe[data[0] >> 3 & 7].tokenizer;
     const char *text = (const char *)data + 1;
     struct kvl_token_list list = {0};
     if (kvl_tokenize(tokenizer, text, data_bytes - 1, flags, &list)) {
@@ -103,7 +108,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
             abort();
         }
     }
-    if (!spm) {
+    if (!is_spm && !add_bos) {
         check_bytes(tokenizer, &list, data + 1, data_bytes - 1);
     }
     kvl_token_list_free(&list);

@@ -46,7 +46,8 @@ static void write_attach(const char *wire_folder, const char *client_folder) {
         .epoch = 7,
         .ticket_words = 4,
         .arena_count = 2,
-        .arenas = {{KVL_TIER_DEVICE, 16384}, {KVL_TIER_HOST, 16384}}};
+        .arenas = {
+            {.kind = KVL_TIER_DEVICE, .bytes = 16384}, {.kind = KVL_TIER_HOST, .bytes = 16384}}};
     uint8_t data[2 + KVL_ATTACH_BYTES_MAX];
     snprintf(hello.name, sizeof hello.name, "sample");
     uint32_t bytes = kvl_attach_encode_hello(&hello, data);
@@ -56,6 +57,14 @@ static void write_attach(const char *wire_folder, const char *client_folder) {
     data[0] = 1; /* see client_fuzz.c */
     data[1] = (uint8_t)bytes;
     write_file(client_folder, "attach", "reply", data, bytes + 2);
+    reply.arenas[0].memory = KVL_ARENA_CUDA;
+    memset(reply.arenas[0].device_uuid, 0x42, sizeof reply.arenas[0].device_uuid);
+    bytes = kvl_attach_encode_reply(&reply, data + 2);
+    write_file(wire_folder, "attach_cuda", "reply", data + 2, bytes);
+    write_file(client_folder, "attach_cuda", "reply", data, bytes + 2);
+    reply.arenas[0].memory = 77; /* nobody knows it */
+    bytes = kvl_attach_encode_reply(&reply, data + 2);
+    write_file(client_folder, "attach_unknown", "reply", data, bytes + 2);
 }
 
 static void write_call(const char *folder, uint8_t call, const struct kvl_wire_buffer *reply) {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "far_backend.h"
 #include "tiny_model.h"
 
 static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
@@ -15,16 +16,58 @@ static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
     abort();
 }
 
-void fixture_init(struct fixture *fixture) {
+static void skip(const char *why) {
+    printf("skipped: %s\n", why);
+    exit(77);
+}
+
+static const struct kvl_backend_ops *find_backend(void) {
+    const char *name = getenv("KVL_TEST_BACKEND");
+    if (name == NULL || strcmp(name, "cpu") == 0)
+        return &kvl_backend_cpu;
+    if (strcmp(name, "far") == 0)
+        return &far_backend;
+    if (strcmp(name, "cuda") != 0)
+        need(KVL_ERR_INVALID, "KVL_TEST_BACKEND is cpu, far or cuda", NULL);
+    if (kvl_backend_cuda == NULL)
+        skip("this build has no CUDA backend");
+    if (access("/dev/nvidiactl", F_OK) != 0)
+        skip("no NVIDIA GPU here");
+    return kvl_backend_cuda;
+}
+
+/* A block of 64 tokens takes 2 MiB, which is what a GPU's memory is had in. */
+static void make_random_model(struct fixture *fixture) {
+    static const char shape[] =
+        "{\"layers\": 8, \"width\": 256, \"ffn_width\": 512, \"heads\": 16, \"kv_heads\": 16, "
+        "\"k_dim\": 64, \"v_dim\": 64, \"vocab\": 512, \"context_max\": 1024}";
+    struct kvl_errmsg msg = {{0}};
+    char path[] = "/tmp/kvloft-shape-XXXXXX";
+    int fd = mkstemp(path);
+    if (fd < 0 || write(fd, shape, sizeof shape - 1) != (ssize_t)sizeof shape - 1)
+        need(KVL_ERR_IO, "temporary file", NULL);
+    close(fd);
+    need(kvl_model_random(path, 1, &fixture->model, &msg), "random model", &msg);
+    unlink(path);
+}
+
+static void load_tiny_model(struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
     struct tiny_shape shape = tiny_shape_default();
     const char *architecture = getenv("KVL_ARCHITECTURE");
     if (architecture != NULL)
         shape.architecture = architecture;
-    *fixture = (struct fixture){0};
     char *path = tiny_model_file(&shape);
     need(kvl_model_load(path, &fixture->model, &msg), "model", &msg);
     free(path);
+}
+
+void fixture_init(struct fixture *fixture) {
+    *fixture = (struct fixture){.backend = find_backend()};
+    if (fixture->backend == kvl_backend_cuda)
+        make_random_model(fixture);
+    else
+        load_tiny_model(fixture);
     char folder[] = "/tmp/kvloft-identity-XXXXXX";
     if (mkdtemp(folder) == NULL)
         need(KVL_ERR_IO, "temporary folder", NULL);
@@ -41,6 +84,10 @@ void fixture_deinit(struct fixture *fixture) {
     free(fixture->disk_path);
 }
 
+bool fixture_has_one_arithmetic(const struct fixture *fixture) {
+    return fixture->backend != kvl_backend_cuda;
+}
+
 uint64_t fixture_slot_bytes(const struct fixture *fixture) {
     uint64_t bytes = kvl_block_bytes(&fixture->model->hparams, FIXTURE_BLOCK_TOKENS, KVL_KV_F16);
     return (bytes + 4095) / 4096 * 4096;
@@ -50,7 +97,8 @@ void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
     struct kvl_errmsg msg = {{0}};
     struct kvl_service_options options = {
-        .device = "cpu",
+        .address = fixture->address,
+        .device = fixture->backend == kvl_backend_cuda ? "cuda" : "cpu",
         .device_bytes = device_blocks * fixture_slot_bytes(fixture),
         .host_bytes = host_blocks * fixture_slot_bytes(fixture),
         .disk_path = with_disk ? fixture->disk_path : NULL,
@@ -77,14 +125,15 @@ void fixture_tokens(
 static void connect_to_service(struct engine *engine, struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
     int attach_fd = -1;
-    need(kvl_service_attach(fixture->service, &attach_fd), "attach", NULL);
+    if (fixture->address == NULL)
+        need(kvl_service_attach(fixture->service, &attach_fd), "attach", NULL);
     struct kvl_connection_options options = {
         .address = kvl_service_address(fixture->service),
         .attach_fd = attach_fd,
         .client_name = "identity_test",
         .label = "tiny",
         .model = fixture->model,
-        .arithmetic_id = engine->backend->arithmetic_id,
+        .backend = engine->backend,
         .kv_dtype = KVL_KV_F16,
         .block_tokens = FIXTURE_BLOCK_TOKENS,
     };
@@ -97,7 +146,8 @@ void engine_open(
     *engine = (struct engine){0};
     struct kvl_backend_options backend = {
         .threads = options->threads != 0 ? options->threads : 1, .context_max = FIXTURE_CONTEXT};
-    need(kvl_backend_cpu.create(fixture->model, &backend, &engine->backend, &msg), "backend", &msg);
+    need(fixture->backend->create(fixture->model, &backend, &engine->backend, &msg), "backend",
+        &msg);
     if (options->stored)
         connect_to_service(engine, fixture);
     struct kvl_sequence_options sequence = {
@@ -115,6 +165,7 @@ void engine_open(
 }
 
 void engine_close(struct engine *engine) {
+    kvl_sampler_deinit(&engine->sampler);
     kvl_saved_session_close(&engine->session, NULL);
     kvl_sequence_deinit(&engine->sequence);
     kvl_connection_close(&engine->connection);

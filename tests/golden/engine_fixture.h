@@ -1,5 +1,9 @@
 /* engine_fixture.h - a random tiny model, the real service in this process, and engines on it.
  *
+ * $KVL_TEST_BACKEND says in whose memory: cpu (default), far (far_backend.h), or cuda: a GPU's,
+ * with a random model, whose service is the device tier on that GPU; without one the program ends
+ * with 77.
+ *
  * An engine here is what kvloft-decode has: a connection, a sequence, a backend. Everything aborts
  * the test program with a message when the fixture itself fails; what engines do is returned, so
  * that worker threads record and the main thread asserts. */
@@ -16,15 +20,19 @@
 enum { FIXTURE_BLOCK_TOKENS = 64, FIXTURE_CONTEXT = 1024 };
 
 struct fixture {
+    const struct kvl_backend_ops *backend;
     struct kvl_model *model;
     struct kvl_service *service; /* NULL: none is running */
     char *disk_path;             /* a temporary folder */
+    const char *address;         /* of services to come; NULL: inproc, which lasts one service */
 };
 
 /* Loads the model, of the architecture in $KVL_ARCHITECTURE (default llama); no service yet. */
 void fixture_init(struct fixture *fixture);
 void fixture_deinit(struct fixture *fixture);
 
+/* The GPU gives other bits to a token that was decoded than to one that was prefilled. */
+bool fixture_has_one_arithmetic(const struct fixture *fixture);
 uint64_t fixture_slot_bytes(const struct fixture *fixture);
 /* Tiers with room for so many blocks; host 0: none. The disk folder stays from start to start. */
 void fixture_start(

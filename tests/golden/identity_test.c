@@ -85,8 +85,9 @@ static void store_prompt(uint32_t count) {
 
 static void test_chunk_length_and_threads_change_nothing(void **state) {
     (void)state;
-    for (uint32_t chunk = 1; chunk <= 512; chunk += chunk < 40 ? 1 : 37)
-        for (uint32_t threads = 1; threads <= 2; ++threads)
+    uint32_t few = fixture_has_one_arithmetic(&fixture) ? 1 : 7; /* a GPU's engines start slowly */
+    for (uint32_t chunk = 1; chunk <= 512; chunk += few * (chunk < 40 ? 1 : 37))
+        for (uint32_t threads = 1; threads <= (few == 1 ? 2 : 1); ++threads)
             (void)assert_identical(
                 &(struct engine_options){.chunk_tokens = chunk, .threads = threads});
     (void)assert_identical(&(struct engine_options){.chunk_tokens = 512, .threads = 2});
@@ -181,6 +182,8 @@ static void test_restored_after_restart(void **state) {
 /* What one turn generated is restored in the next, by another engine. */
 static void test_generated_tokens_are_restored(void **state) {
     (void)state;
+    if (!fixture_has_one_arithmetic(&fixture))
+        skip(); /* compares decoded tokens with prefilled ones */
     uint32_t tokens[FIXTURE_CONTEXT];
     uint32_t first = 100, generated = 150, count = first + generated;
     struct kvl_turn_report turn, again, alone;
@@ -202,6 +205,8 @@ static void test_generated_tokens_are_restored(void **state) {
 
 static void test_no_cache(void **state) {
     (void)state;
+    if (!fixture_has_one_arithmetic(&fixture))
+        skip(); /* compares decoded tokens with prefilled ones */
     struct kvl_turn_report cached, uncached;
     assert_int_equal(
         engine_run(&fixture, &(struct engine_options){0}, prompt, 100, 60, &cached), KVL_OK);

@@ -52,7 +52,8 @@ static void check_type(const struct kvl_gguf *gguf, uint32_t type, struct kvl_po
     const struct kvl_gguf_tensor *expected = kvl_gguf_tensor(gguf, key);
     assert_true(tensor != NULL && tensor->type == type && tensor->dims[0] == COLUMNS);
     assert_true(expected != NULL && expected->dims[1] == tensor->dims[1]);
-    const struct kvl_weight weight = {tensor, (uint32_t)tensor->dims[1], COLUMNS};
+    const struct kvl_weight weight = {
+        .tensor = tensor, .rows = (uint32_t)tensor->dims[1], .columns = COLUMNS};
     for (uint32_t row = 0; row < weight.rows; row++) {
         float values[COLUMNS];
         kvl_unpack_row(&weight, row, values);

@@ -27,7 +27,7 @@ OWNERS = {
     r"nanomsg/.*": {"ipc"},
     r"cuda.*\.h": {"tiers/device_cuda", "engine/cuda"},
     r"pcre2\.h": {"engine"},
-    r"jansson\.h": {"cli"},
+    r"jansson\.h": {"cli", "engine"},
     r"xxhash\.h": {"core", "tiers"},
     r"openssl/.*": {"core", "engine", "ipc"},
 }

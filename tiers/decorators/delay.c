@@ -10,7 +10,7 @@
 #include "decorators/forward.h"
 
 #define RETRY_NS UINT64_C(1000000) /* after AGAIN from the inner tier */
-#define OPS 2
+#define OPS 3
 
 struct delay_tier {
     struct kvl_forward forward;
@@ -57,7 +57,7 @@ static void set_timer(struct delay_tier *tier, uint64_t not_before_ns) {
 
 static kvl_err delay_submit(struct kvl_tier *base, struct kvl_io *io) {
     struct delay_tier *tier = delay_tier_of(base);
-    if (io->op != KVL_IO_STORE && io->op != KVL_IO_LOAD)
+    if ((unsigned)io->op >= OPS)
         return KVL_ERR_INVALID;
     set_due(io, kvl_clock_ns(), tier->latency_ns[io->op]);
     kvl_io_queue_push(&tier->held[io->op], io);
@@ -139,11 +139,20 @@ static void delay_cancel(struct kvl_tier *base, struct kvl_io *io) {
     inner->ops->cancel(inner, io);
 }
 
+static bool holds_any(const struct delay_tier *tier) {
+    for (int op = 0; op < OPS; op++)
+        if (tier->held[op].head)
+            return true;
+    return tier->ended.head != NULL;
+}
+
 static struct kvl_tier_stats delay_stats(struct kvl_tier *base) {
     struct delay_tier *tier = delay_tier_of(base);
     struct kvl_tier *inner = tier->forward.inner;
     struct kvl_tier_stats stats = inner->ops->stats(inner);
-    stats.inflight += tier->held[0].count + tier->held[1].count + tier->ended.count;
+    for (int op = 0; op < OPS; op++)
+        stats.inflight += tier->held[op].count;
+    stats.inflight += tier->ended.count;
     stats.errors += tier->errors;
     return stats;
 }
@@ -156,7 +165,7 @@ static kvl_err delay_drain(struct kvl_tier *base) {
         hand_on_due(tier, KVL_DELAY_HOLD);
         complete_ended(tier);
         err = inner->ops->drain(inner);
-    } while (tier->held[0].head || tier->held[1].head || tier->ended.head);
+    } while (holds_any(tier));
     set_timer(tier, 0);
     return err;
 }
@@ -173,6 +182,7 @@ void kvl_delay_tier_set_latency(struct kvl_tier *base, const struct kvl_delay_op
     struct delay_tier *tier = delay_tier_of(base);
     tier->latency_ns[KVL_IO_STORE] = options->store_latency_ns;
     tier->latency_ns[KVL_IO_LOAD] = options->load_latency_ns;
+    tier->latency_ns[KVL_IO_HASH] = options->hash_latency_ns;
     const uint64_t now_ns = kvl_clock_ns();
     for (int op = 0; op < OPS; op++) {
         for (struct kvl_io *io = tier->held[op].head; io; io = io->next)

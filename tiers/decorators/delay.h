@@ -16,6 +16,7 @@
 struct kvl_delay_options {
     uint64_t store_latency_ns;
     uint64_t load_latency_ns;
+    uint64_t hash_latency_ns;
 };
 
 /* Owns: on OK the inner tier is the decorator's, deinit ends both; otherwise it stays the caller's.

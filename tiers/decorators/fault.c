@@ -68,8 +68,12 @@ static void flip_bit(struct fault_tier *tier, const struct kvl_io *io) {
 static kvl_err fault_submit(struct kvl_tier *base, struct kvl_io *io) {
     struct fault_tier *tier = fault_tier_of(base);
     struct kvl_tier *inner = tier->forward.inner;
-    const struct kvl_fault_rule *rule =
-        rule_for(tier, io->op == KVL_IO_STORE ? KVL_FAULT_STORE : KVL_FAULT_LOAD);
+    static const enum kvl_fault_op ops[] = {[KVL_IO_STORE] = KVL_FAULT_STORE,
+        [KVL_IO_LOAD] = KVL_FAULT_LOAD,
+        [KVL_IO_HASH] = KVL_FAULT_HASH};
+    if ((unsigned)io->op >= sizeof ops / sizeof ops[0])
+        return KVL_ERR_INVALID;
+    const struct kvl_fault_rule *rule = rule_for(tier, ops[io->op]);
     if (rule && rule->kind == KVL_FAULT_AGAIN)
         return KVL_ERR_AGAIN;
     if (rule && rule->kind == KVL_FAULT_ERROR) {
@@ -157,14 +161,15 @@ static void fault_deinit(struct kvl_tier *base) {
     free(tier);
 }
 
-static bool rule_is_valid(const struct kvl_fault_rule *rule, const struct kvl_tier *inner) {
+static bool rule_is_valid(const struct kvl_fault_rule *rule, struct kvl_tier *inner) {
     switch (rule->kind) {
     case KVL_FAULT_ERROR:
         return rule->error != KVL_OK;
     case KVL_FAULT_AGAIN:
         return true;
     case KVL_FAULT_FLIP:
-        return rule->ops == KVL_FAULT_LOAD && inner->ops->address != NULL;
+        return rule->ops == KVL_FAULT_LOAD && inner->ops->address != NULL &&
+               inner->ops->address(inner, 0) != NULL;
     }
     return false;
 }

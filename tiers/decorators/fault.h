@@ -5,18 +5,23 @@
  * (1, 2, ...) and hits the nth, or each one with a probability, drawn from a seeded generator: the
  * same seed and the same operations give the same faults.
  *
- *   ERROR  the inner tier never sees the operation. STORE, LOAD: complete fires from a later poll
- *          with rule.error, and a LOAD's buffer holds garbage. ALLOC: returns rule.error.
- *   AGAIN  submit or alloc returns AGAIN, once per hit.
- *   FLIP   LOAD only, memory tiers only: one bit of the stored copy is flipped before it is read,
- *          and stays so. What detects it is the tier inside. */
+ *   ERROR  the inner tier never sees the operation. STORE, LOAD, HASH: complete fires from a later
+ * poll with rule.error, and a LOAD's buffer holds garbage. ALLOC: returns rule.error. AGAIN  submit
+ * or alloc returns AGAIN, once per hit. FLIP   LOAD only, memory tiers with addresses only: one bit
+ * of the stored copy is flipped before it is read, and stays so. What detects it is the tier
+ * inside. */
 #ifndef KVL_FAULT_H
 #define KVL_FAULT_H
 
 #include "tier.h"
 
 enum kvl_fault_kind { KVL_FAULT_ERROR, KVL_FAULT_AGAIN, KVL_FAULT_FLIP };
-enum kvl_fault_op { KVL_FAULT_STORE = 1, KVL_FAULT_LOAD = 2, KVL_FAULT_ALLOC = 4 };
+enum kvl_fault_op {
+    KVL_FAULT_STORE = 1,
+    KVL_FAULT_LOAD = 2,
+    KVL_FAULT_ALLOC = 4,
+    KVL_FAULT_HASH = 8
+};
 
 struct kvl_fault_rule {
     enum kvl_fault_kind kind;

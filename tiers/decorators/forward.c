@@ -45,6 +45,11 @@ static int forward_share_fd(struct kvl_tier *tier) {
     return inner->ops->share_fd(inner);
 }
 
+static void forward_describe_arena(struct kvl_tier *tier, struct kvl_arena_info *out) {
+    struct kvl_tier *inner = kvl_forward_of(tier)->inner;
+    inner->ops->describe_arena(inner, out);
+}
+
 static struct kvl_tier_stats forward_stats(struct kvl_tier *tier) {
     struct kvl_tier *inner = kvl_forward_of(tier)->inner;
     return inner->ops->stats(inner);
@@ -129,6 +134,7 @@ kvl_err kvl_forward_init(struct kvl_forward *forward, struct kvl_tier *inner, in
         .alloc = inner->ops->alloc ? forward_alloc : NULL,
         .address = inner->ops->address ? forward_address : NULL,
         .share_fd = inner->ops->share_fd ? forward_share_fd : NULL,
+        .describe_arena = inner->ops->describe_arena ? forward_describe_arena : NULL,
         .stats = forward_stats,
         .fits = inner->ops->fits ? forward_fits : NULL,
         .quiesce = forward_quiesce,

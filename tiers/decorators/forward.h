@@ -4,9 +4,9 @@
  *   owner <-- events, through the decorator            <-- inner tier
  *
  * A decorator embeds kvl_forward first, starts from kvl_forward_init's ops and replaces what it
- * changes. alloc, address and share_fd are NULL where the inner tier's are, so that a decorated
- * disk still looks like a disk. The fd is an epoll fd over the inner tier's and one of the
- * decorator's own. Only tiers/decorators includes this. */
+ * changes. alloc, address, share_fd and describe_arena are NULL where the inner tier's are, so that
+ * a decorated disk still looks like a disk. The fd is an epoll fd over the inner tier's and one of
+ * the decorator's own. Only tiers/decorators includes this. */
 #ifndef KVL_FORWARD_H
 #define KVL_FORWARD_H
 

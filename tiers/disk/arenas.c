@@ -5,27 +5,12 @@
  * disk thread asks mincore now and then, a sample a chunk, and registers when all of it has come.
  */
 #include <stdlib.h>
-#include <sys/mman.h>
 
 #include "clock.h"
 #include "disk.h"
+#include "resident.h"
 
-#define SAMPLE_BYTES (UINT64_C(2) << 20)
 #define ASK_EVERY_NS UINT64_C(20000000)
-
-static bool page_is_resident(uint8_t *address) {
-    unsigned char state = 0;
-    return mincore(address, KVL_PAGE_BYTES, &state) == 0 && (state & 1) != 0;
-}
-
-/* Arenas are touched chunk by chunk, so a chunk's last page stands for it. */
-static bool is_resident(const struct kvl_disk_register *memory) {
-    uint8_t *base = memory->address;
-    for (uint64_t end = SAMPLE_BYTES; end < memory->bytes; end += SAMPLE_BYTES)
-        if (!page_is_resident(base + end - KVL_PAGE_BYTES))
-            return false;
-    return page_is_resident(base + (memory->bytes - 1) / KVL_PAGE_BYTES * KVL_PAGE_BYTES);
-}
 
 void kvl_disk_arena_take(struct kvl_disk *disk, struct kvl_disk_register *memory) {
     memory->next = disk->arenas;
@@ -39,7 +24,7 @@ bool kvl_disk_arenas_advance(struct kvl_disk *disk) {
     struct kvl_disk_register **at = &disk->arenas;
     while (*at != NULL) {
         struct kvl_disk_register *memory = *at;
-        if (!is_resident(memory)) {
+        if (!kvl_memory_is_resident(memory->address, memory->bytes)) {
             at = &memory->next;
             continue;
         }

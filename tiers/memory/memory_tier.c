@@ -90,8 +90,7 @@ static bool list_remove(struct job_list *list, struct copy_job *job) {
 
 /* On a copy worker. The copy is what gets hashed, not its source, so that a fault on the way shows;
  * frame by frame, while it is still in the cache. */
-static void copy_run(struct kvl_job *base) {
-    struct copy_job *job = kvl_container_of(base, struct copy_job, job);
+static kvl_err copy_and_check(const struct copy_job *job) {
     const struct kvl_io *io = job->io;
     uint8_t *to = io->op == KVL_IO_STORE ? job->slot : io->buffer;
     const uint8_t *from = io->op == KVL_IO_STORE ? io->buffer : job->slot;
@@ -104,7 +103,16 @@ static void copy_run(struct kvl_job *base) {
         from += bytes;
     }
     bool same = kvl_content_hash_of_frames(io->layout, hashes) == io->record.content_hash;
-    job->status = same ? KVL_OK : KVL_ERR_CORRUPT;
+    return same ? KVL_OK : KVL_ERR_CORRUPT;
+}
+
+static void copy_run(struct kvl_job *base) {
+    struct copy_job *job = kvl_container_of(base, struct copy_job, job);
+    job->status = KVL_OK;
+    if (job->io->op == KVL_IO_HASH)
+        job->io->record.content_hash = kvl_content_hash(job->io->layout, job->slot, NULL);
+    else
+        job->status = copy_and_check(job);
 }
 
 static void count(struct memory_tier *tier, const struct kvl_io *io, kvl_err status) {
@@ -117,7 +125,7 @@ static void count(struct memory_tier *tier, const struct kvl_io *io, kvl_err sta
     if (io->op == KVL_IO_STORE) {
         stats->stores++;
         stats->written_bytes += io->layout->payload_bytes;
-    } else {
+    } else if (io->op == KVL_IO_LOAD) {
         stats->loads++;
         stats->read_bytes += io->layout->payload_bytes;
     }
@@ -131,7 +139,7 @@ static void io_end(struct memory_tier *tier, struct copy_job *job, kvl_err statu
     io->tier_private = NULL;
     io->status = status;
     io->stored_bytes = io->layout->slot_bytes;
-    if (status == KVL_OK && io->op == KVL_IO_LOAD && io->frame_ready)
+    if (status == KVL_OK && io->op != KVL_IO_HASH && io->frame_ready)
         io->frame_ready(io, io->layout->frame_count);
     io->complete(io);
 }
@@ -166,8 +174,9 @@ static void copy_done(struct kvl_job *base) {
 
 static bool io_is_valid(struct memory_tier *tier, const struct kvl_io *io) {
     const uint64_t capacity = kvl_arena_stats(tier->arena).capacity_bytes;
-    return io->layout && io->buffer && io->complete && (unsigned)io->priority < PRIORITIES &&
-           (io->op == KVL_IO_STORE || io->op == KVL_IO_LOAD) &&
+    const bool copies = io->op == KVL_IO_STORE || io->op == KVL_IO_LOAD;
+    return io->layout && io->complete && (unsigned)io->priority < PRIORITIES &&
+           (copies ? io->buffer != NULL : io->op == KVL_IO_HASH) &&
            io->location % KVL_PAGE_BYTES == 0 && io->location < capacity &&
            io->layout->payload_bytes <= capacity - io->location;
 }

@@ -7,10 +7,11 @@
  *
  * Slots come from alloc and go back by discard. An engine may fill a slot in place; STORE and LOAD
  * copy between a slot and a buffer, and hash the copy: CORRUPT when it is not
- * record.content_hash. A block has one hash over all its frames, so frame_ready is called once,
- * with all of them. RESTORE goes before PREFETCH goes before BEHIND, but every eighth transfer is
- * taken from the lowest that waits, so that none starves. submit says AGAIN while 1024 transfers
- * are under way. A block takes its slot's bytes (slot_bytes rounded up to 4096). */
+ * record.content_hash; HASH hashes a slot in place. A block has one hash over all its frames, so
+ * frame_ready is called once, with all of them. RESTORE goes before PREFETCH goes before BEHIND,
+ * but every eighth transfer is taken from the lowest that waits, so that none starves. submit says
+ * AGAIN while 1024 transfers are under way. A block takes its slot's bytes (slot_bytes rounded up
+ * to 4096). */
 #ifndef KVL_MEMORY_TIER_H
 #define KVL_MEMORY_TIER_H
 

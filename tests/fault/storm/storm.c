@@ -32,6 +32,7 @@
 #define MS 1000000ull
 #define PERSIST_MS 20u
 #define BOUND_MS 500u /* other work may have the machine: 25 times what was asked for */
+#define SYNC_EVERY_MS 50u
 #define POINTS_PER_FOLDER 25u
 #define ENGINES_MAX 128u
 #define HANG_MS 60000u
@@ -63,10 +64,27 @@ static void watch_cap(const struct storm *storm) {
         atomic_store(&totals->used_bytes_max, usage_bytes);
 }
 
-static void sleep_watching(const struct storm *storm, uint64_t until_ns) {
+static void sync_something(const struct storm *storm) {
+    char path[192];
+    snprintf(path, sizeof path, "%s/measure", storm->folder);
+    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0 || write(fd, path, sizeof path) != (ssize_t)sizeof path || fdatasync(fd) != 0)
+        die(path);
+    close(fd);
+}
+
+static void sleep_watching(struct storm *storm, uint64_t until_ns) {
+    uint64_t synced_ns = 0;
     do {
+        uint64_t begin_ns = kvl_clock_ns();
         watch_cap(storm);
+        if (begin_ns >= synced_ns + SYNC_EVERY_MS * MS) {
+            sync_something(storm);
+            synced_ns = begin_ns;
+        }
         usleep(2000);
+        if (kvl_clock_ns() - begin_ns > storm->slow_ns)
+            storm->slow_ns = kvl_clock_ns() - begin_ns;
     } while (kvl_clock_ns() < until_ns);
 }
 
@@ -235,6 +253,7 @@ static void load(struct storm *storm, uint64_t run_ns, pid_t daemon) {
     pid_t engines[LOAD_ENGINES];
     for (uint32_t i = 0; i < LOAD_ENGINES; i++)
         engines[i] = start_engine(storm, &roles[i], storm_random(&storm->random));
+    storm->slow_ns = 0;
     sleep_watching(storm, kvl_clock_ns() + run_ns);
     kill_daemon(storm, daemon);
     for (uint32_t i = 0; i < LOAD_ENGINES; i++)
@@ -253,7 +272,8 @@ static void point(struct storm *storm) {
     }
     run(storm, as_check);
     bool long_one = !storm->tight && storm_below(&storm->random, 32) == 0;
-    load(storm, (long_one ? storm->bound_ns : 0) + storm_below(&storm->random, 80) * MS, daemon);
+    load(
+        storm, (long_one ? 2 * storm->bound_ns : 0) + storm_below(&storm->random, 80) * MS, daemon);
 }
 
 static bool may_go_on(const struct storm *storm) {

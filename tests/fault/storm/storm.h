@@ -75,6 +75,8 @@ struct storm {
     bool tight;        /* the disk is smaller than what is stored: blocks may be evicted */
     bool until_found;
     uint64_t killed_ns;
+    uint64_t
+        slow_ns; /* the longest that a small synced write took in this load, and a short sleep */
 };
 
 /* ---- model.c: no process, no daemon --------------------------------------------------- */

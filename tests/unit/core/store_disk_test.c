@@ -52,7 +52,7 @@ static void flushed_blocks_survive_a_restart(void **state) {
     fixture_store_chain(&f, f.a, 1, 8);
     flush(&f);
     assert_int_equal(fixture_lookup(&f, 1, 8, found), 8);
-    assert_int_equal(found[7], 1 << KVL_TIER_DEVICE | 1 << KVL_TIER_DISK);
+    assert_int_equal(found[7] & ~(1 << KVL_TIER_HOST), 1 << KVL_TIER_DEVICE | 1 << KVL_TIER_DISK);
     assert_int_equal(report_of(&f).unpersisted_blocks, 0);
     fixture_close(&f);
     for (unsigned round = 0; round < 2; round++) {
@@ -338,6 +338,7 @@ static void a_disk_full_of_hot_blocks_takes_new_ones(void **state) {
 
 static void a_block_that_changed_after_its_seal_is_dropped(void **state) {
     (void)state;
+    fixture_near_only();
     struct fixture f;
     struct fixture_options options = {.device_blocks = 32, .disk_path = folder, .fault_disk = true};
     static const struct kvl_fault_rule full[] = {{.kind = KVL_FAULT_ERROR,
@@ -357,7 +358,7 @@ static void a_block_that_changed_after_its_seal_is_dropped(void **state) {
     struct kvl_restore_request request = {
         .client = f.a, .target = KVL_TIER_DEVICE, .keys = keys, .count = 2};
     assert_int_equal(kvl_store_restore(f.store, &request, blocks, &reply), KVL_OK);
-    f.device->ops->address(f.device, blocks[1].offset_bytes)[4096] ^= 4;
+    fixture_address(&f, KVL_TIER_DEVICE, blocks[1].offset_bytes)[4096] ^= 4;
     assert_int_equal(kvl_fault_tier_set_rules(f.disk, NULL, 0), KVL_OK);
     assert_int_equal(kvl_store_flush(f.store, f.a, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_ERR_CORRUPT);
@@ -394,6 +395,7 @@ static void release_leases(struct fixture *f, const struct kvl_restored *blocks,
 
 static void a_bad_copy_in_memory_is_made_good_from_disk(void **state) {
     (void)state;
+    fixture_near_only();
     struct fixture f;
     struct kvl_key keys[4];
     struct kvl_restored blocks[4];
@@ -402,7 +404,7 @@ static void a_bad_copy_in_memory_is_made_good_from_disk(void **state) {
         &f, &(struct fixture_options){.device_blocks = 32, .host_blocks = 32, .disk_path = folder});
     move_to_host(&f, 4, keys, blocks);
     release_leases(&f, blocks, 4);
-    f.host->ops->address(f.host, blocks[2].offset_bytes)[5000] ^= 1;
+    fixture_address(&f, KVL_TIER_HOST, blocks[2].offset_bytes)[5000] ^= 1;
     assert_int_equal(fixture_check_chain(&f, f.a, 1, 4, KVL_TIER_DEVICE), 4);
     fixture_settle(&f);
     assert_int_equal(fixture_lookup(&f, 1, 4, found), 4);
@@ -415,6 +417,7 @@ static void a_bad_copy_in_memory_is_made_good_from_disk(void **state) {
 
 static void a_bad_copy_is_not_what_goes_to_disk(void **state) {
     (void)state;
+    fixture_near_only();
     struct fixture f;
     static const struct kvl_fault_rule full[] = {{.kind = KVL_FAULT_ERROR,
         .ops = KVL_FAULT_STORE,
@@ -435,7 +438,7 @@ static void a_bad_copy_is_not_what_goes_to_disk(void **state) {
     struct kvl_restore_request request = {
         .client = f.a, .target = KVL_TIER_HOST, .keys = &key, .count = 1};
     assert_int_equal(kvl_store_restore(f.store, &request, &block, &reply), KVL_OK);
-    f.host->ops->address(f.host, block.offset_bytes)[9] ^= 1;
+    fixture_address(&f, KVL_TIER_HOST, block.offset_bytes)[9] ^= 1;
     release_leases(&f, &block, 1);
     assert_int_equal(kvl_fault_tier_set_rules(f.disk, NULL, 0), KVL_OK);
     flush(&f);
@@ -446,13 +449,14 @@ static void a_bad_copy_is_not_what_goes_to_disk(void **state) {
 
 static void a_bad_copy_under_a_lease_keeps_its_slot_until_released(void **state) {
     (void)state;
+    fixture_near_only();
     struct fixture f;
     struct kvl_key keys[2];
     struct kvl_restored blocks[2];
     fixture_open(
         &f, &(struct fixture_options){.device_blocks = 32, .host_blocks = 32, .disk_path = folder});
     move_to_host(&f, 2, keys, blocks);
-    f.host->ops->address(f.host, blocks[1].offset_bytes)[0] ^= 1;
+    fixture_address(&f, KVL_TIER_HOST, blocks[1].offset_bytes)[0] ^= 1;
     assert_int_equal(fixture_check_chain(&f, f.a, 1, 2, KVL_TIER_DEVICE), 2);
     assert_int_equal(report_of(&f).tiers[KVL_TIER_HOST].used_bytes, 2 * BLOCK_BYTES);
     release_leases(&f, blocks, 2);
@@ -486,6 +490,7 @@ static void what_was_evicted_meanwhile_is_not_bad(void **state) {
 
 static void blocks_too_large_for_the_disk_are_refused_at_once(void **state) {
     (void)state;
+    fixture_near_only();
     for (uint64_t disk_bytes = 31u << 20; disk_bytes <= 32u << 20; disk_bytes += 1u << 20) {
         struct fixture f;
         struct kvl_namespace_info info;

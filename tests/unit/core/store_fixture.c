@@ -12,11 +12,12 @@
 
 #include "clock.h"
 #include "decorators/delay.h"
+#include "decorators/far.h"
 #include "decorators/fault.h"
 #include "disk/disk_tier.h"
 #include "memory/memory_tier.h"
 
-#define WAIT_NS_MAX 10000000000ull
+#define WAIT_NS_MAX 60000000000ull
 
 static const struct kvl_geometry geometry = {
     .layers = 4, .kv_heads = 16, .k_dim = 128, .v_dim = 128, .block_tokens = BLOCK_TOKENS};
@@ -28,7 +29,7 @@ static struct kvl_tier *wrap(struct kvl_tier *inner, bool fault) {
     return outer;
 }
 
-static struct kvl_tier *memory_tier(enum kvl_tier_kind kind, uint32_t blocks, bool fault) {
+static struct kvl_tier *memory_tier(enum kvl_tier_kind kind, uint32_t blocks) {
     /* An arena cuts its memory into slabs of its own choosing: capacity is what it may use. */
     struct kvl_memory_tier_options options = {
         .kind = kind, .capacity_bytes = (uint64_t)blocks * BLOCK_BYTES};
@@ -36,7 +37,23 @@ static struct kvl_tier *memory_tier(enum kvl_tier_kind kind, uint32_t blocks, bo
     struct kvl_errmsg msg = {{0}};
     assert_int_equal(kvl_memory_tier_create(&options, &tier, &msg), KVL_OK);
     kvl_memory_tier_wait_touched(tier);
-    return wrap(tier, fault);
+    return tier;
+}
+
+/* fault(delay(far(memory))), as far as they are wanted. */
+static void open_device(struct fixture *f, const struct fixture_options *options) {
+    f->device_memory = memory_tier(KVL_TIER_DEVICE, options->device_blocks);
+    f->device = f->device_memory;
+    if (options->far_device || getenv("KVL_FAR_DEVICE") != NULL) {
+        assert_int_equal(kvl_far_tier_create(f->device, &f->far), KVL_OK);
+        f->device = f->far;
+    }
+    if (options->delay_device) {
+        assert_int_equal(
+            kvl_delay_tier_create(f->device, &(struct kvl_delay_options){0}, &f->delay), KVL_OK);
+        f->device = f->delay;
+    }
+    f->device = wrap(f->device, options->fault_device);
 }
 
 static void open_client(
@@ -59,12 +76,22 @@ static void open_namespace(struct fixture *f, uint32_t tenant) {
     assert_int_equal(f->ns.layout.payload_bytes, BLOCK_BYTES);
 }
 
+void fixture_near_only(void) {
+    if (getenv("KVL_FAR_DEVICE") != NULL)
+        skip();
+}
+
 void fixture_open(struct fixture *f, const struct fixture_options *options) {
     *f = (struct fixture){0};
     struct kvl_catalog *catalog = NULL;
-    f->device = memory_tier(KVL_TIER_DEVICE, options->device_blocks, options->fault_device);
+    struct fixture_options far = *options;
+    if (getenv("KVL_FAR_DEVICE") != NULL && far.host_blocks == 0) {
+        far.host_blocks = far.device_blocks;
+        options = &far;
+    }
+    open_device(f, options);
     if (options->host_blocks > 0)
-        f->host = memory_tier(KVL_TIER_HOST, options->host_blocks, options->fault_host);
+        f->host = wrap(memory_tier(KVL_TIER_HOST, options->host_blocks), options->fault_host);
     struct kvl_errmsg msg = {{0}};
     if (options->disk_path != NULL) {
         struct kvl_disk_options disk = {.path = options->disk_path,
@@ -84,6 +111,7 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
         .disk = f->disk,
         .catalog = catalog,
         .client_lease_bytes_max = options->client_lease_bytes_max,
+        .log = options->log,
         .tenants = options->tenants,
         .tenant_count = options->tenant_count};
     if (kvl_store_create(&store, &f->store, &msg) != KVL_OK)
@@ -175,16 +203,20 @@ static uint64_t word_of(const struct kvl_key *key, uint64_t i) {
     return (base + i) * 0x9e3779b97f4a7c15u;
 }
 
+uint8_t *fixture_address(struct fixture *f, enum kvl_tier_kind kind, uint64_t offset) {
+    struct kvl_tier *tier = kind == KVL_TIER_DEVICE ? f->device_memory : f->host;
+    return tier->ops->address(tier, offset);
+}
+
 void fixture_fill(struct fixture *f, uint64_t offset, const struct kvl_key *key) {
-    uint64_t *words = (uint64_t *)f->device->ops->address(f->device, offset);
+    uint64_t *words = (uint64_t *)fixture_address(f, KVL_TIER_DEVICE, offset);
     for (uint64_t i = 0; i < BLOCK_BYTES / 8; i++)
         words[i] = word_of(key, i);
 }
 
 bool fixture_is_filled(
     struct fixture *f, enum kvl_tier_kind kind, uint64_t offset, const struct kvl_key *key) {
-    struct kvl_tier *tier = kind == KVL_TIER_DEVICE ? f->device : f->host;
-    const uint64_t *words = (const uint64_t *)tier->ops->address(tier, offset);
+    const uint64_t *words = (const uint64_t *)fixture_address(f, kind, offset);
     for (uint64_t i = 0; i < BLOCK_BYTES / 8; i++)
         if (words[i] != word_of(key, i))
             return false;
@@ -209,6 +241,22 @@ kvl_err fixture_seal(struct fixture *f, uint32_t client, uint64_t lease, uint64_
         assert_true(kvl_key_equal(&key, &keys[i]));
     free(keys);
     return err;
+}
+
+static uint64_t copies_under_way(const struct fixture *f) {
+    struct kvl_tier *const tiers[] = {f->device, f->host};
+    uint64_t count = 0;
+    for (unsigned i = 0; i < 2; i++)
+        count += tiers[i] != NULL ? tiers[i]->ops->stats(tiers[i]).inflight : 0;
+    return count;
+}
+
+/* A block that is being copied down may not leave, and then a newer one has to. */
+static void wait_for_copies(struct fixture *f) {
+    uint64_t start = kvl_clock_ns();
+    fixture_poll_for(f, 2);
+    while (copies_under_way(f) > 0 && kvl_clock_ns() - start < WAIT_NS_MAX)
+        poll_once(f, 5);
 }
 
 void fixture_store_chain(struct fixture *f, uint32_t client, uint32_t seed, uint32_t count) {
@@ -238,7 +286,7 @@ void fixture_store_chain(struct fixture *f, uint32_t client, uint32_t seed, uint
             assert_true(kvl_clock_ns() - start < WAIT_NS_MAX);
             poll_once(f, 5);
         }
-        fixture_poll_for(f, 2);
+        wait_for_copies(f);
     }
     free(keys);
 }

@@ -19,19 +19,28 @@ struct fixture_options {
     const char *disk_path;  /* NULL: no disk tier */
     uint64_t disk_bytes;    /* 0: 256 MiB */
     bool fault_device, fault_host, fault_disk;
-    bool delay_disk; /* f->disk is a delay tier, without delay at first */
+    bool far_device;   /* the CPU cannot address it; or $KVL_FAR_DEVICE says so of all */
+    bool delay_device; /* hashes, stores and loads of it wait as told */
+    bool delay_disk;   /* f->disk is a delay tier, without delay at first */
     uint64_t client_lease_bytes_max;
+    struct kvl_log *log;                      /* borrowed; NULL: none */
     const struct kvl_tenant_options *tenants; /* beside the default one */
     uint32_t tenant_count;
 };
 
 struct fixture {
     struct kvl_tier *device, *host, *disk; /* the decorators where there are any */
+    struct kvl_tier *device_memory;        /* the innermost: has addresses */
+    struct kvl_tier *far;                  /* the far decorator, or NULL */
+    struct kvl_tier *delay;                /* the device's, or NULL */
     struct kvl_store *store;
     struct kvl_namespace_info ns;
     uint32_t a, b; /* attached clients */
 };
 
+/* Skips the test where $KVL_FAR_DEVICE is set: a far device's blocks have a copy in the host, too.
+ */
+void fixture_near_only(void);
 void fixture_open(struct fixture *f, const struct fixture_options *options);
 /* A client of that tenant, and a namespace of its own: what the fixture stores from now on. The
  * keys below are inside keys as long as the tenant has no salt. */
@@ -39,7 +48,7 @@ uint32_t fixture_enter(struct fixture *f, uint32_t tenant);
 void fixture_close(struct fixture *f); /* as a crash would: nothing is drained first */
 
 /* Polls until the word's ticket ends; returns its status. Fails the test when that takes over
- * ten seconds. */
+ * a minute. */
 kvl_err fixture_wait(struct fixture *f, struct kvl_ticket ticket);
 /* Polls until nothing is hashed, moved or persisted any more. */
 void fixture_settle(struct fixture *f);
@@ -47,6 +56,8 @@ void fixture_poll_for(struct fixture *f, uint32_t milliseconds);
 
 /* Keys of a chain of `count` blocks over the tokens seed, seed + 1, ... */
 void fixture_keys(const struct fixture *f, uint32_t seed, uint32_t count, struct kvl_key *keys);
+/* Where the test finds the slot, also of a far device. */
+uint8_t *fixture_address(struct fixture *f, enum kvl_tier_kind tier, uint64_t offset);
 void fixture_fill(struct fixture *f, uint64_t offset, const struct kvl_key *key);
 bool fixture_is_filled(
     struct fixture *f, enum kvl_tier_kind tier, uint64_t offset, const struct kvl_key *key);

@@ -47,6 +47,7 @@ static void release(
 
 static void sealed_blocks_are_found_and_read_in_place(void **state) {
     (void)state;
+    fixture_near_only();
     struct fixture f;
     fixture_open(&f, &(struct fixture_options){.device_blocks = 32});
     uint8_t found[5];
@@ -263,6 +264,7 @@ static void one_client_cannot_lease_more_than_its_limit(void **state) {
 
 static void children_leave_before_their_parents(void **state) {
     (void)state;
+    fixture_near_only();
     struct fixture f;
     fixture_open(&f, &(struct fixture_options){.device_blocks = 16});
     uint8_t found[16];
@@ -422,7 +424,7 @@ static void verify_reads_everything(void **state) {
     kvl_store_release(f.store, f.a, NULL, 0, &ticket, 1);
     assert_int_equal(restore(&f, f.a, 1, 10, blocks).count, 10);
     fixture_settle(&f); /* nobody reads it now */
-    f.device->ops->address(f.device, blocks[9].offset_bytes)[100] ^= 1;
+    fixture_address(&f, KVL_TIER_DEVICE, blocks[9].offset_bytes)[100] ^= 1;
     release(&f, f.a, blocks, 10);
     assert_int_equal(kvl_store_verify(f.store, f.a, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);

@@ -15,7 +15,13 @@
 
 #include "engine_fixture.h"
 
-enum { BLOCK = FIXTURE_BLOCK_TOKENS, PROMPT = 5 * BLOCK + 10, SEED = 3 };
+enum {
+    BLOCK = FIXTURE_BLOCK_TOKENS,
+    PROMPT = 5 * BLOCK + 10,
+    SEED = 3,
+    DEVICE_BLOCKS = 12,
+    HELD = 10
+};
 
 static struct fixture fixture;
 static uint32_t prompt[PROMPT];
@@ -38,6 +44,31 @@ static int tear_down(void **state) {
 static void name_blocks(const struct engine *engine, struct kvl_key keys[PROMPT / BLOCK]) {
     assert_int_equal(
         kvl_key_chain(&engine->connection.request.key, prompt, PROMPT, BLOCK, keys), KVL_OK);
+}
+
+/* Every block that the daemon has is what it was when it was sealed, also when the engine that
+ * filled it is gone. */
+static void assert_stored_blocks_are_whole(void) {
+    struct engine checker;
+    engine_open(&checker, &fixture, &stored);
+    struct kvl_client *client = checker.connection.client;
+    struct kvl_key keys[PROMPT / BLOCK];
+    uint8_t found[PROMPT / BLOCK];
+    uint32_t hits = 0;
+    name_blocks(&checker, keys);
+    for (int tries = 0; hits < PROMPT / BLOCK && tries < 5000; ++tries) { /* hashed behind a seal */
+        assert_int_equal(kvl_lookup(client, keys, PROMPT / BLOCK, found, &hits), KVL_OK);
+        if (hits < PROMPT / BLOCK)
+            usleep(1000);
+    }
+    assert_int_equal(hits, PROMPT / BLOCK);
+    struct kvl_ticket ticket;
+    struct kvl_progress progress;
+    assert_int_equal(kvl_verify(client, &ticket), KVL_OK);
+    assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 10000, &progress), KVL_OK);
+    assert_true(progress.values[0] > 0);
+    assert_int_equal(progress.values[1], 0);
+    engine_close(&checker);
 }
 
 /* What an engine alone answers in two turns, the second without new text. */
@@ -63,8 +94,6 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     struct kvl_allocated granted;
     struct kvl_ticket ticket;
     struct kvl_turn_report first, second;
-    uint8_t found[PROMPT / BLOCK];
-    uint32_t hits = 0;
     fixture_start(&fixture, 32, 0, false);
     engine_open(&filler, &fixture, &stored);
     name_blocks(&filler, keys);
@@ -78,10 +107,41 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     engine_close(&filler);
     assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &second), KVL_OK);
     assert_int_equal(second.private_tokens, 0);
-    assert_int_equal(kvl_lookup(engine.connection.client, keys, 1, found, &hits), KVL_OK);
-    assert_int_equal(hits, 1);
     assert_answers_as_alone(&first, &second);
     engine_close(&engine);
+    assert_stored_blocks_are_whole();
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
+/* Takes most of a tier's slots. */
+static void hold_slots(struct engine *holder) {
+    struct kvl_key no_keys[HELD] = {{{0}}};
+    struct kvl_allocated granted[HELD];
+    struct kvl_ticket ticket;
+    fixture_start(&fixture, DEVICE_BLOCKS, 0, false);
+    engine_open(holder, &fixture, &stored);
+    assert_int_equal(kvl_alloc(holder->connection.client, holder->connection.space.id,
+                         KVL_TIER_DEVICE, no_keys, HELD, false, granted, &ticket),
+        KVL_OK);
+    assert_int_equal(granted[HELD - 1].status, KVL_ALLOC_GRANTED);
+}
+
+/* Offered behind the last token of a turn: copied, sealed, and no forward call in between. */
+static void test_private_blocks_move_in_at_the_end_of_a_turn(void **state) {
+    (void)state;
+    struct engine holder, engine;
+    struct kvl_turn_report first, second;
+    hold_slots(&holder);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 2, &first), KVL_OK);
+    assert_true(first.private_tokens >= 3 * BLOCK);
+    engine_close(&holder);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 2, &second), KVL_OK);
+    assert_true(second.private_tokens < BLOCK);
+    assert_answers_as_alone(&first, &second);
+    engine_close(&engine);
+    assert_stored_blocks_are_whole();
     kvl_turn_report_deinit(&first);
     kvl_turn_report_deinit(&second);
 }
@@ -89,18 +149,9 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
 /* Others' leases fill the tier; when they end, private blocks move in. */
 static void test_private_blocks_move_in_when_space_comes_back(void **state) {
     (void)state;
-    enum { DEVICE_BLOCKS = 12, HELD = 10 };
     struct engine holder, engine;
-    struct kvl_key no_keys[HELD] = {{{0}}};
-    struct kvl_allocated granted[HELD];
-    struct kvl_ticket ticket;
     struct kvl_turn_report first, second;
-    fixture_start(&fixture, DEVICE_BLOCKS, 0, false);
-    engine_open(&holder, &fixture, &stored);
-    assert_int_equal(kvl_alloc(holder.connection.client, holder.connection.space.id,
-                         KVL_TIER_DEVICE, no_keys, HELD, false, granted, &ticket),
-        KVL_OK);
-    assert_int_equal(granted[HELD - 1].status, KVL_ALLOC_GRANTED);
+    hold_slots(&holder);
     engine_open(&engine, &fixture, &stored);
     assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
     assert_true(first.private_tokens >= 3 * BLOCK);
@@ -109,8 +160,42 @@ static void test_private_blocks_move_in_when_space_comes_back(void **state) {
     assert_int_equal(second.private_tokens, 0);
     assert_answers_as_alone(&first, &second);
     engine_close(&engine);
+    assert_stored_blocks_are_whole();
     kvl_turn_report_deinit(&first);
     kvl_turn_report_deinit(&second);
+}
+
+/* The blocks of a dead daemon go on in its memory, or move out of it where that memory has to come
+ * back before there can be another daemon; and then into the next daemon's. */
+static void test_blocks_of_a_lost_daemon_move_to_the_next(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report first, second, third;
+    char address[128];
+    snprintf(address, sizeof address, "ipc://%s/socket", fixture.disk_path);
+    fixture.address = address;
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
+    assert_true(first.private_tokens < BLOCK);
+    assert_int_equal(engine.connection.arena_count, 1);
+    fixture_stop(&fixture);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 4, &second), KVL_OK);
+    assert_true(second.daemon_lost);
+    assert_int_equal(engine.connection.arena_count, engine.backend->ops->map_arena != NULL ? 0 : 1);
+    assert_answers_as_alone(&first, &second);
+    fixture_start(&fixture, 32, 0, false);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 2 * BLOCK, &third), KVL_OK);
+    assert_true(third.private_tokens < BLOCK);
+    assert_int_equal(engine.connection.arena_count, 1);
+    assert_false(engine.connection.unmap_due);
+    engine_close(&engine);
+    assert_stored_blocks_are_whole();
+    fixture_stop(&fixture);
+    fixture.address = NULL;
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+    kvl_turn_report_deinit(&third);
 }
 
 /* Overwrites the middle of every segment file. */
@@ -176,6 +261,10 @@ int main(void) {
             test_block_of_a_dead_filler_is_handed_over, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_private_blocks_move_in_when_space_comes_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_private_blocks_move_in_at_the_end_of_a_turn, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_blocks_of_a_lost_daemon_move_to_the_next, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_blocks_are_computed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_session_longer_than_the_context_is_refused, set_up, tear_down),

@@ -28,11 +28,12 @@ struct fixture {
     struct kvl_chat *chat;
     struct kvl_token_list list;
     struct kvl_errmsg msg;
+    const char *name; /* of --chat-template */
 };
 
-static kvl_err open_chat(struct fixture *f, const char *template) {
+static kvl_err open_named(struct fixture *f, const char *template, const char *name) {
     uint64_t bytes;
-    memset(f, 0, sizeof *f);
+    *f = (struct fixture){.name = name};
     gguf_writer_init(&f->writer);
     vocab_add_bpe(&f->writer);
     if (template) {
@@ -41,7 +42,11 @@ static kvl_err open_chat(struct fixture *f, const char *template) {
     const uint8_t *file = gguf_writer_finish(&f->writer, &bytes);
     assert_int_equal(kvl_gguf_open_memory(file, bytes, "tiny", &f->gguf, &f->msg), KVL_OK);
     assert_int_equal(kvl_tokenizer_create(f->gguf, &f->tokenizer, &f->msg), KVL_OK);
-    return kvl_chat_create(f->gguf, f->tokenizer, &f->chat, &f->msg);
+    return kvl_chat_create(f->gguf, f->tokenizer, f->name, &f->chat, &f->msg);
+}
+
+static kvl_err open_chat(struct fixture *f, const char *template) {
+    return open_named(f, template, NULL);
 }
 
 static void close_chat(struct fixture *f) {
@@ -63,12 +68,17 @@ static void assert_rendered(struct fixture *f, const char *rendered) {
     kvl_token_list_free(&expected);
 }
 
+static kvl_err begin(struct fixture *f, const char *system, const char *text) {
+    const struct kvl_chat_turn turn = {
+        .begins = true, .system = system, .text = text, .text_bytes = strlen(text)};
+    return kvl_chat_append(f->chat, &turn, &f->list);
+}
+
 static void turns_are_wrapped_as_the_template_does(void **state) {
     (void)state;
     struct fixture f;
     assert_int_equal(open_chat(&f, smollm_template), KVL_OK);
-    assert_int_equal(kvl_chat_begin(f.chat, NULL, &f.list), KVL_OK);
-    assert_int_equal(kvl_chat_user_turn(f.chat, "\n\nhello", 7, &f.list), KVL_OK);
+    assert_int_equal(begin(&f, NULL, "\n\nhello"), KVL_OK);
     assert_rendered(&f, "<|im_start|>system\nYou are a test<|im_end|>\n"
                         "<|im_start|>user\n\n\nhello<|im_end|>\n<|im_start|>assistant\n");
     close_chat(&f);
@@ -78,19 +88,19 @@ static void a_given_system_message_replaces_the_default(void **state) {
     (void)state;
     struct fixture f;
     assert_int_equal(open_chat(&f, smollm_template), KVL_OK);
-    assert_int_equal(kvl_chat_begin(f.chat, "hell", &f.list), KVL_OK);
-    assert_rendered(&f, "<|im_start|>system\nhell<|im_end|>\n");
+    assert_true(kvl_chat_takes_system(f.chat));
+    assert_int_equal(begin(&f, "hell", "x"), KVL_OK);
+    assert_rendered(&f, "<|im_start|>system\nhell<|im_end|>\n<|im_start|>user\nx<|im_end|>\n"
+                        "<|im_start|>assistant\n");
     close_chat(&f);
 }
 
-static void a_template_without_a_system_message_begins_empty(void **state) {
+static void a_template_without_a_system_message_begins_with_the_user(void **state) {
     (void)state;
     struct fixture f;
     assert_int_equal(open_chat(&f, plain_template), KVL_OK);
     assert_int_equal(kvl_chat_default_system(f.chat).bytes, 0);
-    assert_int_equal(kvl_chat_begin(f.chat, NULL, &f.list), KVL_OK);
-    assert_int_equal(f.list.count, 0);
-    assert_int_equal(kvl_chat_user_turn(f.chat, "", 0, &f.list), KVL_OK);
+    assert_int_equal(begin(&f, NULL, ""), KVL_OK);
     assert_rendered(&f, "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\n");
     close_chat(&f);
 }
@@ -101,7 +111,7 @@ static void a_users_markers_stay_text(void **state) {
     struct fixture f;
     uint64_t markers = 0;
     assert_int_equal(open_chat(&f, plain_template), KVL_OK);
-    assert_int_equal(kvl_chat_user_turn(f.chat, attack, strlen(attack), &f.list), KVL_OK);
+    assert_int_equal(begin(&f, NULL, attack), KVL_OK);
     for (uint64_t i = 0; i < f.list.count; i++) {
         markers += kvl_token_is_control(f.tokenizer, f.list.ids[i]);
     }
@@ -109,16 +119,63 @@ static void a_users_markers_stay_text(void **state) {
     close_chat(&f);
 }
 
-static void a_missing_end_of_turn_is_appended(void **state) {
+/* Some files call their markers user-defined, which text becomes without being parsed. */
+static void markers_of_another_kind_are_no_text_either(void **state) {
     (void)state;
     struct fixture f;
     assert_int_equal(open_chat(&f, plain_template), KVL_OK);
-    assert_int_equal(kvl_chat_end_turn(f.chat, false, &f.list), KVL_OK);
-    assert_rendered(&f, "<|im_end|>\n");
+    kvl_tokenizer_make_control(f.tokenizer, VOCAB_NOTE);
+    assert_int_equal(begin(&f, NULL, "<note>"), KVL_OK);
+    for (uint64_t i = 0; i < f.list.count; i++) {
+        assert_int_not_equal(f.list.ids[i], VOCAB_NOTE);
+    }
+    close_chat(&f);
+}
+
+static void a_missing_end_of_turn_is_appended(void **state) {
+    (void)state;
+    static const char next[] = "\n<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n";
+    char with_end[80] = "<|im_end|>";
+    struct fixture f;
+    struct kvl_chat_turn turn = {.text = "x", .text_bytes = 1};
+    assert_int_equal(open_chat(&f, plain_template), KVL_OK);
+    assert_int_equal(kvl_chat_append(f.chat, &turn, &f.list), KVL_OK);
+    assert_rendered(&f, strcat(with_end, next));
     f.list.count = 0;
-    assert_int_equal(kvl_chat_end_turn(f.chat, true, &f.list), KVL_OK);
-    assert_rendered(&f, "\n");
+    turn.ended = true;
+    assert_int_equal(kvl_chat_append(f.chat, &turn, &f.list), KVL_OK);
+    assert_rendered(&f, next);
     assert_int_equal(kvl_chat_end_token(f.chat), VOCAB_IM_END);
+    close_chat(&f);
+}
+
+static void a_format_can_be_named(void **state) {
+    (void)state;
+    struct fixture f;
+    assert_int_equal(open_named(&f, NULL, "chatml"), KVL_OK);
+    assert_string_equal(kvl_chat_format_name(f.chat), "chatml");
+    assert_int_equal(begin(&f, NULL, "x"), KVL_OK);
+    assert_rendered(&f, "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n");
+    close_chat(&f);
+    assert_int_equal(open_named(&f, plain_template, "chatml2"), KVL_ERR_INVALID);
+    static const char *const names[] = {
+        "'chatml2'", "chatml,", "llama-2", "llama-3", "mistral", "gemma", "zephyr", "phi-3"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        assert_non_null(strstr(f.msg.text, names[i]));
+    }
+    close_chat(&f);
+    assert_int_equal(open_named(&f, NULL, "llama-3"), KVL_ERR_UNSUPPORTED);
+    assert_non_null(strstr(f.msg.text, "<|start_header_id|>")); /* not in this vocabulary */
+    close_chat(&f);
+}
+
+static void a_system_message_is_refused_where_there_is_none(void **state) {
+    (void)state;
+    struct fixture f;
+    assert_int_equal(open_named(&f, NULL, "mistral-v0"), KVL_OK);
+    assert_false(kvl_chat_takes_system(f.chat));
+    assert_int_equal(begin(&f, "x", "y"), KVL_ERR_INVALID);
+    assert_int_equal(f.list.count, 0);
     close_chat(&f);
 }
 
@@ -132,6 +189,16 @@ static void other_templates_are_refused(void **state) {
         "{% for message in messages %}{{ '[INST]' + message['content'] }}{% endfor %}",
         ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
          "{{ '<|im_start|>system\nnever ends"),
+        /* what the answer begins with, and a default system message, that cannot be read */
+        ("{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_end|>' }}{% endfor %}"
+         "{% if add_generation_prompt %}{{ opening }}{% endif %}"),
+        ("{% set system_message = 'Today is ' + today %}{% for m in messages %}"
+         "{{ '<|im_start|>' + m.role + '<|im_end|>' }}{% endfor %}"),
+        ("{% for m in messages %}{{ '<|im_start|>system\nIt is ' + today + '<|im_end|>' }}"
+         "{% endfor %}"),
+        "{% endfor %}{% for m in messages %}{{ '<|im_start|>' + '<|im_end|>' }}",
+        "{# <|im_start|><|im_end|>",
+        "<|im_start|><|im_end|>\x01",
     };
     struct fixture f;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
@@ -155,9 +222,12 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(turns_are_wrapped_as_the_template_does),
         cmocka_unit_test(a_given_system_message_replaces_the_default),
-        cmocka_unit_test(a_template_without_a_system_message_begins_empty),
+        cmocka_unit_test(a_template_without_a_system_message_begins_with_the_user),
         cmocka_unit_test(a_users_markers_stay_text),
+        cmocka_unit_test(markers_of_another_kind_are_no_text_either),
         cmocka_unit_test(a_missing_end_of_turn_is_appended),
+        cmocka_unit_test(a_format_can_be_named),
+        cmocka_unit_test(a_system_message_is_refused_where_there_is_none),
         cmocka_unit_test(other_templates_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

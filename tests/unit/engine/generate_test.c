@@ -72,11 +72,12 @@ static void test_more_than_the_context_is_refused(void **state) {
 static volatile sig_atomic_t stop;
 static uint32_t tokens_until_stop;
 
-static void stop_after_some(void *arg, uint32_t token) {
+static bool stop_after_some(void *arg, uint32_t token) {
     (void)arg;
     (void)token;
     if (tokens_until_stop > 0 && --tokens_until_stop == 0)
         stop = 1;
+    return true;
 }
 
 /* An interrupted answer goes on at its very token. */

@@ -56,7 +56,7 @@ static void matrix_init(struct matrix *m, uint32_t type) {
     m->data = tiny_weights(type, (uint64_t)ROWS * COLUMNS, 0.3, &seed, &bytes);
     m->tensor = (struct kvl_gguf_tensor){
         .type = type, .dim_count = 2, .dims = {COLUMNS, ROWS, 1, 1}, .data = m->data};
-    m->weight = (struct kvl_weight){&m->tensor, ROWS, COLUMNS};
+    m->weight = (struct kvl_weight){.tensor = &m->tensor, .rows = ROWS, .columns = COLUMNS};
     assert_int_equal(kvl_pool_create(2, &pool, NULL), KVL_OK);
     assert_int_equal(
         kvl_pack(&(struct kvl_pack_item){&m->weight, &m->packed}, 1, pool, &m->memory, NULL),

@@ -184,16 +184,58 @@ static void what_is_not_supported_is_named(void **state) {
     assert_not_created(&f, KVL_ERR_UNSUPPORTED, "no tokenizer");
     gguf_add_string(&f.writer, "tokenizer.ggml.model", "bert");
     assert_not_created(&f, KVL_ERR_UNSUPPORTED, "'bert'");
-    vocab_add_bpe_with(&f.writer, "qwen2", NULL);
-    assert_not_created(&f, KVL_ERR_UNSUPPORTED, "'qwen2'");
+    vocab_add_bpe_with(&f.writer, "nobodys", NULL);
+    assert_not_created(&f, KVL_ERR_UNSUPPORTED, "'nobodys'");
     vocab_add_bpe_with(&f.writer, "smollm", "x y");
     assert_not_created(&f, KVL_ERR_CORRUPT, "merge 9");
     vocab_add_bpe_with(&f.writer, "smollm", "xy");
+    assert_not_created(&f, KVL_ERR_CORRUPT, "merge 9");
+    vocab_add_bpe_with(&f.writer, "smollm", "hello ");
+    assert_not_created(&f, KVL_ERR_CORRUPT, "merge 9"); /* "hello" from "hello": a loop */
+    vocab_add_bpe_with(&f.writer, "smollm", " hello");
     assert_not_created(&f, KVL_ERR_CORRUPT, "merge 9");
     gguf_add_string(&f.writer, "tokenizer.ggml.model", "gpt2");
     gguf_add_u32(&f.writer, "tokenizer.ggml.tokens", 3);
     assert_not_created(&f, KVL_ERR_CORRUPT, "tokenizer.ggml.tokens");
     gguf_writer_deinit(&f.writer);
+}
+
+/* A merge is as long as its parts together, so none can lead back; a pair may stand twice. */
+static void merges_end(void **state) {
+    (void)state;
+    static const char *const extra[] = {"h e", "hell o"};
+    for (size_t i = 0; i < sizeof extra / sizeof *extra; i++) {
+        struct fixture f = {0};
+        gguf_writer_init(&f.writer);
+        vocab_add_bpe_with(&f.writer, "smollm", extra[i]);
+        assert_int_equal(open_fixture(&f), KVL_OK);
+        assert_ids(&f, "hello", 5, 0, IDS(M(3))); /* the first of two equal pairs counts */
+        close_fixture(&f);
+    }
+}
+
+/* Special tokens that overlap: the longer one counts, wherever they stand; then the left one. */
+static void overlapping_specials_are_cut_longest_first(void **state) {
+    (void)state;
+    static const char *const texts[] = {"a", "b", "c", "d", "abc", "bcdd", "dd", "d", "aa"};
+    static const int32_t kinds[] = {1, 1, 1, 1, 4, 4, 4, 4, 3};
+    static const char *const merges[] = {"a b"};
+    struct fixture f = {0};
+    gguf_writer_init(&f.writer);
+    gguf_add_string(&f.writer, "tokenizer.ggml.model", "gpt2");
+    gguf_add_string(&f.writer, "tokenizer.ggml.pre", "gpt-2");
+    gguf_add_strings(&f.writer, "tokenizer.ggml.tokens", texts, 9);
+    gguf_add_array(&f.writer, "tokenizer.ggml.token_type", KVL_GGUF_I32, 4, kinds, 9);
+    gguf_add_strings(&f.writer, "tokenizer.ggml.merges", merges, 0);
+    assert_int_equal(open_fixture(&f), KVL_OK);
+    assert_ids(&f, "abcdd", 5, 0, IDS(0, 5));
+    assert_ids(&f, "abcd", 4, 0, IDS(4, 7));
+    assert_ids(&f, "ddddd", 5, 0, IDS(6, 6, 7));
+    assert_ids(&f, "cabcabcddab", 11, 0, IDS(2, 4, 0, 5, 0, 1));
+    assert_ids(&f, "aaa", 3, 0, IDS(0, 0, 0));
+    assert_ids(&f, "aaa", 3, KVL_TOKENIZE_PARSE_SPECIAL, IDS(8, 0));
+    assert_ids(&f, "aabc", 4, KVL_TOKENIZE_PARSE_SPECIAL, IDS(0, 4));
+    close_fixture(&f);
 }
 
 #define MARK "\xe2\x96\x81"
@@ -239,6 +281,46 @@ static void spm_merges_by_score(void **state) {
     close_fixture(&f);
 }
 
+static void open_spm_words(struct fixture *f, const char *name, const char *last_text) {
+    const char *const texts[] = {"<unk>", "<s>", "<|end|>", MARK, "a", "b", (MARK "a"), "ab",
+        (MARK "ab"), (MARK MARK), "\n", last_text};
+    static const int32_t kinds[] = {2, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+    static const float scores[] = {0, 0, 0, -9, -9, -9, -4, -3, -5, -2, -9, -1};
+    memset(f, 0, sizeof *f);
+    gguf_writer_init(&f->writer);
+    gguf_add_string(&f->writer, "general.name", name);
+    gguf_add_string(&f->writer, "tokenizer.ggml.model", "llama");
+    gguf_add_strings(&f->writer, "tokenizer.ggml.tokens", texts, 12);
+    gguf_add_array(&f->writer, "tokenizer.ggml.token_type", KVL_GGUF_I32, 4, kinds, 12);
+    gguf_add_array(&f->writer, "tokenizer.ggml.scores", KVL_GGUF_F32, 4, scores, 12);
+    gguf_add_u32(&f->writer, "tokenizer.ggml.bos_token_id", 1);
+    assert_int_equal(open_fixture(f), KVL_OK);
+}
+
+/* Words are encoded one by one where no token reaches over their border, else together. */
+static void spm_joins_over_words_where_a_token_does(void **state) {
+    (void)state;
+    struct fixture f;
+    open_spm_words(&f, "x", "zz");
+    assert_ids(&f, "ab  ab a", 8, 0, IDS(8, 9, 7, 6));
+    close_fixture(&f);
+    open_spm_words(&f, "x", "b" MARK);
+    assert_ids(&f, "ab ab", 5, 0, IDS(6, 11, 7)); /* "b_" comes before "ab" */
+    close_fixture(&f);
+}
+
+static void phi_3_takes_white_space_behind_special_tokens(void **state) {
+    (void)state;
+    static const char text[] = "<|end|>\n ab<s>\nab<|end|>  ";
+    struct fixture f;
+    open_spm_words(&f, "Microsoft Phi-3 Mini", "zz");
+    assert_ids(&f, text, sizeof text - 1, KVL_TOKENIZE_PARSE_SPECIAL, IDS(2, 8, 1, 3, 10, 7, 2));
+    close_fixture(&f);
+    open_spm_words(&f, "Other", "zz");
+    assert_ids(&f, "<|end|>\nab", 10, KVL_TOKENIZE_PARSE_SPECIAL, IDS(2, 3, 10, 7));
+    close_fixture(&f);
+}
+
 static void a_long_word_takes_little_time(void **state) {
     (void)state;
     enum { BYTES = 400000 };
@@ -264,7 +346,11 @@ int main(void) {
         cmocka_unit_test(bytes_without_a_token),
         cmocka_unit_test(a_bos_comes_where_the_file_asks),
         cmocka_unit_test(what_is_not_supported_is_named),
+        cmocka_unit_test(merges_end),
+        cmocka_unit_test(overlapping_specials_are_cut_longest_first),
         cmocka_unit_test(spm_merges_by_score),
+        cmocka_unit_test(spm_joins_over_words_where_a_token_does),
+        cmocka_unit_test(phi_3_takes_white_space_behind_special_tokens),
         cmocka_unit_test(a_long_word_takes_little_time),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,7 +6,7 @@
 
 #define TYPE_I32 5
 #define TEXT_BYTES 24
-#define VOCAB_COUNT_MAX 280
+#define VOCAB_COUNT_MAX 320
 
 static const char *const merges[] = {"h e", "l l", "he ll", "hell o", "\xc4\xa0 hello", "' s",
     "\xc4\xa0 \xc4\xa0", "\xc3\xaf \xc2\xbf", "\xc3\xaf\xc2\xbf \xc2\xbd"};
@@ -49,7 +49,8 @@ static void write_character(unsigned character, char *out) {
     }
 }
 
-void vocab_add_bpe_with(struct gguf_writer *writer, const char *pre, const char *extra_merge) {
+static void add_bpe(struct gguf_writer *writer, const char *pre, const char *extra_merge,
+    const char *const *specials, uint64_t special_count) {
     static char texts[VOCAB_COUNT_MAX][TEXT_BYTES] = {
         "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<note>"};
     static const char *pointers[VOCAB_COUNT_MAX];
@@ -66,9 +67,13 @@ void vocab_add_bpe_with(struct gguf_writer *writer, const char *pre, const char 
         lines[i] = merges[i];
         snprintf(texts[count++], TEXT_BYTES, "%.*s%s", (int)(gap - merges[i]), merges[i], gap + 1);
     }
+    uint64_t first_special = count;
+    for (uint64_t i = 0; i < special_count; i++) {
+        snprintf(texts[count++], TEXT_BYTES, "%s", specials[i]);
+    }
     for (uint64_t i = 0; i < count; i++) {
         pointers[i] = texts[i];
-        kinds[i] = i < VOCAB_FIRST_BYTE ? kinds[i] : 1;
+        kinds[i] = i >= first_special ? 3 : i < VOCAB_FIRST_BYTE ? kinds[i] : 1;
     }
     if (extra_merge) {
         lines[line_count++] = extra_merge;
@@ -78,8 +83,19 @@ void vocab_add_bpe_with(struct gguf_writer *writer, const char *pre, const char 
     gguf_add_strings(writer, "tokenizer.ggml.tokens", pointers, count);
     gguf_add_array(writer, "tokenizer.ggml.token_type", TYPE_I32, 4, kinds, count);
     gguf_add_strings(writer, "tokenizer.ggml.merges", lines, line_count);
-    gguf_add_u32(writer, "tokenizer.ggml.bos_token_id", VOCAB_IM_START);
-    gguf_add_u32(writer, "tokenizer.ggml.eos_token_id", VOCAB_IM_END);
+    gguf_add_u32(writer, "tokenizer.ggml.bos_token_id",
+        special_count > 0 ? (uint32_t)first_special : VOCAB_IM_START);
+    gguf_add_u32(writer, "tokenizer.ggml.eos_token_id",
+        special_count > 0 ? (uint32_t)first_special + 1 : VOCAB_IM_END);
+}
+
+void vocab_add_bpe_with(struct gguf_writer *writer, const char *pre, const char *extra_merge) {
+    add_bpe(writer, pre, extra_merge, NULL, 0);
+}
+
+void vocab_add_bpe_specials(
+    struct gguf_writer *writer, const char *const *specials, uint64_t special_count) {
+    add_bpe(writer, "llama-bpe", NULL, specials, special_count);
 }
 
 void vocab_add_bpe(struct gguf_writer *writer) {

@@ -23,5 +23,9 @@ uint32_t vocab_merged(uint32_t merge);
 void vocab_add_bpe(struct gguf_writer *writer);
 /* Extra lines at the end of the merges, for broken ones. */
 void vocab_add_bpe_with(struct gguf_writer *writer, const char *pre, const char *extra_merge);
+/* With more control tokens at the end, the first two of them BOS and EOS; pre-tokenizer llama-bpe.
+ */
+void vocab_add_bpe_specials(
+    struct gguf_writer *writer, const char *const *specials, uint64_t special_count);
 
 #endif

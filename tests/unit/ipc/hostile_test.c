@@ -53,7 +53,7 @@ static struct kvl_wire_header ask(
     int socket, const struct kvl_wire_buffer *request, uint8_t *reply, size_t reply_bytes) {
     struct kvl_wire_header header;
     raw_send(socket, request->data, request->bytes);
-    int bytes = raw_receive(socket, reply, reply_bytes, 5000);
+    int bytes = raw_receive(socket, reply, reply_bytes, 60000);
     assert_true(bytes >= (int)KVL_WIRE_HEADER_BYTES);
     assert_int_equal(kvl_wire_decode_header(reply, (uint64_t)bytes, &header), KVL_OK);
     return header;
@@ -119,17 +119,17 @@ static void test_daemon_of_another_version(void **state) {
     later.pid = fork();
     if (later.pid == 0)
         serve_later_version(path);
-    for (int i = 0; i < 5000 && access(path, F_OK) != 0; i++)
+    for (int i = 0; i < 30000 && access(path, F_OK) != 0; i++)
         usleep(1000);
     struct kvl_client *client = NULL;
     struct kvl_errmsg msg = {{0}};
     struct kvl_client_options options = {.address = later.address};
     kvl_err err = KVL_ERR_NOTFOUND;
-    for (int i = 0; i < 1000 && err == KVL_ERR_NOTFOUND; i++, usleep(1000)) /* not listening yet */
+    for (int i = 0; i < 30000 && err == KVL_ERR_NOTFOUND; i++, usleep(1000)) /* not listening yet */
         err = kvl_client_open(&options, &client, &msg);
     assert_int_equal(err, KVL_ERR_VERSION);
     assert_non_null(strstr(msg.text, "version 9"));
-    assert_non_null(strstr(msg.text, "library 2"));
+    assert_non_null(strstr(msg.text, "library 3"));
     daemon_remove(&later);
 }
 
@@ -163,7 +163,7 @@ static void test_a_repeated_request_is_executed_once(void **state) {
     header = ask(socket, &request, second, sizeof second);
     assert_int_equal(header.status, KVL_ERR_STALE);
     close(fd); /* and its end gives the leases back */
-    for (int i = 0; i < 5000 && report.leases != 0; i++, usleep(1000))
+    for (int i = 0; i < 30000 && report.leases != 0; i++, usleep(1000))
         assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
     assert_int_equal(report.leases, 0);
     kvl_wire_buffer_free(&request);
@@ -247,7 +247,7 @@ static void test_messages_that_are_none(void **state) {
             data[at] = (uint8_t)random_u32();
         raw_send(socket, data, bytes);
         struct kvl_wire_header header;
-        int got = raw_receive(socket, reply, sizeof reply, 5000);
+        int got = raw_receive(socket, reply, sizeof reply, 60000);
         assert_int_equal(kvl_wire_decode_header(reply, (uint64_t)got, &header), KVL_OK);
         assert_true(header.status == KVL_ERR_INVALID || header.status == KVL_ERR_VERSION);
     }
@@ -307,7 +307,7 @@ static void test_one_that_never_reads_stalls_nobody(void **state) {
         raw_send(socket, request.data, request.bytes);
     }
     struct kvl_client *client = NULL;
-    struct kvl_client_options options = {.address = daemon_a.address, .timeout_ms = 5000};
+    struct kvl_client_options options = {.address = daemon_a.address, .timeout_ms = 60000};
     assert_int_equal(kvl_client_open(&options, &client, NULL), KVL_OK);
     for (int i = 0; i < 100; i++)
         assert_int_equal(kvl_ping(client, 100), KVL_OK);

@@ -223,7 +223,7 @@ static void write_secret(const char *path, const char *text, mode_t mode) {
 static kvl_err open_tcp(
     const char *address, const char *secret, struct kvl_client **client, struct kvl_errmsg *msg) {
     struct kvl_client_options options = {
-        .address = address, .secret_file = secret, .name = "remote", .timeout_ms = 3000};
+        .address = address, .secret_file = secret, .name = "remote", .timeout_ms = 60000};
     return kvl_client_open(&options, client, msg);
 }
 
@@ -234,7 +234,7 @@ static void test_tcp_needs_the_secret_and_may_only_look(void **state) {
     close(mkstemp(wrong));
     write_secret(right, "a secret of enough bytes", 0600);
     write_secret(wrong, "another secret, long too", 0600);
-    snprintf(address, sizeof address, "tcp://127.0.0.1:%d", 20000 + (int)getpid() % 20000);
+    snprintf(address, sizeof address, "tcp://127.0.0.1:%d", 20000 + (int)getpid() % 12000);
     struct embedded embedded;
     embedded_start(&embedded, address, right);
     struct kvl_client *client = NULL;

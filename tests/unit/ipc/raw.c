@@ -74,7 +74,7 @@ int raw_receive(int socket, void *data, size_t data_bytes, int timeout_ms) {
 bool raw_was_closed(int fd) {
     struct pollfd poller = {.fd = fd, .events = POLLIN};
     char data[KVL_ATTACH_BYTES_MAX];
-    while (poll(&poller, 1, 2000) == 1)
+    while (poll(&poller, 1, 60000) == 1)
         if (recv(fd, data, sizeof data, MSG_DONTWAIT) <= 0)
             return true;
     return false;

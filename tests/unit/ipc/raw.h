@@ -14,7 +14,7 @@ int raw_socket(const struct test_daemon *daemon);
 void raw_send(int socket, const void *data, size_t bytes);
 /* Returns the length, or -1 after timeout_ms. */
 int raw_receive(int socket, void *data, size_t data_bytes, int timeout_ms);
-/* True when the peer closed the connection within two seconds. */
+/* True when the peer closed the connection within a minute. */
 bool raw_was_closed(int fd);
 
 #endif

@@ -193,6 +193,34 @@ static void test_texts_end_inside(void **state) {
         kvl_wire_decode(kvl_wire_session_name, name, sizeof name, &session), KVL_ERR_INVALID);
 }
 
+/* A GPU is named, a memfd and what is not there have nothing to say. */
+static void test_arenas_are_checked(void **state) {
+    (void)state;
+    static const struct {
+        uint32_t count, memory, uuid, beyond;
+        kvl_err err;
+    } cases[] = {
+        {1, KVL_ARENA_MEMFD, 0, 0, KVL_OK},
+        {1, KVL_ARENA_MEMFD, 1, 0, KVL_ERR_INVALID},
+        {1, KVL_ARENA_CUDA, 1, 0, KVL_OK},
+        {1, KVL_ARENA_CUDA, 0, 0, KVL_ERR_INVALID},
+        {1, 77, 1, 0, KVL_OK}, /* for the client to say so */
+        {1, KVL_ARENA_MEMFD, 0, 1, KVL_ERR_INVALID},
+        {0, KVL_ARENA_CUDA, 1, 0, KVL_ERR_INVALID},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        uint8_t data[KVL_ATTACH_BYTES_MAX];
+        struct kvl_attach_reply reply = {.magic = KVL_ATTACH_MAGIC,
+            .version = KVL_WIRE_VERSION,
+            .arena_count = cases[i].count,
+            .arenas = {
+                {.memory = cases[i].memory, .bytes = 4096}, {.bytes = cases[i].beyond ? 4096 : 0}}};
+        reply.arenas[0].device_uuid[15] = (uint8_t)cases[i].uuid;
+        uint32_t bytes = kvl_attach_encode_reply(&reply, data);
+        assert_int_equal(kvl_attach_decode_reply(data, bytes, &reply), cases[i].err);
+    }
+}
+
 static void test_attach_messages(void **state) {
     (void)state;
     uint8_t data[KVL_ATTACH_BYTES_MAX + 1] = {0};
@@ -223,10 +251,14 @@ static void test_attach_messages(void **state) {
     reply.arena_count = 2;
     reply.arenas[1].kind = KVL_TIER_HOST;
     reply.arenas[1].bytes = 1u << 30;
+    reply.arenas[0].bytes = 1u << 20;
+    reply.arenas[0].memory = KVL_ARENA_CUDA;
+    memset(reply.arenas[0].device_uuid, 0x42, sizeof reply.arenas[0].device_uuid);
     bytes = kvl_attach_encode_reply(&reply, data);
-    assert_int_equal(bytes, 96);
+    assert_int_equal(bytes, 144);
     assert_int_equal(kvl_attach_decode_reply(data, bytes, &reply_out), KVL_OK);
     assert_int_equal(reply_out.arenas[1].bytes, 1u << 30);
+    assert_memory_equal(&reply_out.arenas[0], &reply.arenas[0], sizeof reply.arenas[0]);
     for (uint32_t cut = 0; cut < bytes; cut++)
         assert_int_equal(kvl_attach_decode_reply(data, cut, &reply_out), KVL_ERR_INVALID);
     data[44] = KVL_TIER_COUNT + 1; /* more arenas than there is room for */
@@ -243,6 +275,7 @@ int main(void) {
         cmocka_unit_test(test_sizes_are_those_of_the_document),
         cmocka_unit_test(test_texts_end_inside),
         cmocka_unit_test(test_attach_messages),
+        cmocka_unit_test(test_arenas_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

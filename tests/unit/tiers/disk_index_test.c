@@ -316,11 +316,12 @@ static void a_journal_that_lost_something_is_not_whole(void **state) {
     assert_int_equal(kvl_journal_parse(bytes, count, visit_entry, &sum, &what), KVL_OK);
     assert_true(what.whole && what.run == RUN && what.sequence == journal.sequence);
     for (uint64_t i = 0; i < count; i++) {
+        /* The last frame, damaged or cut off, may be an append that never was synced, and between
+         * two frames nothing shows; then the number of the last one that was synced tells. */
         bytes[i] ^= 0x40;
         kvl_err err = kvl_journal_parse(bytes, count, visit_entry, &sum, &what);
-        assert_true(err == KVL_OK && !what.whole);
+        assert_true(err == KVL_OK && (!what.whole || what.sequence < journal.sequence));
         bytes[i] ^= 0x40;
-        /* Between two frames it is whole to the eye; then the number of the last one tells. */
         assert_int_equal(kvl_journal_parse(bytes, i, visit_entry, &sum, &what), KVL_OK);
         assert_true(!what.whole || what.sequence < journal.sequence);
     }

@@ -1,0 +1,20 @@
+/* gpu_copy.h - how fast blocks move between a GPU's memory and pinned host memory, through the tier
+ * as the daemon uses it, beside the best that single copies of the driver reach on the same memory.
+ *
+ *   gpu.store, 128 KiB     host to device: blocks that stand apart in both memories
+ *   gpu.load, 128 KiB      device to host, every block hashed where it lands
+ *   gpu.both, 128 KiB      both at once; the limit is the sum of the two peaks */
+#ifndef KVL_BENCH_GPU_COPY_H
+#define KVL_BENCH_GPU_COPY_H
+
+#include <stdint.h>
+
+#include "device_cuda/cuda_driver.h"
+#include "report.h"
+
+/* Needs 2 GiB of the GPU's memory and of the host's. Errors: those of kvl_cuda_tier_create, IO; msg
+ * says which. */
+KVL_MUST_CHECK kvl_err bench_gpu_copy(const struct kvl_cuda_driver *driver, uint32_t device,
+    struct bench_report *report, struct kvl_errmsg *msg);
+
+#endif

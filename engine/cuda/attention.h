@@ -1,0 +1,67 @@
+/* attention.h - paged attention on the GPU: the contract between the forward pass and its kernels.
+ *
+ * Queries are rotated already but not scaled; keys and values of every position below
+ * position + tokens stand in the blocks when a call's kernels run. A query at position p attends to
+ * positions 0 to p. Query head h reads KV head h / (heads / kv_heads).
+ *
+ * Layout of a layer in a block (backend.h): K [kv_head][token][k_dim], then V
+ * [kv_head][token][v_dim], elements of kv_dtype, from layer_offset_bytes on.
+ *
+ * Bits: a row's result depends only on its query, its position and the keys and values up to it:
+ * not on how many rows a call has, nor on block_tokens, nor on where the blocks lie. Prefill and
+ * decode may give other bits than one another.
+ *
+ * C and CUDA both include this; CUDA's types stay in engine/cuda. */
+#ifndef KVL_CUDA_ATTENTION_H
+#define KVL_CUDA_ATTENTION_H
+
+#include <cuda_runtime_api.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+#include <cuda_fp16.h>
+#else
+typedef struct __half __half;
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "../backend.h"
+
+struct kvl_cuda_attention {
+    const __half *q;        /* [tokens][heads][k_dim], rotated, not scaled; 16-byte aligned */
+    __half *out;            /* [tokens][heads][v_dim]; 16-byte aligned */
+    uint8_t *const *blocks; /* device array of device addresses */
+    uint32_t block_tokens;
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t k_dim;
+    uint32_t v_dim;
+    uint32_t layer;
+    enum kvl_kv_dtype kv_dtype;
+    uint64_t layer_offset_bytes; /* of this layer within a block */
+    float scale;
+    uint32_t tokens;          /* decode: 1 */
+    const uint32_t *position; /* device memory: of the first token, so that graphs can replay */
+    uint32_t position_max;    /* upper bound of position + tokens, to size grids by */
+    void *scratch;            /* device memory, 256-byte aligned */
+    uint64_t scratch_bytes;
+};
+
+/* Device memory that calls need whose fields but pointers are those of the argument, with tokens
+ * and position_max the largest there will be, in both phases. UINT64_MAX: the kernels have no
+ * version for these head sizes, KV type or sharing of heads. */
+uint64_t kvl_cuda_attention_scratch_bytes(const struct kvl_cuda_attention *attention);
+/* Enqueue only; nothing is allocated and nothing waits, so both can be captured into a graph.
+ * Errors: cudaErrorNotSupported as above; cudaErrorInvalidValue (scratch too small); what a launch
+ * says. */
+cudaError_t kvl_cuda_attend_prefill(
+    const struct kvl_cuda_attention *attention, cudaStream_t stream);
+cudaError_t kvl_cuda_attend_decode(const struct kvl_cuda_attention *attention, cudaStream_t stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

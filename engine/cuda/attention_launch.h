@@ -1,0 +1,16 @@
+/* attention_launch.h - which kernel serves a call, and with which arguments. Host code. */
+#ifndef KVL_CUDA_ATTENTION_LAUNCH_H
+#define KVL_CUDA_ATTENTION_LAUNCH_H
+
+#include "attention_kv.h"
+
+/* Whether any kernel does. */
+bool kvl_attention_supported(const struct kvl_cuda_attention *attention);
+/* Whether the tensor-core kernels do: K and V of 64, 96 or 128 elements, block_tokens a power of
+ * two from 16 on, and addresses of 16 bytes' alignment. The other calls take the general kernel. */
+bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention);
+kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attention);
+/* Both phases; bits are the same in both. */
+cudaError_t kvl_attention_launch_general(const kvl_attention_args &args, cudaStream_t stream);
+
+#endif

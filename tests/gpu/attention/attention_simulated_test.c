@@ -1,0 +1,149 @@
+/* attention_simulated_test.c - the attention kernels on a simulated warp, where no GPU is: which
+ * lane holds what, masks, barriers, bounds. What the GPU itself does is cuda_attention_test.c's. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "attention_simulated.h"
+#include "attention_world.h"
+
+static void *take(size_t bytes) {
+    void *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    assert_non_null(memory);
+    return memory;
+}
+static void copy(void *to, const void *from, size_t bytes) {
+    memcpy(to, from, bytes);
+}
+
+static const struct attention_device simulated = {
+    .take = take,
+    .give = free,
+    .put = copy,
+    .get = copy,
+    .attend = attention_simulated_attend,
+    .readable = attention_simulated_readable,
+    .forget_readable = attention_simulated_forget_readable,
+};
+
+/* Runs the context in chunks of `tokens` (the last may be shorter) and checks every token. */
+static uint16_t *prefill_in_chunks(struct attention_world *world, uint32_t tokens) {
+    const uint32_t elements = attention_token_elements(world);
+    uint16_t *out = malloc((size_t)world->shape.context * elements * sizeof *out);
+    assert_non_null(out);
+    for (uint32_t first = 0; first < world->shape.context; first += tokens) {
+        const uint32_t left = world->shape.context - first;
+        const struct attention_call call = {
+            .first = first, .tokens = left < tokens ? left : tokens, .phase = KVL_PHASE_PREFILL};
+        attention_run(world, &call, out + (size_t)first * elements);
+    }
+    for (uint32_t token = 0; token < world->shape.context; token++) {
+        attention_check_token(world, token, out + (size_t)token * elements);
+    }
+    return out;
+}
+
+static void check_prefill(const struct attention_shape *shape, uint32_t one, uint32_t other) {
+    struct attention_world world;
+    attention_simulated_manner(true, false);
+    attention_world_init(&world, &simulated, shape, 1);
+    uint16_t *first = prefill_in_chunks(&world, one);
+    attention_simulated_manner(false, true);
+    uint16_t *second = prefill_in_chunks(&world, other);
+    attention_check_equal(&world, 0, second, first, shape->context, "in other chunks");
+    free(first);
+    free(second);
+    attention_world_deinit(&world);
+}
+
+static void check_decode(
+    const struct attention_shape *shape, const uint32_t *tokens, size_t count) {
+    struct attention_world world;
+    attention_world_init(&world, &simulated, shape, 2);
+    const uint32_t elements = attention_token_elements(&world);
+    uint16_t *out = malloc(2 * elements * sizeof *out);
+    assert_non_null(out);
+    for (size_t i = 0; i < count; i++) {
+        struct attention_call call = {.first = tokens[i], .tokens = 1, .phase = KVL_PHASE_DECODE};
+        attention_simulated_manner(true, false);
+        attention_run(&world, &call, out);
+        attention_check_token(&world, tokens[i], out);
+        attention_simulated_manner(false, true);
+        call.position_max = 3 * tokens[i] + 300;
+        attention_run(&world, &call, out + elements);
+        attention_check_equal(&world, tokens[i], out + elements, out, 1, "a longer grid");
+    }
+    free(out);
+    attention_world_deinit(&world);
+}
+
+static void prefill_has_the_right_values_in_every_chunking(void **state) {
+    (void)state;
+    const struct attention_shape shapes[] = {
+        {4, 2, 64, 64, 16, KVL_KV_F16, 150},
+        {3, 1, 64, 64, 64, KVL_KV_BF16, 140},
+        {1, 1, 64, 64, 16, KVL_KV_F16, 128}, /* no entry of the table behind the last token */
+        {1, 1, 96, 96, 32, KVL_KV_F16, 200},
+        {4, 1, 128, 128, 64, KVL_KV_F16, 140},
+        {2, 1, 128, 128, 128, KVL_KV_BF16, 150},
+        {2, 2, 128, 128, 16, KVL_KV_F32, 70},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        check_prefill(&shapes[i], 1000, 37);
+    }
+}
+
+static void single_tokens_are_prefilled_to_the_same_bits(void **state) {
+    (void)state;
+    const struct attention_shape shape = {4, 1, 64, 64, 16, KVL_KV_F16, 70};
+    check_prefill(&shape, 70, 1);
+}
+
+static void decode_has_the_right_values_at_every_place(void **state) {
+    (void)state;
+    const struct attention_shape shapes[] = {
+        {4, 1, 64, 64, 16, KVL_KV_F16, 600}, {8, 1, 128, 128, 64, KVL_KV_F16, 600},
+        {7, 1, 128, 128, 32, KVL_KV_BF16, 600}, {6, 2, 96, 96, 128, KVL_KV_F16, 600},
+        {2, 2, 96, 96, 16, KVL_KV_F32, 600}, {3, 1, 64, 64, 64, KVL_KV_F32, 600},
+        {12, 1, 64, 64, 64, KVL_KV_BF16, 600}, /* two CTAs share a KV head */
+    };
+    const uint32_t tokens[] = {0, 1, 15, 16, 63, 64, 255, 256, 300, 511, 512, 599};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        check_decode(&shapes[i], tokens, sizeof tokens / sizeof *tokens);
+    }
+}
+
+static void more_parts_than_groups_are_joined(void **state) {
+    (void)state;
+    const struct attention_shape shape = {1, 1, 64, 64, 64, KVL_KV_F16, 2700};
+    check_decode(&shape, (const uint32_t[]){2047, 2048, 2699}, 3);
+}
+
+static void other_sizes_take_the_general_kernel(void **state) {
+    (void)state;
+    const struct attention_shape shapes[] = {
+        {4, 2, 8, 8, 16, KVL_KV_F16, 70},
+        {3, 1, 16, 24, 5, KVL_KV_BF16, 70},
+        {2, 2, 80, 80, 16, KVL_KV_F32, 70},
+        {2, 1, 128, 128, 24, KVL_KV_F16, 70},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        check_prefill(&shapes[i], 70, 13);
+        check_decode(&shapes[i], (const uint32_t[]){0, 31, 32, 69}, 4);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(prefill_has_the_right_values_in_every_chunking),
+        cmocka_unit_test(single_tokens_are_prefilled_to_the_same_bits),
+        cmocka_unit_test(decode_has_the_right_values_at_every_place),
+        cmocka_unit_test(more_parts_than_groups_are_joined),
+        cmocka_unit_test(other_sizes_take_the_general_kernel),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

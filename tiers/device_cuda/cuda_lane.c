@@ -1,0 +1,409 @@
+/* cuda_lane.c - one direction of the copying.
+ *
+ *   waiting -> batch: bucket 0 | bucket 1 | ...      (ios, by the frame that is next)
+ *                         \        |
+ *   to device, direct:     piece: copies + word -> stream -> landed
+ *   to device, by the ring:piece: ring worker fills -> copies + word -> stream -> landed
+ *   to host, direct:       piece: copies + word -> stream -> landed (LOAD: then hash)
+ *   to host, by the ring:  piece: copies + word -> stream -> ring worker empties or hashes
+ *
+ * The stream keeps the order of pieces, and the ring worker is one thread: so the parts of one io
+ * land in order. */
+#include <assert.h>
+#include <string.h>
+
+#include "clock.h"
+#include "cuda_private.h"
+
+#define ASK_EVERY_NS UINT64_C(10000000)
+
+/* ---- ios ------------------------------------------------------------------------------------ */
+
+/* Nothing of it is under way any more. */
+static void move_copied(struct cuda_move *move) {
+    const struct kvl_io *io = move->io;
+    if (move->status == KVL_OK && io->op == KVL_IO_LOAD) {
+        kvl_workers_submit(move->tier->hash_workers, &move->job, io->priority == KVL_IO_RESTORE);
+        return;
+    }
+    if (move->status == KVL_OK && io->op == KVL_IO_HASH)
+        move->content_hash = kvl_content_hash_of_frames(io->layout, move->frame_hashes);
+    kvl_cuda_tell(move, true);
+}
+
+static void move_issued(struct cuda_move *move) {
+    move->issued = true;
+    if (move->parts_out == 0)
+        move_copied(move);
+}
+
+/* Whether it is to end before all of it was copied; sets its status. */
+static bool move_is_over(struct cuda_move *move) {
+    if (move->status == KVL_OK && atomic_load(&move->tier->lost))
+        move->status = KVL_ERR_IO;
+    if (move->status == KVL_OK && atomic_load(&move->canceled))
+        move->status = KVL_ERR_CANCELED;
+    return move->status != KVL_OK;
+}
+
+static void part_landed(const struct cuda_part *part, kvl_err status) {
+    struct cuda_move *move = part->move;
+    move->parts_out--;
+    if (status != KVL_OK)
+        move->status = status;
+    else if (part->ends_frame)
+        move->landed = part->frame + 1;
+    if (move->issued && move->parts_out == 0)
+        move_copied(move);
+    else if (part->ends_frame && move->status == KVL_OK && move->io->op == KVL_IO_STORE &&
+             move->io->frame_ready != NULL)
+        kvl_cuda_tell(move, false);
+}
+
+/* ---- queues --------------------------------------------------------------------------------- */
+
+static void queue_begin_batch(struct cuda_queue *queue) {
+    for (const struct cuda_move *move = queue->waiting.head; move; move = move->next)
+        queue->batch_count++;
+    cuda_moves_append(&queue->buckets[0], &queue->waiting);
+    queue->first_bucket = 0;
+}
+
+static struct cuda_moves *queue_first(struct cuda_queue *queue) {
+    while (queue->buckets[queue->first_bucket].head == NULL)
+        queue->first_bucket++;
+    return &queue->buckets[queue->first_bucket];
+}
+
+/* The io of which a part is copied next, still in its bucket; NULL: none. */
+static struct cuda_move *queue_next(struct cuda_queue *queue) {
+    for (;;) {
+        if (queue->batch_count == 0)
+            queue_begin_batch(queue);
+        if (queue->batch_count == 0)
+            return NULL;
+        struct cuda_moves *bucket = queue_first(queue);
+        if (!move_is_over(bucket->head))
+            return bucket->head;
+        queue->batch_count--;
+        move_issued(cuda_moves_pop(bucket));
+    }
+}
+
+/* The first io's current frame is in pieces, all of it. */
+static void queue_advance(struct cuda_queue *queue, enum kvl_cuda_direction direction) {
+    struct cuda_moves *bucket = queue_first(queue);
+    struct cuda_move *move = bucket->head;
+    move->frame_at_bytes = 0;
+    move->frame++;
+    const bool is_last = move->frame == move->io->layout->frame_count;
+    if (!is_last && direction == KVL_CUDA_TO_HOST)
+        return;
+    cuda_moves_pop(bucket);
+    if (!is_last) {
+        cuda_moves_push(&queue->buckets[move->frame], move);
+        return;
+    }
+    queue->batch_count--;
+    move_issued(move);
+}
+
+static uint32_t purge_list(struct cuda_moves *list) {
+    struct cuda_moves kept;
+    struct cuda_move *move;
+    uint32_t gone = 0;
+    cuda_moves_init(&kept);
+    while ((move = cuda_moves_pop(list)) != NULL) {
+        if (!move_is_over(move)) {
+            cuda_moves_push(&kept, move);
+            continue;
+        }
+        gone++;
+        move_issued(move);
+    }
+    cuda_moves_append(list, &kept);
+    return gone;
+}
+
+void kvl_cuda_lane_purge(struct cuda_lane *lane) {
+    for (int i = 0; i < KVL_CUDA_PRIORITIES; i++) {
+        struct cuda_queue *queue = &lane->queues[i];
+        purge_list(&queue->waiting);
+        for (uint32_t frame = 0; frame < KVL_FRAMES_MAX; frame++)
+            queue->batch_count -= purge_list(&queue->buckets[frame]);
+    }
+}
+
+void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves) {
+    cuda_moves_append(&lane->queues[priority].waiting, moves);
+}
+
+/* ---- filling a piece ------------------------------------------------------------------------ */
+
+static uint64_t smaller(uint64_t a, uint64_t b) {
+    return a < b ? a : b;
+}
+
+/* Its next part, as much as the piece has room for. True: the frame ends with it. */
+static bool part_add(struct cuda_piece *piece, struct cuda_move *move) {
+    struct cuda_tier *tier = move->tier;
+    const struct kvl_io *io = move->io;
+    struct cuda_part *part = &piece->parts[piece->part_count++];
+    const uint64_t left = kvl_layout_frame_bytes(io->layout, move->frame) - move->frame_at_bytes;
+    uint8_t *host = io->op == KVL_IO_HASH ? NULL : (uint8_t *)io->buffer + move->payload_at_bytes;
+    uint64_t bytes = smaller(left, tier->piece_bytes - piece->piece_bytes);
+    if (move->direct)
+        bytes = smaller(bytes, kvl_cuda_pins_run_bytes(tier, host, bytes));
+    *part = (struct cuda_part){.move = move,
+        .device = tier->address + io->location + move->payload_at_bytes,
+        .host = host,
+        .part_bytes = bytes,
+        .frame = move->frame,
+        .begins_frame = move->frame_at_bytes == 0,
+        .ends_frame = bytes == left};
+    move->frame_at_bytes += bytes;
+    move->payload_at_bytes += bytes;
+    move->parts_out++;
+    piece->piece_bytes += bytes;
+    return part->ends_frame;
+}
+
+static bool piece_is_full(const struct cuda_piece *piece) {
+    return piece->part_count == KVL_CUDA_PIECE_COPIES ||
+           piece->piece_bytes == piece->lane->tier->piece_bytes;
+}
+
+static bool move_is_direct(const struct cuda_move *move) {
+    const struct kvl_io *io = move->io;
+    return io->op != KVL_IO_HASH &&
+           kvl_cuda_pins_cover(move->tier, io->buffer, io->layout->payload_bytes);
+}
+
+/* False: the piece takes no more, full or not. A piece's copies are all direct, or none. */
+static bool piece_take_from(struct cuda_piece *piece, struct cuda_queue *queue) {
+    struct cuda_move *move;
+    while (!piece_is_full(piece) && (move = queue_next(queue)) != NULL) {
+        if (move->payload_at_bytes == 0) /* its first part; it stays what it is now */
+            move->direct = move_is_direct(move);
+        if (piece->part_count > 0 && piece->direct != move->direct)
+            return false;
+        piece->direct = move->direct;
+        if (part_add(piece, move))
+            queue_advance(queue, piece->lane->direction);
+    }
+    return !piece_is_full(piece);
+}
+
+static bool piece_fill(struct cuda_piece *piece) {
+    struct cuda_lane *lane = piece->lane;
+    const bool fair = lane->picks % KVL_CUDA_FAIR_EVERY == KVL_CUDA_FAIR_EVERY - 1;
+    piece->part_count = 0;
+    piece->piece_bytes = 0;
+    piece->status = KVL_OK;
+    for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)
+        if (!piece_take_from(piece, &lane->queues[fair ? KVL_CUDA_PRIORITIES - 1 - i : i]))
+            break;
+    lane->picks += piece->part_count > 0;
+    return piece->part_count > 0;
+}
+
+/* ---- a piece's way -------------------------------------------------------------------------- */
+
+static void piece_retire(struct cuda_piece *piece, kvl_err status) {
+    if (piece->status == KVL_OK)
+        piece->status = status;
+    for (uint32_t i = 0; i < piece->part_count; i++)
+        part_landed(&piece->parts[i], piece->status);
+    piece->busy = false;
+}
+
+/* Whether b goes on where a ends, on both sides and within one registration. */
+static bool can_join(
+    const struct cuda_piece *piece, const struct kvl_cuda_copy *a, const struct kvl_cuda_copy *b) {
+    const uint64_t bytes = a->copy_bytes + b->copy_bytes;
+    return a->device + a->copy_bytes == b->device && a->host + a->copy_bytes == b->host &&
+           (!piece->direct || kvl_cuda_pins_run_bytes(piece->lane->tier, a->host, bytes) == bytes);
+}
+
+/* The fewest copies for a piece: neighbours become one. */
+static uint32_t piece_copies(const struct cuda_piece *piece, struct kvl_cuda_copy *copies) {
+    uint32_t count = 0;
+    uint8_t *ring = piece->ring;
+    for (uint32_t i = 0; i < piece->part_count; i++) {
+        const struct cuda_part *part = &piece->parts[i];
+        const struct kvl_cuda_copy copy = {.device = part->device,
+            .host = piece->direct ? part->host : ring,
+            .copy_bytes = part->part_bytes};
+        ring += part->part_bytes;
+        if (count > 0 && can_join(piece, &copies[count - 1], &copy))
+            copies[count - 1].copy_bytes += copy.copy_bytes;
+        else
+            copies[count++] = copy;
+    }
+    return count;
+}
+
+/* An error that the device survives fails this piece alone; what was enqueued of it is waited for.
+ */
+static void note_copy_error(struct cuda_piece *piece, kvl_cuda_status status) {
+    struct cuda_tier *tier = piece->lane->tier;
+    if (tier->driver->err_from(status) == KVL_ERR_CLOSED) {
+        kvl_cuda_lose(tier, "copy", status);
+        return;
+    }
+    piece->status = KVL_ERR_IO;
+    KVL_WARN(tier->log, "event=copy_failed gpu=%u copies=%u why=\"%s\"", tier->device,
+        piece->part_count, tier->driver->text(tier->driver, status));
+}
+
+/* The copies of a piece, and its word behind them. */
+static void piece_enqueue(struct cuda_piece *piece) {
+    struct cuda_lane *lane = piece->lane;
+    struct cuda_tier *tier = lane->tier;
+    struct kvl_cuda_copy copies[KVL_CUDA_PIECE_COPIES];
+    const uint32_t count = piece_copies(piece, copies);
+    kvl_cuda_status status = KVL_CUDA_OK;
+    if (!atomic_load(&tier->lost))
+        status = tier->driver->copy(tier->driver, lane->stream, lane->direction, copies, count);
+    if (status != KVL_CUDA_OK)
+        note_copy_error(piece, status);
+    if (tier->driver->shortfall(tier->driver) != NULL)
+        kvl_log_fallback(tier->log, "%s", tier->driver->shortfall(tier->driver));
+    piece->word = lane->issued + 1;
+    if (!atomic_load(&tier->lost)) {
+        status =
+            tier->driver->write_word(tier->driver, lane->stream, lane->word_device, piece->word);
+        if (status != KVL_CUDA_OK)
+            kvl_cuda_lose(tier, "write a word", status);
+    }
+    if (atomic_load(&tier->lost)) {
+        piece_retire(piece, KVL_ERR_IO);
+        return;
+    }
+    if (lane->flying_count == 0)
+        lane->asked_ns = kvl_clock_ns();
+    lane->issued = piece->word;
+    lane->flying[lane->flying_count++] = piece;
+}
+
+static void piece_begin(struct cuda_piece *piece) {
+    struct cuda_lane *lane = piece->lane;
+    piece->busy = true;
+    if (!piece->direct && lane->direction == KVL_CUDA_TO_DEVICE)
+        kvl_workers_submit(lane->tier->ring_worker, &piece->job, false);
+    else
+        piece_enqueue(piece);
+}
+
+static void piece_landed(struct cuda_piece *piece) {
+    struct cuda_lane *lane = piece->lane;
+    if (!piece->direct && lane->direction == KVL_CUDA_TO_HOST && piece->status == KVL_OK)
+        kvl_workers_submit(lane->tier->ring_worker, &piece->job, false);
+    else
+        piece_retire(piece, KVL_OK);
+}
+
+/* ---- on the ring worker --------------------------------------------------------------------- */
+
+static void part_hash(const struct cuda_part *part, const uint8_t *ring) {
+    struct cuda_move *move = part->move;
+    if (part->begins_frame)
+        XXH3_64bits_reset(&move->hashing);
+    XXH3_64bits_update(&move->hashing, ring, part->part_bytes);
+    if (part->ends_frame)
+        move->frame_hashes[part->frame] = XXH3_64bits_digest(&move->hashing);
+}
+
+static void ring_run(struct kvl_job *base) {
+    struct cuda_piece *piece = kvl_container_of(base, struct cuda_piece, job);
+    uint8_t *ring = piece->ring;
+    for (uint32_t i = 0; i < piece->part_count; i++) {
+        const struct cuda_part *part = &piece->parts[i];
+        if (piece->lane->direction == KVL_CUDA_TO_DEVICE)
+            memcpy(ring, part->host, part->part_bytes);
+        else if (part->host != NULL)
+            memcpy(part->host, ring, part->part_bytes);
+        else
+            part_hash(part, ring);
+        ring += part->part_bytes;
+    }
+}
+
+static void ring_done(struct kvl_job *base) {
+    struct cuda_piece *piece = kvl_container_of(base, struct cuda_piece, job);
+    if (piece->lane->direction == KVL_CUDA_TO_DEVICE)
+        piece_enqueue(piece);
+    else
+        piece_retire(piece, KVL_OK);
+}
+
+/* ---- on the driver thread ------------------------------------------------------------------- */
+
+bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane) {
+    if (lane->flying_count == 0)
+        return false;
+    const uint32_t word = __atomic_load_n(lane->word, __ATOMIC_ACQUIRE);
+    return (int32_t)(word - lane->flying[0]->word) >= 0;
+}
+
+static struct cuda_piece *flying_pop(struct cuda_lane *lane) {
+    struct cuda_piece *piece = lane->flying[0];
+    lane->flying_count--;
+    memmove(&lane->flying[0], &lane->flying[1], lane->flying_count * sizeof lane->flying[0]);
+    return piece;
+}
+
+/* A stream that stopped for an error writes no word. */
+static void ask_for_errors(struct cuda_lane *lane) {
+    struct cuda_tier *tier = lane->tier;
+    const uint64_t now_ns = kvl_clock_ns();
+    if (lane->flying_count == 0 || now_ns - lane->asked_ns < ASK_EVERY_NS)
+        return;
+    lane->asked_ns = now_ns;
+    kvl_cuda_status status = tier->driver->stream_query(tier->driver, lane->stream);
+    kvl_err err = tier->driver->err_from(status);
+    if (err != KVL_OK && err != KVL_ERR_AGAIN)
+        kvl_cuda_lose(tier, "finish copies", status);
+}
+
+static bool land(struct cuda_lane *lane) {
+    bool progress = false;
+    while (kvl_cuda_lane_has_landed(lane)) {
+        piece_landed(flying_pop(lane));
+        lane->asked_ns = kvl_clock_ns();
+        progress = true;
+    }
+    ask_for_errors(lane);
+    while (lane->flying_count > 0 && atomic_load(&lane->tier->lost)) {
+        piece_retire(flying_pop(lane), KVL_ERR_IO);
+        progress = true;
+    }
+    return progress;
+}
+
+bool kvl_cuda_lane_advance(struct cuda_lane *lane) {
+    bool progress = land(lane);
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
+        struct cuda_piece *piece = &lane->pieces[i];
+        if (piece->busy || !piece_fill(piece))
+            continue;
+        piece_begin(piece);
+        progress = true;
+    }
+    return progress;
+}
+
+void kvl_cuda_lane_init(
+    struct cuda_tier *tier, enum kvl_cuda_direction direction, struct cuda_lane *lane) {
+    lane->tier = tier;
+    lane->direction = direction;
+    for (int i = 0; i < KVL_CUDA_PRIORITIES; i++) {
+        cuda_moves_init(&lane->queues[i].waiting);
+        for (uint32_t frame = 0; frame < KVL_FRAMES_MAX; frame++)
+            cuda_moves_init(&lane->queues[i].buckets[frame]);
+    }
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
+        lane->pieces[i].lane = lane;
+        lane->pieces[i].job = (struct kvl_job){.run = ring_run, .done = ring_done};
+    }
+}

@@ -1,0 +1,256 @@
+/* cuda_private.h - what the files of this tier share.
+ *
+ *   cuda_tier.c    the owner's side: operations, completions
+ *   cuda_arena.c   the GPU's memory, streams, ring and words: made and given back
+ *   cuda_thread.c  the driver thread: takes ios, watches the words, hands results back
+ *   cuda_lane.c    one direction: which frame is copied next, pieces and their way
+ *   cuda_pins.c    host memory that is pinned
+ *
+ *   owner: submit -> inbox[lane][priority] ==mutex==> driver thread: queue -> pieces -> stream
+ *   owner: poll  <- news[priority]         <==mutex== landed, hashed, ended
+ *
+ * A piece is a batch of copies in one direction, with one write of the lane's word behind it. */
+#ifndef KVL_CUDA_PRIVATE_H
+#define KVL_CUDA_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#define XXH_STATIC_LINKING_ONLY /* for XXH3_state_t by value */
+#include <xxhash.h>
+
+#include "device_cuda/cuda_tier.h"
+#include "slabs.h"
+#include "workers.h"
+
+#define KVL_CUDA_MOVES 2048u
+#define KVL_CUDA_PRIORITIES 3
+#define KVL_CUDA_LANES 2 /* by enum kvl_cuda_direction */
+#define KVL_CUDA_LANE_PIECES 3u
+#define KVL_CUDA_PIECE_COPIES 128u
+#define KVL_CUDA_FAIR_EVERY 8u /* every so many pieces the lowest priority that waits is served */
+
+struct cuda_tier;
+
+/* One io under way. */
+struct cuda_move {
+    struct kvl_job job; /* the hash of what was loaded */
+    struct cuda_tier *tier;
+    struct kvl_io *io;
+    struct cuda_move *next;      /* of the list it is in: free, inbox, a queue's */
+    struct cuda_move *news_next; /* of the news */
+    atomic_bool canceled;        /* set by the owner thread */
+
+    /* the driver thread's */
+    bool direct;             /* the buffer is pinned */
+    bool issued;             /* nothing of it will be copied any more */
+    uint32_t frame;          /* the next to be copied, */
+    uint64_t frame_at_bytes; /* from here on, */
+    uint64_t payload_at_bytes;
+    uint32_t parts_out; /* in pieces that are under way */
+    uint32_t landed;    /* leading frames that have arrived whole */
+    kvl_err status;
+
+    /* under the mutex */
+    bool in_news, ended;
+    uint32_t news_frames;
+
+    uint32_t told_frames; /* the owner thread's */
+
+    /* HASH: the ring worker's, and then the driver thread's */
+    uint64_t content_hash;
+    uint64_t frame_hashes[KVL_FRAMES_MAX];
+    XXH3_state_t hashing; /* of the frame being read */
+};
+
+struct cuda_moves {
+    struct cuda_move *head;
+    struct cuda_move **tail;
+};
+
+/* Ios of one priority in one lane. A batch is what waited together: bucket f holds those of it
+ * whose frame f is the next. To the host there is only bucket 0: a block is of use when it is
+ * whole. */
+struct cuda_queue {
+    struct cuda_moves waiting;
+    struct cuda_moves buckets[KVL_FRAMES_MAX];
+    uint32_t batch_count;  /* ios in the buckets */
+    uint32_t first_bucket; /* those before are empty */
+};
+
+struct cuda_part {
+    struct cuda_move *move;
+    uint64_t device;
+    uint8_t *host; /* in the io's buffer; NULL for HASH */
+    uint64_t part_bytes;
+    uint32_t frame;
+    bool begins_frame, ends_frame;
+};
+
+struct cuda_piece {
+    struct kvl_job job; /* between ring and buffers */
+    struct cuda_lane *lane;
+    uint8_t *ring; /* its part of the ring */
+    bool busy, direct;
+    kvl_err status;
+    uint32_t word; /* the lane's word once it is through */
+    uint32_t part_count;
+    uint64_t piece_bytes;
+    struct cuda_part parts[KVL_CUDA_PIECE_COPIES];
+};
+
+struct cuda_lane {
+    struct cuda_tier *tier;
+    enum kvl_cuda_direction direction;
+    void *stream;
+    const uint32_t *word; /* written by the stream */
+    uint64_t word_device;
+    uint32_t issued;   /* pieces given to the stream, so far */
+    uint64_t picks;    /* pieces filled, for fairness */
+    uint64_t asked_ns; /* when the stream was last asked for errors, or moved */
+    struct cuda_queue queues[KVL_CUDA_PRIORITIES];
+    struct cuda_piece *flying[KVL_CUDA_LANE_PIECES]; /* oldest first */
+    uint32_t flying_count;
+    struct cuda_piece pieces[KVL_CUDA_LANE_PIECES];
+};
+
+/* A range of host memory, pinned chunk by chunk from its start. */
+struct cuda_pin {
+    struct cuda_pin *next;
+    uint8_t *address;
+    uint64_t range_bytes;
+    uint64_t pinned_bytes; /* the driver thread's */
+    bool given_up;
+};
+
+struct cuda_tier {
+    struct kvl_tier base;
+    const struct kvl_cuda_driver *driver;
+    struct kvl_cuda_driver *own_driver; /* NULL: the caller's */
+    struct kvl_log *log;
+    uint32_t device;
+    struct kvl_cuda_device_info info;
+
+    /* cuda_arena.c's */
+    void *context;
+    struct kvl_slabs *slabs;
+    uint64_t capacity_bytes;
+    uint64_t memory, address; /* handle and mapping; 0: none */
+    bool has_memory;
+    int share_fd;
+    uint8_t *ring;
+    uint32_t *words; /* one a lane, on cache lines of their own */
+    uint64_t words_device;
+    uint64_t piece_bytes;
+    uint64_t pin_bytes; /* a chunk of what is pinned */
+
+    /* the owner thread's */
+    struct cuda_moves free;
+    struct kvl_tier_stats stats;
+
+    /* between the two, under the mutex */
+    pthread_mutex_t mutex;
+    pthread_cond_t work; /* inbox, canceling, new_pins, stopping */
+    pthread_cond_t told; /* news */
+    struct cuda_moves inbox[KVL_CUDA_LANES][KVL_CUDA_PRIORITIES];
+    struct cuda_move *news[KVL_CUDA_PRIORITIES], **news_tails[KVL_CUDA_PRIORITIES];
+    struct cuda_pin *new_pins;
+    bool canceling, stopping;
+    int event_fd; /* readable while there is news */
+
+    atomic_bool lost;
+    atomic_uint_fast64_t pinned_bytes;
+
+    /* the driver thread's */
+    pthread_t thread;
+    bool has_thread;
+    struct kvl_workers *ring_worker; /* one thread: a move's parts stay in order */
+    struct kvl_workers *hash_workers;
+    struct cuda_lane lanes[KVL_CUDA_LANES];
+    struct cuda_pin *pins;
+    uint64_t pins_due_ns;
+
+    struct cuda_move *moves; /* KVL_CUDA_MOVES */
+};
+
+static inline void cuda_moves_init(struct cuda_moves *list) {
+    list->head = NULL;
+    list->tail = &list->head;
+}
+
+static inline void cuda_moves_push(struct cuda_moves *list, struct cuda_move *move) {
+    move->next = NULL;
+    *list->tail = move;
+    list->tail = &move->next;
+}
+
+static inline struct cuda_move *cuda_moves_pop(struct cuda_moves *list) {
+    struct cuda_move *move = list->head;
+    if (move) {
+        list->head = move->next;
+        if (!list->head)
+            list->tail = &list->head;
+    }
+    return move;
+}
+
+/* All of `from` goes to the end of `to`. */
+static inline void cuda_moves_append(struct cuda_moves *to, struct cuda_moves *from) {
+    if (!from->head)
+        return;
+    *to->tail = from->head;
+    to->tail = from->tail;
+    cuda_moves_init(from);
+}
+
+/* ---- cuda_arena.c --------------------------------------------------------------------------- */
+
+/* Everything on the GPU and what is pinned for it. Errors as kvl_cuda_tier_create. */
+KVL_MUST_CHECK kvl_err kvl_cuda_arena_open(
+    struct cuda_tier *tier, const struct kvl_cuda_tier_options *options, struct kvl_errmsg *msg);
+/* Of a half opened one too. The driver thread is gone. */
+void kvl_cuda_arena_close(struct cuda_tier *tier);
+
+/* What a failed call of the driver is worth to a caller: the message says which call it was. */
+KVL_MUST_CHECK kvl_err kvl_cuda_fail(const struct cuda_tier *tier, struct kvl_errmsg *msg,
+    kvl_cuda_status status, const char *doing);
+
+/* ---- cuda_thread.c -------------------------------------------------------------------------- */
+
+KVL_MUST_CHECK kvl_err kvl_cuda_thread_start(
+    struct cuda_tier *tier, uint32_t hash_threads, struct kvl_errmsg *msg);
+/* Nothing is in flight. Of one that was never started too. */
+void kvl_cuda_thread_stop(struct cuda_tier *tier);
+/* The rest on the driver thread. Tells the owner how far a move is; ended: and that this is all. */
+void kvl_cuda_tell(struct cuda_move *move, bool ended);
+/* Once: logs, and from then on every io ends with IO. */
+void kvl_cuda_lose(struct cuda_tier *tier, const char *doing, kvl_cuda_status status);
+
+/* ---- cuda_lane.c: on the driver thread ------------------------------------------------------ */
+
+void kvl_cuda_lane_init(
+    struct cuda_tier *tier, enum kvl_cuda_direction direction, struct cuda_lane *lane);
+/* Takes new ios of one priority. */
+void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves);
+/* Pieces that have landed go on their way, free ones are filled and given to the stream. True:
+ * there was something to do. */
+bool kvl_cuda_lane_advance(struct cuda_lane *lane);
+/* Of what waits, ends the canceled ones; all of it when the device is lost. */
+void kvl_cuda_lane_purge(struct cuda_lane *lane);
+/* The word has come that the oldest piece waits for. */
+bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane);
+
+/* ---- cuda_pins.c: on the driver thread ------------------------------------------------------ */
+
+/* Pins a chunk of what has come. True: there was one. */
+bool kvl_cuda_pins_advance(struct cuda_tier *tier);
+/* Nanoseconds until the next look is due; UINT64_MAX: nothing is left to pin. */
+uint64_t kvl_cuda_pins_due_in_ns(const struct cuda_tier *tier);
+/* How many of these bytes are in one pinned piece of memory; 0: the first is not pinned. */
+uint64_t kvl_cuda_pins_run_bytes(
+    const struct cuda_tier *tier, const uint8_t *address, uint64_t bytes);
+/* Whether all of them are pinned. */
+bool kvl_cuda_pins_cover(const struct cuda_tier *tier, const uint8_t *address, uint64_t bytes);
+void kvl_cuda_pins_forget(struct cuda_tier *tier); /* unpins too */
+
+#endif

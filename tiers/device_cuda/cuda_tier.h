@@ -1,0 +1,61 @@
+/* cuda_tier.h - a tier of slots in GPU memory.
+ *
+ *   engine --- maps the exported memory ---> arena (slots)
+ *                                              ^ v   copy engines, one stream a direction
+ *   io buffer in pinned memory ----------------+-+
+ *   any other io buffer <--- memcpy ---> ring -+-+
+ *
+ * Slots come from alloc and go back by discard; the CPU has no address of them. One thread makes
+ * every driver call but those of create and deinit; the owner thread never waits for the driver.
+ *
+ *   STORE  is not checked against record.content_hash: its source was when it arrived. The frames
+ * of the STOREs that wait together are copied layer by layer over all of them, and frame_ready
+ * tells how many leading frames of a block have reached the device. LOAD   is hashed where it
+ * landed: CORRUPT when it is not record.content_hash; frame_ready is called once, with all frames.
+ *   HASH   is taken by the CPU, from a copy in the ring.
+ *
+ * RESTORE goes before PREFETCH goes before BEHIND, but every eighth piece is taken from the lowest
+ * that waits, so that none starves; what is on its way is at most three pieces a direction. A piece
+ * is a sixth of the ring, at most 16 MiB. cancel ends what has not been copied whole yet.
+ *
+ * When the device is lost, every io ends with IO, those under way and all later ones, and
+ * kvl_cuda_tier_is_lost says so: whoever owns the tier goes on without it. */
+#ifndef KVL_CUDA_TIER_H
+#define KVL_CUDA_TIER_H
+
+#include "device_cuda/cuda_driver.h"
+#include "log.h"
+#include "tier.h"
+
+struct kvl_cuda_tier_options {
+    uint32_t device;         /* ordinal, as the driver counts */
+    uint64_t capacity_bytes; /* hard cap of the slots; rounded down to the driver's 2 MiB or so */
+    uint64_t staging_bytes;  /* the pinned ring; 0: 64 MiB, otherwise at least 384 KiB */
+    uint64_t pin_bytes;      /* of host memory in one call, pages; 0: 512 MiB */
+    uint32_t hash_threads;   /* 0: as many as keep up with a link, at most half of the CPUs */
+    struct kvl_log *log;
+    const struct kvl_cuda_driver *driver; /* outlives the tier; NULL: the real one */
+};
+
+/* Errors: UNSUPPORTED (no driver, no such GPU, one that cannot export memory), VERSION (driver too
+ * old), NOMEM (the GPU's or pinned memory), INVALID (a capacity or a ring too small), LIMIT, IO;
+ * msg says which and what to do. Threads: the caller's becomes the owner thread. Blocks: for the
+ * driver's start, a second or so. */
+KVL_MUST_CHECK kvl_err kvl_cuda_tier_create(
+    const struct kvl_cuda_tier_options *options, struct kvl_tier **out, struct kvl_errmsg *msg);
+
+/* Pins a host arena, so that its blocks move without passing the ring: behind the answer, and once
+ * all of it was touched. Where that fails, its blocks go on passing the ring, with a WARN.
+ * Lives:   the memory, until the tier's deinit. address and bytes are multiples of 4096.
+ * Threads: the owner's. Errors: NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_cuda_tier_pin_host(
+    struct kvl_tier *tier, void *address, uint64_t range_bytes);
+/* Bytes pinned so far. Any thread. */
+uint64_t kvl_cuda_tier_pinned_bytes(const struct kvl_tier *tier);
+
+/* True from the first sticky error of the driver on, for ever. Any thread. */
+bool kvl_cuda_tier_is_lost(const struct kvl_tier *tier);
+/* The GPU's name, for logs and status; lives as long as the tier. */
+const char *kvl_cuda_tier_device_name(const struct kvl_tier *tier);
+
+#endif
