@@ -320,6 +320,14 @@ static void storm_tight(struct storm *storm, uint32_t points) {
 /* ---- engines die
  * --------------------------------------------------------------------------------- */
 
+static void wait_until_grabbed(const struct storm *storm) {
+    uint64_t end_ns = kvl_clock_ns() + HANG_MS * MS;
+    while (!atomic_load(&storm->witness->grabbed) && kvl_clock_ns() < end_ns)
+        usleep(1000);
+    if (!atomic_load(&storm->witness->grabbed))
+        storm_finding(storm, "an engine got no lease");
+}
+
 static void storm_engines(struct storm *storm, uint32_t points) {
     enum { ALIVE = 12 };
     uint64_t findings = atomic_load(&storm->witness->totals.findings);
@@ -331,7 +339,7 @@ static void storm_engines(struct storm *storm, uint32_t points) {
     const struct role grab = {as_grab, 0, 0}, read = {storm_read, 2000, UINT64_MAX};
     pid_t reader = start_engine(storm, &read, storm_random(&storm->random));
     pid_t stopped = start_engine(storm, &grab, storm_random(&storm->random));
-    usleep(100000);
+    wait_until_grabbed(storm);
     kill(stopped, SIGSTOP);
     for (uint32_t i = 0; i < points + ALIVE; i++) {
         pid_t *engine = &engines[i % ALIVE];
