@@ -33,6 +33,7 @@
 #define PERSIST_MS 20u
 #define BOUND_MS 500u /* other work may have the machine: 25 times what was asked for */
 #define SYNC_EVERY_MS 50u
+#define TOLD_MS 1000u
 #define POINTS_PER_FOLDER 25u
 #define ENGINES_MAX 128u
 #define HANG_MS 60000u
@@ -245,6 +246,14 @@ static void run(struct storm *storm, role_fn role) {
 
 #define LOAD_ENGINES 4u
 
+/* Until a flush or a clear has ended just now: what it said must hold from here on. */
+static void sleep_until_told(const struct storm *storm) {
+    uint32_t before = atomic_load(&storm->witness->told);
+    uint64_t end_ns = kvl_clock_ns() + TOLD_MS * MS;
+    while (atomic_load(&storm->witness->told) == before && kvl_clock_ns() < end_ns)
+        usleep(100);
+}
+
 static void load(struct storm *storm, uint64_t run_ns, pid_t daemon) {
     uint32_t pause_us = storm->tight ? 500 : 8000;
     const struct role roles[LOAD_ENGINES] = {{storm_write, pause_us, UINT64_MAX},
@@ -255,6 +264,8 @@ static void load(struct storm *storm, uint64_t run_ns, pid_t daemon) {
         engines[i] = start_engine(storm, &roles[i], storm_random(&storm->random));
     storm->slow_ns = 0;
     sleep_watching(storm, kvl_clock_ns() + run_ns);
+    if (storm_below(&storm->random, 3) == 0)
+        sleep_until_told(storm);
     kill_daemon(storm, daemon);
     for (uint32_t i = 0; i < LOAD_ENGINES; i++)
         wait_engine(storm, engines[i]);
