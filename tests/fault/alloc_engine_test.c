@@ -1,12 +1,15 @@
 /* alloc_engine_test.c - memory runs out once, or for good, somewhere in an engine with the service
- * in its own process: opening vocabulary and model, tokenizing, two turns of a session, closing.
+ * in its own process: opening vocabulary and model, tokenizing, wrapping a turn, two turns of a
+ * session, closing.
  *
  * Whatever it was: it ends with an error, or with the very logits of an engine that had memory. */
 #include <string.h>
 
 #include "alloc_sweep.h"
+#include "chat.h"
 #include "generate.h"
 #include "service.h"
+#include "stop_strings.h"
 #include "tiny_model.h"
 #include "tokenizer_vocab.h"
 
@@ -124,6 +127,33 @@ static kvl_err use_engine(const char *path, const char *session) {
     return err;
 }
 
+/* What wraps a turn, ends it and chooses its tokens. */
+static kvl_err use_turn_parts(const struct kvl_gguf *gguf, struct kvl_tokenizer *tokenizer) {
+    static const struct kvl_chat_turn turn = {
+        .begins = true, .system = "be brief", .text = "hello", .text_bytes = 5};
+    static const char *const strings[] = {"one", "two"};
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_chat *chat = NULL;
+    struct kvl_stop_strings stops = {0};
+    struct kvl_token_list list = {0};
+    struct kvl_sampler sampler;
+    kvl_sampler_init(&sampler, (struct kvl_sampler_options){.temperature = 1, .top_p = 0.5f});
+    kvl_err err = kvl_chat_create(gguf, tokenizer, NULL, &chat, &msg);
+    ALLOC_NEED(err == KVL_OK || msg.text[0] != 0);
+    if (err == KVL_OK)
+        err = kvl_chat_append(chat, &turn, &list);
+    ALLOC_NEED(err == KVL_OK || list.count == 0);
+    if (err == KVL_OK)
+        err = kvl_stop_strings_init(&stops, strings, 2);
+    if (err == KVL_OK)
+        err = kvl_sampler_prepare(&sampler, kvl_tokenizer_vocab(tokenizer));
+    kvl_sampler_deinit(&sampler);
+    kvl_stop_strings_deinit(&stops);
+    kvl_token_list_free(&list);
+    kvl_chat_destroy(chat);
+    return err;
+}
+
 static kvl_err use_tokenizer(const uint8_t *file, uint64_t file_bytes) {
     static const char text[] = "hello  it's 12 \xe2\x82\xac <note>\xff hello <|im_end|>";
     struct kvl_errmsg msg = {{0}};
@@ -136,11 +166,17 @@ static kvl_err use_tokenizer(const uint8_t *file, uint64_t file_bytes) {
     ALLOC_NEED(err == KVL_OK || msg.text[0] != 0);
     if (err == KVL_OK)
         err = kvl_tokenize(tokenizer, text, sizeof(text) - 1, KVL_TOKENIZE_PARSE_SPECIAL, &list);
+    if (err == KVL_OK)
+        err = use_turn_parts(gguf, tokenizer);
     kvl_token_list_free(&list);
     kvl_tokenizer_destroy(tokenizer);
     kvl_gguf_close(gguf);
     return err;
 }
+
+static const char chat_template[] =
+    "{% for m in messages %}{{'<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'}}"
+    "{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n'}}{% endif %}";
 
 static void run_engine(
     struct alloc_fail_report *report, uint64_t nth, bool lasting, const char *path) {
@@ -148,6 +184,7 @@ static void run_engine(
     uint64_t bytes;
     gguf_writer_init(&writer);
     vocab_add_bpe(&writer);
+    gguf_add_string(&writer, "tokenizer.chat_template", chat_template);
     const uint8_t *file = gguf_writer_finish(&writer, &bytes);
     memory_comes_back = lasting;
     alloc_fail_arm(report, nth, lasting);

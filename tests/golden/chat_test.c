@@ -128,7 +128,9 @@ static json_t *load(const char *path) {
     if (!root) {
         fail_msg("%s: %s", path, error.text);
     }
-    return json_object_get(root, "templates");
+    json_t *templates = json_incref(json_object_get(root, "templates"));
+    json_decref(root);
+    return templates;
 }
 
 static void templates_render_as_jinja_renders_them(void **state) {
@@ -158,6 +160,7 @@ static void templates_render_as_jinja_renders_them(void **state) {
         }
         close_chat(&f);
     }
+    json_decref(templates);
 }
 
 static void list(void **state) {
@@ -181,6 +184,7 @@ static void list(void **state) {
         }
         close_chat(&f);
     }
+    json_decref(templates);
 }
 
 int main(int argc, char **argv) {

@@ -27,7 +27,7 @@ def build(source, folder):
 def check(source, folder, wanted):
     command, says = next((c, s) for name, c, s in bugs(source) if name == wanted)
     with tempfile.TemporaryDirectory(prefix="kvloft-planted-") as tmp:  # what was found is kept there
-        done = subprocess.run([folder / "tests" / command[0], *command[1:]], timeout=300,
+        done = subprocess.run([folder / "tests" / command[0], *command[1:]], timeout=590,
                               env={**os.environ, "KVL_PLANTED": wanted, "TMPDIR": tmp},
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT)

@@ -56,6 +56,7 @@ struct power_work {
     uint64_t keep_salt;
     uint64_t loads;              /* to verify */
     bool faults;                 /* I/O may fail */
+    uint32_t excused;            /* blocks that may be missing */
     bool rebuild;                /* the index was damaged */
     uint32_t stored[POWER_KEYS]; /* while verifying: versions that were promised */
     uint64_t errors_seen, errors_counted;
@@ -162,10 +163,15 @@ static void on_catalog(void *arg, enum kvl_catalog_kind kind, const void *key, u
 static void check_missing(struct power_work *work) {
     const char *wrong;
     for (uint32_t i = 0; i < POWER_KEYS; i++) {
-        if (work->keys[i].version == 0 &&
-            (wrong = power_model_check_key(work->model, i, 0)) != NULL)
+        if (work->keys[i].version != 0 ||
+            (wrong = power_model_check_key(work->model, i, 0)) == NULL)
+            continue;
+        if (work->excused > 0)
+            work->excused--;
+        else
             fail(work, "block %u version %u %s", i, work->model->keys[i].stored, wrong);
     }
+    work->excused = 0;
     for (uint32_t i = 0; i < POWER_SLOTS; i++) {
         if (!work->slots_found[i] && (wrong = power_model_check_slot(work->model, i, 0)) != NULL)
             fail(work, "catalog slot %u version %u %s", i, work->model->slots[i].flushed, wrong);
@@ -468,6 +474,10 @@ static void check_usage(struct power_work *work, bool closed) {
             (unsigned long long)work->capacity_bytes);
     if (closed && !work->faults && stray[0] != '\0')
         fail(work, "a stray file: %s", stray);
+}
+
+void power_work_excuse_missing(struct power_work *work, uint32_t blocks) {
+    work->excused = blocks;
 }
 
 void power_work_expect_faults(struct power_work *work, bool expect) {

@@ -15,6 +15,9 @@ void power_work_destroy(struct power_work *work);
 
 /* From now on I/O may fail: errors and complaints are excused, wrong bytes are not. */
 void power_work_expect_faults(struct power_work *work, bool expect);
+/* So many blocks may be missing at the next start although nothing was said of them: given up for a
+ * read that went wrong, and the run ended before it could be told. */
+void power_work_excuse_missing(struct power_work *work, uint32_t blocks);
 
 /* The index was damaged: excused are complaints that it is rebuilt, and damaged records of stores
  * that were under way. */

@@ -33,6 +33,7 @@
 #define PERSIST_MS 20u
 #define BOUND_MS 500u /* other work may have the machine: 25 times what was asked for */
 #define SYNC_EVERY_MS 50u
+#define TOLD_MS 1000u
 #define POINTS_PER_FOLDER 25u
 #define ENGINES_MAX 128u
 #define HANG_MS 60000u
@@ -245,6 +246,14 @@ static void run(struct storm *storm, role_fn role) {
 
 #define LOAD_ENGINES 4u
 
+/* Until a flush or a clear has ended just now: what it said must hold from here on. */
+static void sleep_until_told(const struct storm *storm) {
+    uint32_t before = atomic_load(&storm->witness->told);
+    uint64_t end_ns = kvl_clock_ns() + TOLD_MS * MS;
+    while (atomic_load(&storm->witness->told) == before && kvl_clock_ns() < end_ns)
+        usleep(100);
+}
+
 static void load(struct storm *storm, uint64_t run_ns, pid_t daemon) {
     uint32_t pause_us = storm->tight ? 500 : 8000;
     const struct role roles[LOAD_ENGINES] = {{storm_write, pause_us, UINT64_MAX},
@@ -255,6 +264,8 @@ static void load(struct storm *storm, uint64_t run_ns, pid_t daemon) {
         engines[i] = start_engine(storm, &roles[i], storm_random(&storm->random));
     storm->slow_ns = 0;
     sleep_watching(storm, kvl_clock_ns() + run_ns);
+    if (storm_below(&storm->random, 3) == 0)
+        sleep_until_told(storm);
     kill_daemon(storm, daemon);
     for (uint32_t i = 0; i < LOAD_ENGINES; i++)
         wait_engine(storm, engines[i]);
@@ -320,6 +331,14 @@ static void storm_tight(struct storm *storm, uint32_t points) {
 /* ---- engines die
  * --------------------------------------------------------------------------------- */
 
+static void wait_until_grabbed(const struct storm *storm) {
+    uint64_t end_ns = kvl_clock_ns() + HANG_MS * MS;
+    while (!atomic_load(&storm->witness->grabbed) && kvl_clock_ns() < end_ns)
+        usleep(1000);
+    if (!atomic_load(&storm->witness->grabbed))
+        storm_finding(storm, "an engine got no lease");
+}
+
 static void storm_engines(struct storm *storm, uint32_t points) {
     enum { ALIVE = 12 };
     uint64_t findings = atomic_load(&storm->witness->totals.findings);
@@ -331,7 +350,7 @@ static void storm_engines(struct storm *storm, uint32_t points) {
     const struct role grab = {as_grab, 0, 0}, read = {storm_read, 2000, UINT64_MAX};
     pid_t reader = start_engine(storm, &read, storm_random(&storm->random));
     pid_t stopped = start_engine(storm, &grab, storm_random(&storm->random));
-    usleep(100000);
+    wait_until_grabbed(storm);
     kill(stopped, SIGSTOP);
     for (uint32_t i = 0; i < points + ALIVE; i++) {
         pid_t *engine = &engines[i % ALIVE];

@@ -62,6 +62,8 @@ struct storm_witness {
     struct storm_session sessions[STORM_SESSIONS];
     _Atomic uint32_t next[STORM_KINDS]; /* the next block of a kind; the next session */
     uint32_t slots_fresh, blocks_fresh; /* what the empty tiers take */
+    _Atomic uint32_t told;              /* flushes and clears that have ended: durable, or gone */
+    atomic_bool grabbed;                /* an engine holds leases that it will not give back */
     struct storm_totals totals;
 };
 

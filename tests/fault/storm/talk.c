@@ -26,6 +26,7 @@ kvl_err storm_flush(struct storm_worker *worker) {
         if (sealed_ns != 0 && sealed_ns < begin_ns)
             atomic_store(&witness->blocks[i].durable, true);
     }
+    atomic_fetch_add(&witness->told, 1);
     return KVL_OK;
 }
 
@@ -54,8 +55,10 @@ static kvl_err scratch(struct storm_worker *worker) {
     if (storm_told(worker, "clear", err) != KVL_OK)
         return KVL_ERR_CLOSED;
     err = storm_told(worker, "clear", storm_settle(worker, ticket, "clear"));
-    if (err == KVL_OK)
+    if (err == KVL_OK) {
         mark_clear(witness, storm_first(STORM_SCRATCH), from + 6, STORM_CLEARED);
+        atomic_fetch_add(&witness->told, 1);
+    }
     return err;
 }
 
@@ -119,6 +122,7 @@ static kvl_err forget(struct storm_worker *worker, uint32_t session) {
     if (err == KVL_OK) {
         atomic_store(&witness->sessions[session].clear, STORM_CLEARED);
         mark_clear(witness, first, STORM_SESSION_BLOCKS, STORM_CLEARED);
+        atomic_fetch_add(&witness->told, 1);
     }
     return err;
 }

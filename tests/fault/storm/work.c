@@ -360,6 +360,8 @@ void storm_grab(struct storm_worker *worker) {
         }
         kvl_err err = kvl_alloc(
             worker->client, space, KVL_TIER_DEVICE, keys, 4, wait && named, slots, &ticket);
+        if (err == KVL_OK && !named && slots[0].status == KVL_ALLOC_GRANTED)
+            atomic_store(&worker->storm->witness->grabbed, true);
         if (err == KVL_OK && named && storm_below(&worker->random, 2) == 0)
             err = seal_blocks(worker, numbers, slots, 4, KVL_TIER_DEVICE);
         if (err == KVL_OK && named)
