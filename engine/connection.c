@@ -86,9 +86,10 @@ static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_err
         kvl_client_namespace(connection->client, &connection->request, &connection->space);
     if (err == KVL_ERR_TOOBIG)
         return kvl_fail(msg, err,
-            "a block of this model does not fit a segment of the disk tier; give its owner "
-            "(kvloftd, or --embedded) a larger --disk-bytes (its log and `kvloft status` say how "
-            "large)");
+            "a block of this model is too large for a segment of the disk tier, or for the host "
+            "tier "
+            "beside a GPU; give its owner (kvloftd, or --embedded) larger --disk-bytes or "
+            "--host-bytes (its log and `kvloft status` say which, and how large)");
     if (err != KVL_OK)
         return kvl_fail(
             msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));

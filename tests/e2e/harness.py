@@ -93,7 +93,10 @@ class Case(unittest.TestCase):
 
     def start_daemon(self, env=None, **sizes):
         daemon = self.spawn_daemon(env, **sizes)
-        self.tool("status", "--wait", "60")
+        status = (BIN / "kvloft", "status", "--wait", "1", "--connect", self.address)
+        self.wait_until(lambda: daemon.poll() is not None or
+                        run(*status, check=False).returncode == 0, seconds=60)
+        self.assertIsNone(daemon.poll(), f"the daemon ended:\n{self.log()[-2000:]}")
         return daemon
 
     def spawn_daemon(self, env=None, **sizes):

@@ -1,22 +1,31 @@
 /* engine_fixture.c - see engine_fixture.h. */
 #include "engine_fixture.h"
 
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "far_backend.h"
+#include "store.h"
 #include "tiny_model.h"
 
+/* A thread of a test's own cannot fail it. */
 static void need(kvl_err err, const char *what, const struct kvl_errmsg *msg) {
     if (err == KVL_OK)
         return;
     fprintf(stderr, "fixture: %s: %s %s\n", what, kvl_err_name(err), msg != NULL ? msg->text : "");
-    abort();
+    if (gettid() != getpid())
+        abort();
+    fail();
 }
 
-static void skip(const char *why) {
+static void leave(const char *why) {
     printf("skipped: %s\n", why);
     exit(77);
 }
@@ -30,9 +39,9 @@ static const struct kvl_backend_ops *find_backend(void) {
     if (strcmp(name, "cuda") != 0)
         need(KVL_ERR_INVALID, "KVL_TEST_BACKEND is cpu, far or cuda", NULL);
     if (kvl_backend_cuda == NULL)
-        skip("this build has no CUDA backend");
+        leave("this build has no CUDA backend");
     if (access("/dev/nvidiactl", F_OK) != 0)
-        skip("no NVIDIA GPU here");
+        leave("no NVIDIA GPU here");
     return kvl_backend_cuda;
 }
 
@@ -88,6 +97,10 @@ bool fixture_has_one_arithmetic(const struct fixture *fixture) {
     return fixture->backend != kvl_backend_cuda;
 }
 
+bool fixture_runs_engines_side_by_side(const struct fixture *fixture) {
+    return fixture->backend != kvl_backend_cuda;
+}
+
 uint64_t fixture_slot_bytes(const struct fixture *fixture) {
     uint64_t bytes = kvl_block_bytes(&fixture->model->hparams, FIXTURE_BLOCK_TOKENS, KVL_KV_F16);
     return (bytes + 4095) / 4096 * 4096;
@@ -96,6 +109,8 @@ uint64_t fixture_slot_bytes(const struct fixture *fixture) {
 void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
     struct kvl_errmsg msg = {{0}};
+    if (fixture->backend == kvl_backend_cuda && host_blocks < KVL_FAR_HOST_BLOCKS_MIN)
+        host_blocks = KVL_FAR_HOST_BLOCKS_MIN;
     struct kvl_service_options options = {
         .address = fixture->address,
         .device = fixture->backend == kvl_backend_cuda ? "cuda" : "cpu",

@@ -4,9 +4,10 @@
  * with a random model, whose service is the device tier on that GPU; without one the program ends
  * with 77.
  *
- * An engine here is what kvloft-decode has: a connection, a sequence, a backend. Everything aborts
- * the test program with a message when the fixture itself fails; what engines do is returned, so
- * that worker threads record and the main thread asserts. */
+ * An engine here is what kvloft-decode has: a connection, a sequence, a backend. When the fixture
+ * itself fails, it says why and fails the test (from another thread than the main one, it aborts
+ * the program); what engines do is returned, so that worker threads record and the main thread
+ * asserts. */
 #ifndef KVL_TESTS_ENGINE_FIXTURE_H
 #define KVL_TESTS_ENGINE_FIXTURE_H
 
@@ -33,8 +34,12 @@ void fixture_deinit(struct fixture *fixture);
 
 /* The GPU gives other bits to a token that was decoded than to one that was prefilled. */
 bool fixture_has_one_arithmetic(const struct fixture *fixture);
+/* Two engines of one process on one GPU hold each other up: what one frees waits for all that the
+ * GPU was given, also for what the other has yet to release. Processes do not share such waits. */
+bool fixture_runs_engines_side_by_side(const struct fixture *fixture);
 uint64_t fixture_slot_bytes(const struct fixture *fixture);
-/* Tiers with room for so many blocks; host 0: none. The disk folder stays from start to start. */
+/* Tiers with room for so many blocks; host 0: none, or on a GPU the least that it needs. The disk
+ * folder stays from start to start. */
 void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk);
 void fixture_stop(struct fixture *fixture);

@@ -23,6 +23,7 @@ BLOCK = 64
 SHAPE = {"layers": 8, "width": 1024, "ffn_width": 2048, "heads": 16, "kv_heads": 4, "vocab": 4096,
          "context_max": 16384}
 BLOCK_BYTES = 512 << 10
+FAR_HOST_BLOCKS = 8  # the least that a GPU's daemon takes
 PROMPT = 1500  # in tokens; the last block is not whole
 WHOLE = PROMPT // BLOCK * BLOCK
 # Long enough to be caught at it: a GPU is done with a short one before anybody looks.
@@ -115,7 +116,7 @@ class Bits(Case):
     def test_context_larger_than_the_device_tier(self):
         expected = self.alone()
         blocks = WHOLE // BLOCK // 2
-        self.start_daemon(device=blocks * BLOCK_BYTES, host=4 * BLOCK_BYTES)
+        self.start_daemon(device=blocks * BLOCK_BYTES, host=FAR_HOST_BLOCKS * BLOCK_BYTES)
         for _ in range(2):
             result = self.ask()
             self.assert_same(result, expected)
@@ -196,7 +197,8 @@ class Others(Case):
         options = {"tokens": LONG_PROMPT, "new": 4}
         blocks = LONG_PROMPT // BLOCK + 1
         expected = self.alone(**options)
-        self.start_daemon(device=(blocks + 4) * BLOCK_BYTES, host=0, disk="4G")
+        self.start_daemon(device=(blocks + 4) * BLOCK_BYTES, host=FAR_HOST_BLOCKS * BLOCK_BYTES,
+                          disk="4G")
         seen = self.kill_at_many_moments(lambda: self.tool("clear", "--all"), **options)
         self.assertGreater(seen, 0, "never caught with a lease")
         self.tool("clear", "--all")

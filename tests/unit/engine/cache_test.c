@@ -71,18 +71,20 @@ static void assert_stored_blocks_are_whole(void) {
     engine_close(&checker);
 }
 
-/* What an engine alone answers in two turns, the second without new text. */
+/* What an engine alone answers in two turns, the second without new text; to the last bit. */
 static void assert_answers_as_alone(
     const struct kvl_turn_report *first, const struct kvl_turn_report *second) {
-    struct kvl_turn_report alone;
-    uint32_t total = (uint32_t)(first->output.count + second->output.count);
+    struct engine alone;
+    struct kvl_turn_report report;
+    engine_open(&alone, &fixture, &(struct engine_options){0});
     assert_int_equal(
-        engine_run(&fixture, &(struct engine_options){0}, prompt, PROMPT, total, &alone), KVL_OK);
-    assert_memory_equal(
-        alone.output.ids, first->output.ids, first->output.count * sizeof(uint32_t));
-    assert_memory_equal(alone.output.ids + first->output.count, second->output.ids,
-        second->output.count * sizeof(uint32_t));
-    kvl_turn_report_deinit(&alone);
+        engine_turn(&alone, prompt, PROMPT, (uint32_t)first->output.count, &report), KVL_OK);
+    assert_true(same_logits(&report, first));
+    kvl_turn_report_deinit(&report);
+    assert_int_equal(engine_turn(&alone, NULL, 0, (uint32_t)second->output.count, &report), KVL_OK);
+    assert_true(same_logits(&report, second));
+    kvl_turn_report_deinit(&report);
+    engine_close(&alone);
 }
 
 /* A block that another engine began to fill and never finished: computed at once in private
