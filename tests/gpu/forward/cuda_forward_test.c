@@ -161,7 +161,7 @@ static void prefill_bits_do_not_depend_on_the_call(void **state) {
         check_length(c, 129 + (130 - length) * 7 % 62, length, expected, logits); /* block 2 */
     }
     static const uint32_t lengths[] = {512, 1023, 1024, 1025, 1200};
-    for (size_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+    for (size_t i = gpu_is_small() ? 4 : 0; i < sizeof lengths / sizeof lengths[0]; i++) {
         check_length(c, 0, lengths[i], expected, logits);
     }
     free(expected);
