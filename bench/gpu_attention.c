@@ -5,15 +5,14 @@
  * mma.sync on registers alone. Decode: one token, beside a plain read of as many bytes in a row.
  * Decoding goes through the layers in turn, as a model does, so that no layer is found in the L2
  * cache; a graph holds one round. Each figure is the median of some runs.
- *
- *   kvl_bench_gpu_attention [--json] */
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cuda/attention.h"
+#include "gpu_bench.h"
 #include "gpu_peak.h"
-#include "report.h"
 
 enum {
     HEADS = 32,
@@ -185,10 +184,11 @@ static void measure_prefill(struct bench *bench, struct bench_report *report, ui
     }
     set_position(bench, context - ROWS);
     const double s = median_s(bench, work_prefill, &context) / ROUNDS;
-    snprintf(name, sizeof name, "prefill, 1024 rows to %uk, limit mma.sync", context / 1024);
+    snprintf(
+        name, sizeof name, "attention prefill, 1024 rows to %uk, limit mma.sync", context / 1024);
     bench_report_add(
         report, name, 4.0 * HEADS * DIM * positions / s * 1e-12, "TFLOPS", peak_tflops(bench));
-    snprintf(name, sizeof name, "prefill, 1024 rows to %uk, a layer", context / 1024);
+    snprintf(name, sizeof name, "attention prefill, 1024 rows to %uk, a layer", context / 1024);
     bench_report_add(report, name, s * 1e6, "us", 0);
 }
 
@@ -228,26 +228,29 @@ static void measure_decode(struct bench *bench, struct bench_report *report, uin
     const double s = median_s(bench, work_graph, &graph) / ROUNDS / LAYERS;
     check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
     const double read_s = median_s(bench, work_read, &all);
-    snprintf(name, sizeof name, "decode at %uk, limit a read of memory", context / 1024);
+    snprintf(name, sizeof name, "attention decode at %uk, limit a read of memory", context / 1024);
     bench_report_add(report, name, (double)bytes / s * 1e-9, "GB/s", (double)all / read_s * 1e-9);
-    snprintf(name, sizeof name, "decode at %uk, a layer", context / 1024);
+    snprintf(name, sizeof name, "attention decode at %uk, a layer", context / 1024);
     bench_report_add(report, name, s * 1e6, "us", 0);
 }
 
-int main(int argc, char **argv) {
-    static struct bench_report report;
-    struct bench bench;
-    int count = 0;
-    const cudaError_t err = cudaGetDeviceCount(&count);
-    if (err != cudaSuccess || count == 0) {
-        fprintf(
-            stderr, "no GPU: %s\n", err != cudaSuccess ? cudaGetErrorString(err) : "none found");
-        return 1;
+static void bench_deinit(struct bench *bench) {
+    void *const taken[] = {bench->arena, bench->table, bench->q, bench->out, bench->position,
+        bench->sink, bench->scratch};
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) {
+        check(cudaFree(taken[i]), "cudaFree");
     }
+    check(cudaEventDestroy(bench->begin), "event");
+    check(cudaEventDestroy(bench->end), "event");
+    check(cudaStreamDestroy(bench->stream), "stream");
+}
+
+void bench_gpu_attention(struct bench_report *report) {
+    struct bench bench;
     bench_init(&bench);
-    measure_prefill(&bench, &report, 8192);
-    measure_prefill(&bench, &report, CONTEXT);
-    measure_decode(&bench, &report, 8192);
-    measure_decode(&bench, &report, CONTEXT);
-    return bench_report_print(&report, bench_wants_json(argc, argv));
+    measure_prefill(&bench, report, 8192);
+    measure_prefill(&bench, report, CONTEXT);
+    measure_decode(&bench, report, 8192);
+    measure_decode(&bench, report, CONTEXT);
+    bench_deinit(&bench);
 }

@@ -1,8 +1,6 @@
 /* gpu_engine.c - how fast the CUDA backend prefills and decodes, beside what the same GPU could do
  * at most in the same minute.
  *
- *   kvl_bench_gpu_engine [--json] [SHAPE]      (llama-8b; weights are random)
- *
  * Prefill: 4,096 tokens in one call. Its limits: the GPU's dense f16 peak (a square product of
  * 8,192 by cuBLASLt's fastest algorithm), and the same products by the fastest of all algorithms
  * that the library ranks, splits of the inputs included: what the fixed, row-invariant ones cost.
@@ -17,8 +15,8 @@
 
 #include "cuda/cuda_backend.h"
 #include "cuda/kernels.h"
-#include "gpu_read.h"
-#include "report.h"
+#include "gpu_bench.h"
+#include "gpu_peak.h"
 
 enum {
     BLOCK_TOKENS = 64,
@@ -39,12 +37,12 @@ struct bench {
     uint8_t *arena, *blocks[CONTEXT / BLOCK_TOKENS];
     uint32_t tokens[CONTEXT];
     cudaEvent_t begin, end;
-    struct bench_report report;
+    struct bench_report *report;
 };
 
 static void check(cudaError_t error, const char *what) {
     if (error != cudaSuccess) {
-        fprintf(stderr, "kvl_bench_gpu_engine: %s: %s\n", what, cudaGetErrorString(error));
+        fprintf(stderr, "kvl_bench_gpu: %s: %s\n", what, cudaGetErrorString(error));
         exit(1);
     }
 }
@@ -52,7 +50,7 @@ static void check(cudaError_t error, const char *what) {
 
 static void check_err(kvl_err err, const char *text) {
     if (err != KVL_OK) {
-        fprintf(stderr, "kvl_bench_gpu_engine: %s: %s\n", kvl_err_name(err), text);
+        fprintf(stderr, "kvl_bench_gpu: %s: %s\n", kvl_err_name(err), text);
         exit(1);
     }
 }
@@ -66,7 +64,7 @@ static double now_s(void) {
 static void add(struct bench *b, const char *name, double value, const char *unit, double limit) {
     char full[64];
     snprintf(full, sizeof full, "%.14s random: %.39s", b->shape, name);
-    bench_report_add(&b->report, full, value, unit, limit);
+    bench_report_add(b->report, full, value, unit, limit);
 }
 
 /* ---- products ---- */
@@ -251,7 +249,8 @@ static double measure_bandwidth(struct bench *b) {
     for (int i = 0; i < RUNS; i++) {
         float ms = 0;
         CHECK(cudaEventRecord(b->begin, b->cuda->stream));
-        CHECK(bench_gpu_read(memory, bytes, (uint32_t *)memory, b->cuda->stream));
+        CHECK(bench_gpu_read((uint32_t)b->cuda->device.multiProcessorCount, memory, bytes,
+            (float *)memory, b->cuda->stream));
         CHECK(cudaEventRecord(b->end, b->cuda->stream));
         CHECK(cudaStreamSynchronize(b->cuda->stream));
         CHECK(cudaEventElapsedTime(&ms, b->begin, b->end));
@@ -325,23 +324,12 @@ static void close_bench(struct bench *b) {
     kvl_model_free(b->model);
 }
 
-int main(int argc, char **argv) {
-    static struct bench bench = {.shape = "llama-8b"};
-    int gpus = 0;
-    const cudaError_t error = cudaGetDeviceCount(&gpus);
-    if (error != cudaSuccess || gpus == 0) {
-        fprintf(stderr, "kvl_bench_gpu_engine: no GPU (%s)\n", cudaGetErrorString(error));
-        return 1;
-    }
-    for (int i = 1; i < argc; i++) {
-        if (argv[i][0] != '-') {
-            bench.shape = argv[i];
-        }
-    }
+void bench_gpu_engine(const char *shape, struct bench_report *report) {
+    static struct bench bench;
+    bench = (struct bench){.shape = shape, .report = report};
     open_bench(&bench);
     const double peak = measure_peak(&bench);
     measure_prefill(&bench, peak, measure_products(&bench));
     measure_decode(&bench, measure_bandwidth(&bench));
     close_bench(&bench);
-    return bench_report_print(&bench.report, bench_wants_json(argc, argv));
 }

@@ -1,0 +1,91 @@
+/* gpu_main.c - what a GPU does for kvloft beside what it could do at most, in one report.
+ *
+ *   kvl_bench_gpu [--json] [--shape SHAPE] [copy] [attention] [engine]      (all of them)
+ *
+ * About half a minute. Weights are random; llama-8b is the shape unless another is named. */
+#include <cuda_runtime_api.h>
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "gpu_bench.h"
+#include "gpu_copy.h"
+
+enum part { COPY = 1, ATTENTION = 2, ENGINE = 4, ALL = 7 };
+
+struct options {
+    bool json;
+    const char *shape;
+    unsigned parts; /* 0: wrong usage */
+};
+
+static unsigned part_of(const char *word) {
+    if (strcmp(word, "copy") == 0)
+        return COPY;
+    if (strcmp(word, "attention") == 0)
+        return ATTENTION;
+    return strcmp(word, "engine") == 0 ? ENGINE : 0;
+}
+
+static struct options parse(int argc, char **argv) {
+    static const struct option words[] = {{"json", no_argument, NULL, 'j'},
+        {"shape", required_argument, NULL, 's'}, {NULL, 0, NULL, 0}};
+    struct options options = {.shape = "llama-8b"};
+    int option;
+    while ((option = getopt_long(argc, argv, "", words, NULL)) != -1) {
+        if (option == '?')
+            return options;
+        options.json |= option == 'j';
+        if (option == 's')
+            options.shape = optarg;
+    }
+    for (int i = optind; i < argc; i++) {
+        if (part_of(argv[i]) == 0)
+            return (struct options){0};
+        options.parts |= part_of(argv[i]);
+    }
+    if (optind == argc)
+        options.parts = ALL;
+    return options;
+}
+
+static kvl_err copy_part(struct bench_report *report, struct kvl_errmsg *msg) {
+    struct kvl_cuda_driver *driver = NULL;
+    kvl_err err = kvl_cuda_driver_open(&driver, msg);
+    if (err == KVL_OK)
+        err = bench_gpu_copy(driver, 0, report, msg);
+    kvl_cuda_driver_close(driver);
+    return err;
+}
+
+static bool has_gpu(void) {
+    int gpus = 0;
+    const cudaError_t error = cudaGetDeviceCount(&gpus);
+    if (error == cudaSuccess && gpus > 0)
+        return true;
+    fprintf(stderr, "kvl_bench_gpu: no GPU: %s\n",
+        error == cudaSuccess ? "none found" : cudaGetErrorString(error));
+    return false;
+}
+
+int main(int argc, char **argv) {
+    static struct bench_report report;
+    struct kvl_errmsg msg = {""};
+    const struct options options = parse(argc, argv);
+    if (options.parts == 0) {
+        fprintf(
+            stderr, "usage: kvl_bench_gpu [--json] [--shape SHAPE] [copy] [attention] [engine]\n");
+        return 2;
+    }
+    if (!has_gpu())
+        return 1;
+    if ((options.parts & COPY) != 0 && copy_part(&report, &msg) != KVL_OK) {
+        fprintf(stderr, "kvl_bench_gpu: copy: %s\n", msg.text);
+        return 1;
+    }
+    if ((options.parts & ATTENTION) != 0)
+        bench_gpu_attention(&report);
+    if ((options.parts & ENGINE) != 0)
+        bench_gpu_engine(options.shape, &report);
+    return bench_report_print(&report, options.json);
+}
