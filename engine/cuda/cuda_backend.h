@@ -75,6 +75,13 @@ struct kvl_cuda_arena {
     uint64_t bytes;
 };
 
+/* When each layer's blocks had arrived and its kernels ran, in the first chunk of a prefill; for a
+ * picture of how restoring and computing overlap. Arrays of one entry a layer, the caller's. */
+struct kvl_cuda_trace {
+    uint64_t *arrived_ns;       /* CLOCK_MONOTONIC, as before_layer returned */
+    cudaEvent_t *began, *ended; /* recorded on the stream */
+};
+
 struct kvl_cuda {
     struct kvl_backend base;
     const struct kvl_model *model;
@@ -85,7 +92,8 @@ struct kvl_cuda {
     cudaStream_t stream;
     uint32_t context_max;
     uint32_t threads;
-    struct kvl_errmsg last; /* what the last failed call said */
+    struct kvl_errmsg last;             /* what the last failed call said */
+    const struct kvl_cuda_trace *trace; /* NULL: nobody wants one */
 
     /* switches that tests turn */
     bool use_graphs;

@@ -6,6 +6,7 @@
  * one's bytes are on their way. On an error the word goes to its end, what was enqueued runs off,
  * and its results are nobody's. */
 #include <string.h>
+#include <time.h>
 
 #include "cuda_backend.h"
 #include "kernels.h"
@@ -176,13 +177,26 @@ static bool has_logits(const struct chunk *c) {
     return c->offset + c->tokens > c->batch->count - c->batch->logits_rows;
 }
 
-static kvl_err enqueue_layer(const struct chunk *c, uint32_t layer) {
+static kvl_err compute_layer(const struct chunk *c, uint32_t layer) {
     TRY_ERR(project(c, layer));
     if (layer + 1 == c->cuda->model->hparams.layers && !has_logits(c)) {
         return KVL_OK; /* nobody reads more of the last layer than its K and V */
     }
     TRY_ERR(attend(c, layer));
     return feed_forward(c, layer);
+}
+
+static kvl_err enqueue_layer(const struct chunk *c, uint32_t layer) {
+    struct kvl_cuda *cuda = c->cuda;
+    const struct kvl_cuda_trace *trace = c->index == 0 ? cuda->trace : NULL;
+    if (trace != NULL) {
+        TRY(cudaEventRecord(trace->began[layer], cuda->stream));
+    }
+    TRY_ERR(compute_layer(c, layer));
+    if (trace != NULL) {
+        TRY(cudaEventRecord(trace->ended[layer], cuda->stream));
+    }
+    return KVL_OK;
 }
 
 /* ---- logits ---- */
@@ -239,9 +253,21 @@ static kvl_err wait_for_word(struct kvl_cuda *cuda, uint32_t value) {
         "cuStreamWaitValue32");
 }
 
-/* Waits on the host for a layer's blocks, then lets the stream's wait for it end. */
-static kvl_err release(const struct chunk *c, uint32_t layer) {
+/* Waits on the host for a layer's blocks. */
+static kvl_err wait_for_layer(const struct chunk *c, uint32_t layer) {
+    const struct kvl_cuda_trace *trace = c->cuda->trace;
     TRY_ERR(c->batch->before_layer(c->batch->before_layer_arg, layer));
+    if (trace != NULL) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        trace->arrived_ns[layer] = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+    }
+    return KVL_OK;
+}
+
+/* The same, then lets the stream's wait for it end. */
+static kvl_err release(const struct chunk *c, uint32_t layer) {
+    TRY_ERR(wait_for_layer(c, layer));
     advance_word(c->cuda, c->cuda->word_value + layer + 1);
     return KVL_OK;
 }
@@ -280,7 +306,7 @@ static kvl_err enqueue_layers(const struct chunk *c) {
     }
     for (uint32_t layer = 0; layer < cuda->model->hparams.layers; layer++) {
         if (waits) {
-            TRY_ERR(batch->before_layer(batch->before_layer_arg, layer));
+            TRY_ERR(wait_for_layer(c, layer));
         }
         TRY_ERR(enqueue_layer(c, layer));
     }
