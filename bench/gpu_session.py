@@ -5,7 +5,9 @@ device, host and disk against computing it, and decoding while blocks are demote
     bench/gpu_session.py --bin build/release/bin [--model llama-8b] [--tokens 32768] [--json]
 
 The weights are random (no model file is needed): figures are of speed only, and marked so. Limits:
-the link's bandwidth as kvl_bench_gpu_copy measures it, one decode step, --no-offload."""
+the link's bandwidth as kvl_bench_gpu measures it, one decode step, --no-offload.
+With --device cpu and a small shape the same steps run without a GPU, to try them out; the link is
+then what --link-gb-s says."""
 import argparse
 import json
 import pathlib
@@ -29,7 +31,7 @@ class Bench:
 
     def start(self, device_bytes):
         self.daemon = subprocess.Popen(
-            [self.bin / "kvloftd", "--listen", self.address, "--device", "cuda",
+            [self.bin / "kvloftd", "--listen", self.address, "--device", self.options.device,
              "--device-bytes", device_bytes, "--host-bytes", self.options.host_bytes,
              "--disk-path", self.folder / "disk", "--disk-bytes", self.options.disk_bytes],
             stderr=open(self.folder / "log", "a"))
@@ -49,8 +51,8 @@ class Bench:
 
     def decode(self, tokens, new, *words):
         done = subprocess.run(
-            [self.bin / "kvloft-decode", "--random-model", self.options.model, "--device", "cuda",
-             "--prompt-tokens", str(tokens), "--max-tokens", str(new),
+            [self.bin / "kvloft-decode", "--random-model", self.options.model, "--device",
+             self.options.device, "--prompt-tokens", str(tokens), "--max-tokens", str(new),
              "--ctx", str(tokens + new), "--json", *words],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         if done.returncode != 0:
@@ -68,9 +70,13 @@ class Bench:
         return next(block["key"] for block in blocks if block["key"] not in parents)
 
     def link_gb_s(self):
-        done = subprocess.run([self.bin / "kvl_bench_gpu_copy", "--json"], check=True,
+        """Host to device at most, by the driver's single copies."""
+        if self.options.link_gb_s:
+            return self.options.link_gb_s
+        done = subprocess.run([self.bin / "kvl_bench_gpu", "--json", "copy"], check=True,
                               stdout=subprocess.PIPE)
-        return max(r["limit"] for r in json.loads(done.stdout)["results"] if "h2d" in r["name"])
+        results = json.loads(done.stdout)["results"]
+        return max(r["limit"] for r in results if r["name"].startswith("gpu.store"))
 
     def add(self, name, value, unit, limit=0.0):
         self.results.append({"name": name, "value": value, "unit": unit, "limit": limit,
@@ -140,6 +146,8 @@ def main():
     parser.add_argument("--bin", default="build/release/bin")
     parser.add_argument("--model", default="llama-8b")
     parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--link-gb-s", type=float, help="instead of measuring it")
     parser.add_argument("--device-bytes", default="6G")
     parser.add_argument("--host-bytes", default="6G")
     parser.add_argument("--disk-bytes", default="12G")
