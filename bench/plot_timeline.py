@@ -45,8 +45,10 @@ def draw(data, axes):
     draw_lane(axes, ARRIVAL, arrivals(layers))
     draw_lane(axes, COMPUTE, computed)
     for (_, ended), (began, _) in zip(computed, computed[1:]):
-        if began - ended > 0.02:  # the GPU had nothing to do
+        if began - ended > 0.02:
             axes.barh(COMPUTE, began - ended, left=ended, height=0.12, color=WAIT)
+    axes.text(0, COMPUTE - 0.42, "orange: the GPU waits for the next layer", fontsize=8, color=WAIT,
+              va="top")
     axes.axvline(data["total_ms"], color="black", linewidth=0.8, linestyle=":")
     axes.text(data["total_ms"], 1.5, f" first token\n {data['total_ms']:.1f} ms", fontsize=8,
               va="top")

@@ -4,7 +4,7 @@
  *   schedule_test cpu|cuda        where the daemon's device tier is; 77: no GPU
  *
  * A real daemon with tiers so small that everything moves all the time, and four engine processes
- * (schedule_engine.h), of which a third is killed with SIGKILL somewhere in a schedule and
+ * (schedule_engine.h). In one schedule of four the engine is killed with SIGKILL somewhere, and
  * replaced. Then: no lease is left, verify finds no bad block, and after a clear every slot can be
  * had.
  *
@@ -155,7 +155,7 @@ static void give_schedule(struct process *engine, bool is_fresh) {
     const uint64_t within_ns = KILL_WITHIN_NS * (opens_gpu ? 10 : 1);
     const uint32_t number = test.next++;
     engine->schedule = number;
-    if (!test.is_small && block_word(test.seed, number) % 3 == 0)
+    if (!test.is_small && block_word(test.seed, number) % 4 == 0)
         engine->kill_ns = now_ns() + 1 + block_word(test.random++, 1) % within_ns;
     if (write(engine->to, &number, sizeof number) != (ssize_t)sizeof number)
         fail_msg("an engine ended before schedule %u: see above", number);
