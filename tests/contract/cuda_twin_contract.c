@@ -9,7 +9,7 @@ int main(void) {
     if (twin == NULL)
         return 1;
     const struct cuda_contract_options options = {.driver = cuda_twin_driver(twin),
-        .staging_bytes = 384u << 10,
+        .staging_bytes = 768u << 10,
         .order_block_bytes = 65536,
         .schedules = 40};
     cuda_twin_set_delay(twin, 100000);

@@ -4,11 +4,10 @@
  *                         \        |
  *   to device, direct:     piece: copies + word -> stream -> landed
  *   to device, by the ring:piece: ring worker fills -> copies + word -> stream -> landed
- *   to host, direct:       piece: copies + word -> stream -> landed (LOAD: then hash)
- *   to host, by the ring:  piece: copies + word -> stream -> ring worker empties or hashes
+ *   to host:               piece: copies + word -> stream -> landed -> workers hash (cuda_hash.c)
  *
- * The stream keeps the order of pieces, and the ring worker is one thread: so the parts of one io
- * land in order. */
+ * The stream keeps the order of pieces, so the parts of one io land in order; what is hashed of
+ * them may be done in any. */
 #include <assert.h>
 #include <string.h>
 
@@ -19,15 +18,14 @@
 
 /* ---- ios ------------------------------------------------------------------------------------ */
 
-/* Nothing of it is under way any more. */
+/* Nothing of it is under way any more: what came to the host is hashed, frame by frame. */
 static void move_copied(struct cuda_move *move) {
     const struct kvl_io *io = move->io;
-    if (move->status == KVL_OK && io->op == KVL_IO_LOAD) {
-        kvl_workers_submit(move->tier->hash_workers, &move->job, io->priority == KVL_IO_RESTORE);
-        return;
-    }
-    if (move->status == KVL_OK && io->op == KVL_IO_HASH)
+    if (move->status == KVL_OK && io->op != KVL_IO_STORE)
         move->content_hash = kvl_content_hash_of_frames(io->layout, move->frame_hashes);
+    if (move->status == KVL_OK && io->op == KVL_IO_LOAD &&
+        move->content_hash != io->record.content_hash)
+        move->status = KVL_ERR_CORRUPT;
     kvl_cuda_tell(move, true);
 }
 
@@ -157,10 +155,12 @@ static bool part_add(struct cuda_piece *piece, struct cuda_move *move) {
     *part = (struct cuda_part){.move = move,
         .device = tier->address + io->location + move->payload_at_bytes,
         .host = host,
+        .ring = piece->ring + piece->piece_bytes,
         .part_bytes = bytes,
         .frame = move->frame,
         .begins_frame = move->frame_at_bytes == 0,
         .ends_frame = bytes == left};
+    piece->cut = piece->cut || bytes != kvl_layout_frame_bytes(io->layout, move->frame);
     move->frame_at_bytes += bytes;
     move->payload_at_bytes += bytes;
     move->parts_out++;
@@ -179,13 +179,22 @@ static bool move_is_direct(const struct cuda_move *move) {
            kvl_cuda_pins_cover(move->tier, io->buffer, io->layout->payload_bytes);
 }
 
+/* Frames that come to the host stay whole where they can: then any thread may hash them. */
+static bool would_cut(const struct cuda_piece *piece, const struct cuda_move *move) {
+    const uint64_t frame_bytes = kvl_layout_frame_bytes(move->io->layout, move->frame);
+    const uint64_t room_bytes = move->tier->piece_bytes - piece->piece_bytes;
+    return piece->lane->direction == KVL_CUDA_TO_HOST && piece->part_count > 0 &&
+           move->frame_at_bytes == 0 && frame_bytes > room_bytes &&
+           frame_bytes <= move->tier->piece_bytes;
+}
+
 /* False: the piece takes no more, full or not. A piece's copies are all direct, or none. */
 static bool piece_take_from(struct cuda_piece *piece, struct cuda_queue *queue) {
     struct cuda_move *move;
     while (!piece_is_full(piece) && (move = queue_next(queue)) != NULL) {
         if (move->payload_at_bytes == 0) /* its first part; it stays what it is now */
             move->direct = move_is_direct(move);
-        if (piece->part_count > 0 && piece->direct != move->direct)
+        if (piece->part_count > 0 && (piece->direct != move->direct || would_cut(piece, move)))
             return false;
         piece->direct = move->direct;
         if (part_add(piece, move))
@@ -199,6 +208,7 @@ static bool piece_fill(struct cuda_piece *piece) {
     const bool fair = lane->picks % KVL_CUDA_FAIR_EVERY == KVL_CUDA_FAIR_EVERY - 1;
     piece->part_count = 0;
     piece->piece_bytes = 0;
+    piece->cut = false;
     piece->status = KVL_OK;
     for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)
         if (!piece_take_from(piece, &lane->queues[fair ? KVL_CUDA_PRIORITIES - 1 - i : i]))
@@ -209,7 +219,7 @@ static bool piece_fill(struct cuda_piece *piece) {
 
 /* ---- a piece's way -------------------------------------------------------------------------- */
 
-static void piece_retire(struct cuda_piece *piece, kvl_err status) {
+void kvl_cuda_piece_retire(struct cuda_piece *piece, kvl_err status) {
     if (piece->status == KVL_OK)
         piece->status = status;
     for (uint32_t i = 0; i < piece->part_count; i++)
@@ -228,13 +238,11 @@ static bool can_join(
 /* The fewest copies for a piece: neighbours become one. */
 static uint32_t piece_copies(const struct cuda_piece *piece, struct kvl_cuda_copy *copies) {
     uint32_t count = 0;
-    uint8_t *ring = piece->ring;
     for (uint32_t i = 0; i < piece->part_count; i++) {
         const struct cuda_part *part = &piece->parts[i];
         const struct kvl_cuda_copy copy = {.device = part->device,
-            .host = piece->direct ? part->host : ring,
+            .host = piece->direct ? part->host : part->ring,
             .copy_bytes = part->part_bytes};
-        ring += part->part_bytes;
         if (count > 0 && can_join(piece, &copies[count - 1], &copy))
             copies[count - 1].copy_bytes += copy.copy_bytes;
         else
@@ -257,7 +265,7 @@ static void note_copy_error(struct cuda_piece *piece, kvl_cuda_status status) {
 }
 
 /* The copies of a piece, and its word behind them. */
-static void piece_enqueue(struct cuda_piece *piece) {
+void kvl_cuda_piece_enqueue(struct cuda_piece *piece) {
     struct cuda_lane *lane = piece->lane;
     struct cuda_tier *tier = lane->tier;
     struct kvl_cuda_copy copies[KVL_CUDA_PIECE_COPIES];
@@ -277,7 +285,7 @@ static void piece_enqueue(struct cuda_piece *piece) {
             kvl_cuda_lose(tier, "write a word", status);
     }
     if (atomic_load(&tier->lost)) {
-        piece_retire(piece, KVL_ERR_IO);
+        kvl_cuda_piece_retire(piece, KVL_ERR_IO);
         return;
     }
     if (lane->flying_count == 0)
@@ -290,51 +298,16 @@ static void piece_begin(struct cuda_piece *piece) {
     struct cuda_lane *lane = piece->lane;
     piece->busy = true;
     if (!piece->direct && lane->direction == KVL_CUDA_TO_DEVICE)
-        kvl_workers_submit(lane->tier->ring_worker, &piece->job, false);
+        kvl_cuda_piece_gather(piece);
     else
-        piece_enqueue(piece);
+        kvl_cuda_piece_enqueue(piece);
 }
 
 static void piece_landed(struct cuda_piece *piece) {
-    struct cuda_lane *lane = piece->lane;
-    if (!piece->direct && lane->direction == KVL_CUDA_TO_HOST && piece->status == KVL_OK)
-        kvl_workers_submit(lane->tier->ring_worker, &piece->job, false);
+    if (piece->lane->direction == KVL_CUDA_TO_HOST && piece->status == KVL_OK)
+        kvl_cuda_piece_finish(piece);
     else
-        piece_retire(piece, KVL_OK);
-}
-
-/* ---- on the ring worker --------------------------------------------------------------------- */
-
-static void part_hash(const struct cuda_part *part, const uint8_t *ring) {
-    struct cuda_move *move = part->move;
-    if (part->begins_frame)
-        XXH3_64bits_reset(&move->hashing);
-    XXH3_64bits_update(&move->hashing, ring, part->part_bytes);
-    if (part->ends_frame)
-        move->frame_hashes[part->frame] = XXH3_64bits_digest(&move->hashing);
-}
-
-static void ring_run(struct kvl_job *base) {
-    struct cuda_piece *piece = kvl_container_of(base, struct cuda_piece, job);
-    uint8_t *ring = piece->ring;
-    for (uint32_t i = 0; i < piece->part_count; i++) {
-        const struct cuda_part *part = &piece->parts[i];
-        if (piece->lane->direction == KVL_CUDA_TO_DEVICE)
-            memcpy(ring, part->host, part->part_bytes);
-        else if (part->host != NULL)
-            memcpy(part->host, ring, part->part_bytes);
-        else
-            part_hash(part, ring);
-        ring += part->part_bytes;
-    }
-}
-
-static void ring_done(struct kvl_job *base) {
-    struct cuda_piece *piece = kvl_container_of(base, struct cuda_piece, job);
-    if (piece->lane->direction == KVL_CUDA_TO_DEVICE)
-        piece_enqueue(piece);
-    else
-        piece_retire(piece, KVL_OK);
+        kvl_cuda_piece_retire(piece, KVL_OK);
 }
 
 /* ---- on the driver thread ------------------------------------------------------------------- */
@@ -366,7 +339,7 @@ static void ask_for_errors(struct cuda_lane *lane) {
         kvl_cuda_lose(tier, "finish copies", status);
 }
 
-static bool land(struct cuda_lane *lane) {
+bool kvl_cuda_lane_land(struct cuda_lane *lane) {
     bool progress = false;
     while (kvl_cuda_lane_has_landed(lane)) {
         piece_landed(flying_pop(lane));
@@ -375,14 +348,14 @@ static bool land(struct cuda_lane *lane) {
     }
     ask_for_errors(lane);
     while (lane->flying_count > 0 && atomic_load(&lane->tier->lost)) {
-        piece_retire(flying_pop(lane), KVL_ERR_IO);
+        kvl_cuda_piece_retire(flying_pop(lane), KVL_ERR_IO);
         progress = true;
     }
     return progress;
 }
 
-bool kvl_cuda_lane_advance(struct cuda_lane *lane) {
-    bool progress = land(lane);
+bool kvl_cuda_lane_fill(struct cuda_lane *lane) {
+    bool progress = false;
     for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
         struct cuda_piece *piece = &lane->pieces[i];
         if (piece->busy || !piece_fill(piece))
@@ -402,8 +375,6 @@ void kvl_cuda_lane_init(
         for (uint32_t frame = 0; frame < KVL_FRAMES_MAX; frame++)
             cuda_moves_init(&lane->queues[i].buckets[frame]);
     }
-    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
-        lane->pieces[i].lane = lane;
-        lane->pieces[i].job = (struct kvl_job){.run = ring_run, .done = ring_done};
-    }
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++)
+        kvl_cuda_piece_init(lane, &lane->pieces[i]);
 }

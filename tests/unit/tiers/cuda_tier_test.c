@@ -18,8 +18,8 @@
 
 #define MIB (UINT64_C(1) << 20)
 #define PIECE_BYTES 65536u
-#define STAGING_BYTES (6 * PIECE_BYTES)
-#define PIECES 3u
+#define STAGING_BYTES (12 * PIECE_BYTES)
+#define PIECES 6u
 #define PIN_BYTES (MIB + 12288) /* ends in the midst of blocks, and of frames */
 #define BLOCKS_MAX 64u
 #define COPIES_MAX 4096u
@@ -532,7 +532,7 @@ static void what_cannot_be_is_refused_with_a_reason(void **state) {
     check_refused(twin, options, KVL_ERR_INVALID, "at least 65536 bytes");
     options.capacity_bytes = 4 * MIB;
     options.staging_bytes = STAGING_BYTES - 1;
-    check_refused(twin, options, KVL_ERR_INVALID, "at least 393216 bytes");
+    check_refused(twin, options, KVL_ERR_INVALID, "at least 786432 bytes");
     options.staging_bytes = 0;
     options.device = 1;
     check_refused(twin, options, KVL_ERR_UNSUPPORTED, "no GPU 1: the driver shows 1");
