@@ -60,10 +60,10 @@ void bench_daemon_start(struct bench_daemon *daemon) {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (!freopen("/dev/null", "w", stderr))
         _exit(127);
-    execl(daemon->program, daemon->program, "--listen", daemon->address, "--device", "cpu",
-        "--device-bytes", daemon->device_bytes, "--host-bytes", daemon->host_bytes,
-        daemon->disk_bytes ? "--disk-path" : (char *)NULL, daemon->disk_path, "--disk-bytes",
-        daemon->disk_bytes, (char *)NULL);
+    execl(daemon->program, daemon->program, "--listen", daemon->address, "--device",
+        daemon->device ? daemon->device : "cpu", "--device-bytes", daemon->device_bytes,
+        "--host-bytes", daemon->host_bytes, daemon->disk_bytes ? "--disk-path" : (char *)NULL,
+        daemon->disk_path, "--disk-bytes", daemon->disk_bytes, (char *)NULL);
     _exit(127);
 }
 

@@ -14,6 +14,7 @@ struct bench_daemon {
     char address[300]; /* ipc:// */
     char disk_path[300];
     char program[4400];
+    const char *device; /* NULL: cpu */
     const char *device_bytes, *host_bytes;
     const char *disk_bytes; /* NULL: no disk tier */
     pid_t pid;              /* 0: none */
