@@ -6,8 +6,8 @@
  *   to device, by the ring:piece: ring worker fills -> copies + word -> stream -> landed
  *   to host:               piece: copies + word -> stream -> landed -> workers hash (cuda_hash.c)
  *
- * The stream keeps the order of pieces, so the parts of one io land in order; what is hashed of
- * them may be done in any. */
+ * Pieces are taken as landed in their order, so the parts of one io land in order; what is hashed
+ * of them may be done in any. */
 #include <assert.h>
 #include <string.h>
 
@@ -268,19 +268,21 @@ static void note_copy_error(struct cuda_piece *piece, kvl_cuda_status status) {
 void kvl_cuda_piece_enqueue(struct cuda_piece *piece) {
     struct cuda_lane *lane = piece->lane;
     struct cuda_tier *tier = lane->tier;
+    struct cuda_stream *stream = &lane->streams[lane->next_stream];
     struct kvl_cuda_copy copies[KVL_CUDA_PIECE_COPIES];
     const uint32_t count = piece_copies(piece, copies);
     kvl_cuda_status status = KVL_CUDA_OK;
     if (!atomic_load(&tier->lost))
-        status = tier->driver->copy(tier->driver, lane->stream, lane->direction, copies, count);
+        status = tier->driver->copy(tier->driver, stream->handle, lane->direction, copies, count);
     if (status != KVL_CUDA_OK)
         note_copy_error(piece, status);
     if (tier->driver->shortfall(tier->driver) != NULL)
         kvl_log_fallback(tier->log, "%s", tier->driver->shortfall(tier->driver));
-    piece->word = lane->issued + 1;
+    piece->stream = stream;
+    piece->word = stream->issued + 1;
     if (!atomic_load(&tier->lost)) {
-        status =
-            tier->driver->write_word(tier->driver, lane->stream, lane->word_device, piece->word);
+        status = tier->driver->write_word(
+            tier->driver, stream->handle, stream->word_device, piece->word);
         if (status != KVL_CUDA_OK)
             kvl_cuda_lose(tier, "write a word", status);
     }
@@ -290,7 +292,8 @@ void kvl_cuda_piece_enqueue(struct cuda_piece *piece) {
     }
     if (lane->flying_count == 0)
         lane->asked_ns = kvl_clock_ns();
-    lane->issued = piece->word;
+    stream->issued = piece->word;
+    lane->next_stream = (lane->next_stream + 1) % lane->stream_count;
     lane->flying[lane->flying_count++] = piece;
 }
 
@@ -315,8 +318,9 @@ static void piece_landed(struct cuda_piece *piece) {
 bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane) {
     if (lane->flying_count == 0)
         return false;
-    const uint32_t word = __atomic_load_n(lane->word, __ATOMIC_ACQUIRE);
-    return (int32_t)(word - lane->flying[0]->word) >= 0;
+    const struct cuda_piece *oldest = lane->flying[0];
+    const uint32_t word = __atomic_load_n(oldest->stream->word, __ATOMIC_ACQUIRE);
+    return (int32_t)(word - oldest->word) >= 0;
 }
 
 static struct cuda_piece *flying_pop(struct cuda_lane *lane) {
@@ -333,10 +337,12 @@ static void ask_for_errors(struct cuda_lane *lane) {
     if (lane->flying_count == 0 || now_ns - lane->asked_ns < ASK_EVERY_NS)
         return;
     lane->asked_ns = now_ns;
-    kvl_cuda_status status = tier->driver->stream_query(tier->driver, lane->stream);
-    kvl_err err = tier->driver->err_from(status);
-    if (err != KVL_OK && err != KVL_ERR_AGAIN)
-        kvl_cuda_lose(tier, "finish copies", status);
+    for (uint32_t i = 0; i < lane->stream_count; i++) {
+        kvl_cuda_status status = tier->driver->stream_query(tier->driver, lane->streams[i].handle);
+        kvl_err err = tier->driver->err_from(status);
+        if (err != KVL_OK && err != KVL_ERR_AGAIN)
+            kvl_cuda_lose(tier, "finish copies", status);
+    }
 }
 
 bool kvl_cuda_lane_land(struct cuda_lane *lane) {

@@ -30,6 +30,7 @@
 #define KVL_CUDA_PRIORITIES 3
 #define KVL_CUDA_LANES 2 /* by enum kvl_cuda_direction */
 #define KVL_CUDA_LANE_PIECES 6u
+#define KVL_CUDA_LANE_STREAMS_MAX 2u
 #define KVL_CUDA_HASH_THREADS_MAX 16u
 #define KVL_CUDA_PIECE_COPIES 128u
 #define KVL_CUDA_FAIR_EVERY 8u /* every so many pieces the lowest priority that waits is served */
@@ -111,21 +112,30 @@ struct cuda_piece {
     bool busy, direct;
     bool cut; /* has parts that are not a whole frame */
     kvl_err status;
-    uint32_t word; /* the lane's word once it is through */
+    const struct cuda_stream *stream; /* which has its copies, */
+    uint32_t word;                    /* and its word once it is through */
     uint32_t part_count;
     uint64_t piece_bytes;
     struct cuda_part parts[KVL_CUDA_PIECE_COPIES];
 };
 
+struct cuda_stream {
+    void *handle;
+    const uint32_t *word; /* written by the stream */
+    uint64_t word_device;
+    uint32_t issued; /* words given to it, so far */
+};
+
+/* With several streams, pieces go to them in turns; they are taken as landed in their order all the
+ * same. */
 struct cuda_lane {
     struct cuda_tier *tier;
     enum kvl_cuda_direction direction;
-    void *stream;
-    const uint32_t *word; /* written by the stream */
-    uint64_t word_device;
-    uint32_t issued;   /* pieces given to the stream, so far */
+    struct cuda_stream streams[KVL_CUDA_LANE_STREAMS_MAX];
+    uint32_t stream_count;
+    uint32_t next_stream;
     uint64_t picks;    /* pieces filled, for fairness */
-    uint64_t asked_ns; /* when the stream was last asked for errors, or moved */
+    uint64_t asked_ns; /* when the streams were last asked for errors, or moved */
     struct cuda_queue queues[KVL_CUDA_PRIORITIES];
     struct cuda_piece *flying[KVL_CUDA_LANE_PIECES]; /* oldest first */
     uint32_t flying_count;
@@ -157,7 +167,7 @@ struct cuda_tier {
     bool has_memory;
     int share_fd;
     uint8_t *ring;
-    uint32_t *words; /* one a lane, on cache lines of their own */
+    uint32_t *words; /* one a stream, on cache lines of their own */
     uint64_t words_device;
     uint64_t piece_bytes;
     uint64_t pin_bytes; /* a chunk of what is pinned */

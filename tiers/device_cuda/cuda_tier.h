@@ -32,6 +32,7 @@ struct kvl_cuda_tier_options {
     uint64_t capacity_bytes; /* hard cap of the slots; rounded down to the driver's 2 MiB or so */
     uint64_t staging_bytes;  /* the pinned ring; 0: 64 MiB, otherwise at least 768 KiB */
     uint64_t pin_bytes;      /* of host memory in one call, pages; 0: 512 MiB */
+    uint32_t copy_streams;   /* a direction, at most 2; 0: 1 */
     uint32_t hash_threads;   /* 0: as many as keep up with a link, at most 5/8 of the CPUs */
     struct kvl_log *log;
     const struct kvl_cuda_driver *driver; /* outlives the tier; NULL: the real one */
