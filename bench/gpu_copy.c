@@ -289,6 +289,16 @@ static kvl_err fill_loads(struct bench *bench) {
     return err != KVL_OK ? err : bench->worst;
 }
 
+/* GB/s of hashes taken of what is in the tier. */
+static kvl_err measure_hash(struct bench *bench, double *speed) {
+    for (uint32_t i = 0; i < bench->blocks; i++)
+        bench->ios[LOAD][i].op = KVL_IO_HASH;
+    kvl_err err = measure(bench, false, true, speed);
+    for (uint32_t i = 0; i < bench->blocks; i++)
+        bench->ios[LOAD][i].op = KVL_IO_LOAD;
+    return err;
+}
+
 static void add(struct bench_report *report, const char *what, uint64_t block_bytes,
     const char *how, double value, double limit) {
     char name[64];
@@ -299,7 +309,7 @@ static void add(struct bench_report *report, const char *what, uint64_t block_by
 static kvl_err measure_size(struct bench *bench, uint64_t block_bytes, bool apart,
     struct bench_report *report, struct kvl_errmsg *msg) {
     const char *how = apart ? "" : " neighbours";
-    double store = 0, load = 0, both = 0;
+    double store = 0, load = 0, hash = 0, both = 0;
     kvl_err err = kvl_layout_of_bytes(block_bytes, &bench->layout);
     if (err != KVL_OK)
         return kvl_fail(msg, err, "blocks of %" PRIu64 " bytes", block_bytes);
@@ -310,12 +320,15 @@ static kvl_err measure_size(struct bench *bench, uint64_t block_bytes, bool apar
     if (err == KVL_OK)
         err = measure(bench, false, true, &load);
     if (err == KVL_OK)
+        err = measure_hash(bench, &hash);
+    if (err == KVL_OK)
         err = measure(bench, true, true, &both);
     if (err != KVL_OK)
         return kvl_fail(
             msg, err, "a block of %" PRIu64 " bytes ended with %s", block_bytes, kvl_err_text(err));
     add(report, "store", block_bytes, how, store, bench->peak[STORE]);
     add(report, "load", block_bytes, how, load, bench->peak[LOAD]);
+    add(report, "hash", block_bytes, how, hash, bench->peak[LOAD]);
     add(report, "both", block_bytes, how, both, bench->peak[STORE] + bench->peak[LOAD]);
     return KVL_OK;
 }

@@ -3,6 +3,7 @@
  *
  *   gpu.store, 128 KiB     host to device: blocks that stand apart in both memories
  *   gpu.load, 128 KiB      device to host, every block hashed where it lands
+ *   gpu.hash, 128 KiB      the same without a buffer: by way of the tier's ring
  *   gpu.both, 128 KiB      both at once; the limit is the sum of the two peaks */
 #ifndef KVL_BENCH_GPU_COPY_H
 #define KVL_BENCH_GPU_COPY_H

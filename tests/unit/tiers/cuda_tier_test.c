@@ -307,6 +307,44 @@ static void what_is_urgent_overtakes_all_but_what_is_on_its_way(void **state) {
     assert_int_equal(found, 1);
 }
 
+/* ---- the check ------------------------------------------------------------------------------ */
+
+static void check_a_bit_of(struct block *block, uint64_t at) {
+    uint8_t *byte = block->fixture->arena + block->io.location + at;
+    *byte ^= 1;
+    assert_int_equal(load(block), KVL_ERR_CORRUPT);
+    submit(block, KVL_IO_HASH, KVL_IO_PREFETCH);
+    assert_int_equal(finish(block), KVL_OK);
+    assert_true(block->io.record.content_hash != block->right_hash);
+    block->io.record.content_hash = block->right_hash;
+    *byte ^= 1;
+    assert_int_equal(load(block), KVL_OK);
+}
+
+/* In the first byte of each frame and in the last; frames that fit a piece, and such as do not. */
+static void check_all_frames(struct fixture *fixture) {
+    const struct kvl_layout *layouts[] = {&fixture->small, &fixture->layers};
+    for (uint32_t i = 0; i < 2; i++) {
+        struct block *block = make(fixture, i, layouts[i]);
+        assert_int_equal(store(block), KVL_OK);
+        uint64_t at = 0;
+        for (uint32_t frame = 0; frame < layouts[i]->frame_count; frame++) {
+            check_a_bit_of(block, at);
+            at += kvl_layout_frame_bytes(layouts[i], frame);
+            check_a_bit_of(block, at - 1);
+        }
+    }
+}
+
+static void one_wrong_bit_in_any_frame_is_found(void **state) {
+    check_all_frames(*state);
+}
+
+static void so_it_is_in_pinned_memory(void **state) {
+    pin_host(*state);
+    check_all_frames(*state);
+}
+
 /* ---- pinned memory -------------------------------------------------------------------------- */
 
 static void pinned_buffers_are_copied_in_place(void **state) {
@@ -581,6 +619,8 @@ int main(void) {
         WITH_TIER(what_is_told_is_there),
         WITH_TIER(nothing_ends_before_its_bytes_are_there),
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
+        WITH_TIER(one_wrong_bit_in_any_frame_is_found),
+        WITH_TIER(so_it_is_in_pinned_memory),
         WITH_TIER(pinned_buffers_are_copied_in_place),
         WITH_TIER(neighbours_are_one_copy),
         WITH_TIER(memory_is_not_pinned_before_it_has_come),
