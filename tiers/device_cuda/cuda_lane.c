@@ -29,7 +29,14 @@ static void move_copied(struct cuda_move *move) {
     kvl_cuda_tell(move, true);
 }
 
+static struct cuda_lane *lane_of(const struct cuda_move *move) {
+    return &move->tier->lanes[move->io->op == KVL_IO_STORE ? KVL_CUDA_TO_DEVICE : KVL_CUDA_TO_HOST];
+}
+
 static void move_issued(struct cuda_move *move) {
+    struct cuda_lane *lane = lane_of(move);
+    lane->waiting_bytes -= move->io->layout->payload_bytes - move->payload_at_bytes;
+    lane->waiting_count--;
     move->issued = true;
     if (move->parts_out == 0)
         move_copied(move);
@@ -133,6 +140,10 @@ void kvl_cuda_lane_purge(struct cuda_lane *lane) {
 }
 
 void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves) {
+    for (const struct cuda_move *move = moves->head; move != NULL; move = move->next) {
+        lane->waiting_bytes += move->io->layout->payload_bytes;
+        lane->waiting_count++;
+    }
     cuda_moves_append(&lane->queues[priority].waiting, moves);
 }
 
@@ -163,6 +174,7 @@ static bool part_add(struct cuda_piece *piece, struct cuda_move *move) {
     piece->cut = piece->cut || bytes != kvl_layout_frame_bytes(io->layout, move->frame);
     move->frame_at_bytes += bytes;
     move->payload_at_bytes += bytes;
+    piece->lane->waiting_bytes -= bytes;
     move->parts_out++;
     piece->piece_bytes += bytes;
     return part->ends_frame;
@@ -360,9 +372,26 @@ bool kvl_cuda_lane_land(struct cuda_lane *lane) {
     return progress;
 }
 
+/* Of pieces begun, those that have not landed. */
+static uint32_t ahead_count(const struct cuda_lane *lane) {
+    uint32_t busy = 0;
+    if (lane->direction == KVL_CUDA_TO_HOST)
+        return lane->flying_count;
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++)
+        busy += lane->pieces[i].busy;
+    return busy;
+}
+
+/* While enough is ahead of it, a small piece would come no sooner for being begun: it waits for
+ * company. Ios that are asked for one by one would otherwise each become a piece. */
+static bool is_worth_a_piece(const struct cuda_lane *lane) {
+    return lane->waiting_bytes >= lane->tier->piece_bytes ||
+           lane->waiting_count >= KVL_CUDA_PIECE_COPIES || ahead_count(lane) <= lane->stream_count;
+}
+
 bool kvl_cuda_lane_fill(struct cuda_lane *lane) {
     bool progress = false;
-    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES && is_worth_a_piece(lane); i++) {
         struct cuda_piece *piece = &lane->pieces[i];
         if (piece->busy || !piece_fill(piece))
             continue;

@@ -134,8 +134,10 @@ struct cuda_lane {
     struct cuda_stream streams[KVL_CUDA_LANE_STREAMS_MAX];
     uint32_t stream_count;
     uint32_t next_stream;
-    uint64_t picks;    /* pieces filled, for fairness */
-    uint64_t asked_ns; /* when the streams were last asked for errors, or moved */
+    uint64_t waiting_bytes; /* of ios taken, not in pieces yet, */
+    uint32_t waiting_count; /* and those ios */
+    uint64_t picks;         /* pieces filled, for fairness */
+    uint64_t asked_ns;      /* when the streams were last asked for errors, or moved */
     struct cuda_queue queues[KVL_CUDA_PRIORITIES];
     struct cuda_piece *flying[KVL_CUDA_LANE_PIECES]; /* oldest first */
     uint32_t flying_count;
@@ -265,7 +267,8 @@ void kvl_cuda_lane_init(
 void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves);
 /* Pieces that have landed go on their way. True: there was one. */
 bool kvl_cuda_lane_land(struct cuda_lane *lane);
-/* Free pieces are filled and given to the stream. True: there was something to copy. */
+/* Free pieces are filled and given to the stream: while it would soon have nothing to do, of what
+ * there is; beyond that full ones only. True: there was something to copy. */
 bool kvl_cuda_lane_fill(struct cuda_lane *lane);
 /* The copies of a piece, and its word behind them. */
 void kvl_cuda_piece_enqueue(struct cuda_piece *piece);

@@ -3,6 +3,7 @@
  * It waits for nothing but the owner: the words that streams write are looked at, at first without
  * a pause, then in short steps. Completions of a copy come every 100 us or so while copies run;
  * the steps are short against that, and cost a few per cent of a CPU. */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -223,6 +224,8 @@ static void *thread_main(void *arg) {
     if (status != KVL_CUDA_OK)
         kvl_cuda_lose(tier, "enter a context", status);
     run(tier);
+    for (int lane = 0; lane < KVL_CUDA_LANES; lane++)
+        assert(tier->lanes[lane].waiting_count == 0 && tier->lanes[lane].waiting_bytes == 0);
     kvl_cuda_pins_forget(tier);
     if (status == KVL_CUDA_OK)
         tier->driver->context_leave(tier->driver);

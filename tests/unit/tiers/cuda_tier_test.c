@@ -185,6 +185,12 @@ static kvl_err load(struct block *block) {
     return finish(block);
 }
 
+static void wait_for_calls(struct fixture *fixture, uint32_t calls) {
+    for (int i = 0; i < 3000 && cuda_twin_calls(fixture->twin) < calls; i++)
+        sleep_ms(1);
+    assert_int_equal(cuda_twin_calls(fixture->twin), calls);
+}
+
 /* Fills the way to the device with pieces that stand still, so that what is submitted next waits.
  */
 static struct block *hold_all_pieces(struct fixture *fixture, enum kvl_io_op op) {
@@ -193,9 +199,7 @@ static struct block *hold_all_pieces(struct fixture *fixture, enum kvl_io_op op)
     cuda_twin_hold(fixture->twin, true);
     const uint32_t before = cuda_twin_calls(fixture->twin);
     submit(dummy, op, KVL_IO_PREFETCH);
-    for (int i = 0; i < 3000 && cuda_twin_calls(fixture->twin) < before + PIECES; i++)
-        sleep_ms(1);
-    assert_int_equal(cuda_twin_calls(fixture->twin), before + PIECES);
+    wait_for_calls(fixture, before + PIECES);
     return dummy;
 }
 
@@ -305,6 +309,26 @@ static void what_is_urgent_overtakes_all_but_what_is_on_its_way(void **state) {
         assert_true(copies[c].call <= first + PIECES);
     }
     assert_int_equal(found, 1);
+}
+
+/* The stream has work with two pieces, so the others become one. */
+static void what_trickles_in_waits_for_company(void **state) {
+    struct fixture *fixture = *state;
+    enum { BLOCKS = 6 };
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(store(make(fixture, i, &fixture->small)), KVL_OK);
+    const uint32_t before = cuda_twin_calls(fixture->twin);
+    cuda_twin_hold(fixture->twin, true);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        submit(&fixture->blocks[i], KVL_IO_LOAD, KVL_IO_BEHIND);
+        wait_for_calls(fixture, before + (i < 2 ? i + 1 : 2));
+    }
+    sleep_ms(20);
+    wait_for_calls(fixture, before + 2);
+    cuda_twin_hold(fixture->twin, false);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
+    wait_for_calls(fixture, before + 3);
 }
 
 /* ---- the check ------------------------------------------------------------------------------ */
@@ -619,6 +643,7 @@ int main(void) {
         WITH_TIER(what_is_told_is_there),
         WITH_TIER(nothing_ends_before_its_bytes_are_there),
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
+        WITH_TIER(what_trickles_in_waits_for_company),
         WITH_TIER(one_wrong_bit_in_any_frame_is_found),
         WITH_TIER(so_it_is_in_pinned_memory),
         WITH_TIER(pinned_buffers_are_copied_in_place),
