@@ -19,7 +19,7 @@
 static uint64_t frame_hash(const struct cuda_part *part) {
     const struct kvl_io *io = part->move->io;
     const uint8_t *frame = (const uint8_t *)io->buffer + part->frame * io->layout->frame_bytes;
-    return XXH3_64bits(frame, kvl_layout_frame_bytes(io->layout, part->frame));
+    return kvl_bytes_hash(frame, kvl_layout_frame_bytes(io->layout, part->frame));
 }
 
 /* In the order of a frame's parts, on one thread. */
@@ -35,7 +35,7 @@ static void hash_cut(const struct cuda_part *part) {
 /* A frame that came in several parts lies in the buffer whole when the last has landed. */
 static void part_finish(const struct cuda_piece *piece, const struct cuda_part *part) {
     if (part->host == NULL && part->begins_frame && part->ends_frame)
-        part->move->frame_hashes[part->frame] = XXH3_64bits(part->ring, part->part_bytes);
+        part->move->frame_hashes[part->frame] = kvl_bytes_hash(part->ring, part->part_bytes);
     else if (part->host == NULL)
         hash_cut(part);
     if (part->host != NULL && !piece->direct)
