@@ -3,6 +3,7 @@
  *
  *   gpu.store, 128 KiB     host to device: blocks that stand apart in both memories
  *   gpu.load, 128 KiB      device to host, every block hashed where it lands
+ *   gpu.hash, 128 KiB      the same without a buffer: by way of the tier's ring
  *   gpu.both, 128 KiB      both at once; the limit is the sum of the two peaks */
 #ifndef KVL_BENCH_GPU_COPY_H
 #define KVL_BENCH_GPU_COPY_H
@@ -12,9 +13,16 @@
 #include "device_cuda/cuda_driver.h"
 #include "report.h"
 
+struct bench_gpu_copy_options {
+    const struct kvl_cuda_driver *driver;
+    uint32_t device;
+    uint64_t staging_bytes; /* these three as kvl_cuda_tier_options has them; 0: its choice */
+    uint32_t copy_streams, hash_threads;
+};
+
 /* Needs 2 GiB of the GPU's memory and of the host's. Errors: those of kvl_cuda_tier_create, IO; msg
  * says which. */
-KVL_MUST_CHECK kvl_err bench_gpu_copy(const struct kvl_cuda_driver *driver, uint32_t device,
+KVL_MUST_CHECK kvl_err bench_gpu_copy(const struct bench_gpu_copy_options *options,
     struct bench_report *report, struct kvl_errmsg *msg);
 
 #endif

@@ -27,6 +27,9 @@ uint64_t kvl_layout_frame_bytes(const struct kvl_layout *layout, uint32_t frame)
 uint64_t kvl_content_hash(
     const struct kvl_layout *layout, const void *payload, uint64_t *frame_hashes);
 
+/* XXH3-64 of one frame, or of other bytes, by the widest vectors that this CPU has. Any thread. */
+uint64_t kvl_bytes_hash(const void *at, uint64_t bytes);
+
 /* The second half of it, for whoever hashed the frames one by one. */
 uint64_t kvl_content_hash_of_frames(const struct kvl_layout *layout, const uint64_t *frame_hashes);
 

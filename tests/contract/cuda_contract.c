@@ -23,6 +23,7 @@ static struct kvl_tier *current;                    /* made last */
 static kvl_err make(const struct kvl_tier_contract *contract, struct kvl_tier **out) {
     const struct kvl_cuda_tier_options options = {.capacity_bytes = contract->capacity_bytes,
         .staging_bytes = running->staging_bytes,
+        .copy_streams = running->copy_streams,
         .hash_threads = 2,
         .driver = running->driver};
     struct kvl_errmsg msg = {""};

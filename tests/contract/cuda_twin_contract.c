@@ -8,12 +8,15 @@ int main(void) {
     struct cuda_twin *twin = cuda_twin_create(UINT64_C(64) << 20);
     if (twin == NULL)
         return 1;
-    const struct cuda_contract_options options = {.driver = cuda_twin_driver(twin),
-        .staging_bytes = 384u << 10,
+    struct cuda_contract_options options = {.driver = cuda_twin_driver(twin),
+        .staging_bytes = 768u << 10,
         .order_block_bytes = 65536,
         .schedules = 40};
     cuda_twin_set_delay(twin, 100000);
-    int failed = cuda_contract_run(&options);
+    int failed = cuda_contract_run(&options); /* frames are cut */
+    options.staging_bytes = UINT64_C(6) << 20;
+    options.copy_streams = 2;
+    failed += cuda_contract_run_own(&options); /* and are whole */
     const char *violation = cuda_twin_violation(twin);
     if (violation != NULL || cuda_twin_leaks(twin) != 0) {
         fprintf(stderr, "the driver was misused: %s; %u things were not given back\n",

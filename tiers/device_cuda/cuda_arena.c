@@ -157,17 +157,17 @@ static kvl_err make_ring(struct cuda_tier *tier, uint64_t staging_bytes, struct 
 }
 
 /* Copies for restores go before those that demote, where they meet. */
-static kvl_err make_stream(struct cuda_tier *tier, uint32_t lane_index, struct kvl_errmsg *msg) {
-    struct cuda_lane *lane = &tier->lanes[lane_index];
-    lane->word = tier->words + lane_index * WORD_STRIDE;
-    lane->word_device = tier->words_device + lane_index * WORD_STRIDE * sizeof *tier->words;
-    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++)
-        lane->pieces[i].ring =
-            tier->ring + (lane_index * KVL_CUDA_LANE_PIECES + i) * tier->piece_bytes;
+static kvl_err make_stream(
+    struct cuda_tier *tier, uint32_t lane_index, uint32_t index, struct kvl_errmsg *msg) {
+    const struct cuda_lane *lane = &tier->lanes[lane_index];
+    struct cuda_stream *stream = &tier->lanes[lane_index].streams[index];
+    const uint64_t word = (lane_index * KVL_CUDA_LANE_STREAMS_MAX + index) * WORD_STRIDE;
+    stream->word = tier->words + word;
+    stream->word_device = tier->words_device + word * sizeof *tier->words;
     kvl_cuda_status status = tier->driver->stream_create(
-        tier->driver, lane->direction == KVL_CUDA_TO_DEVICE, &lane->stream);
+        tier->driver, lane->direction == KVL_CUDA_TO_DEVICE, &stream->handle);
     if (status != KVL_CUDA_OK) {
-        lane->stream = NULL;
+        stream->handle = NULL;
         return kvl_cuda_fail(tier, msg, status, "make a stream");
     }
     return KVL_OK;
@@ -175,15 +175,16 @@ static kvl_err make_stream(struct cuda_tier *tier, uint32_t lane_index, struct k
 
 /* Everything later rests on it, so it is tried once: a stream writes a word, and the CPU sees it.
  */
-static kvl_err try_word(struct cuda_tier *tier, struct cuda_lane *lane, struct kvl_errmsg *msg) {
+static kvl_err try_word(
+    const struct cuda_tier *tier, struct cuda_stream *stream, struct kvl_errmsg *msg) {
     const struct kvl_cuda_driver *driver = tier->driver;
-    kvl_cuda_status status = driver->write_word(driver, lane->stream, lane->word_device, 1);
+    kvl_cuda_status status = driver->write_word(driver, stream->handle, stream->word_device, 1);
     if (status != KVL_CUDA_OK)
         return kvl_cuda_fail(tier, msg, status, "let a stream write a word");
-    lane->issued = 1;
+    stream->issued = 1;
     const uint64_t end_ns = kvl_clock_ns() + PROBE_NS;
-    while (__atomic_load_n(lane->word, __ATOMIC_ACQUIRE) != 1) {
-        status = driver->stream_query(driver, lane->stream);
+    while (__atomic_load_n(stream->word, __ATOMIC_ACQUIRE) != 1) {
+        status = driver->stream_query(driver, stream->handle);
         kvl_err err = driver->err_from(status);
         if (err != KVL_OK && err != KVL_ERR_AGAIN)
             return kvl_cuda_fail(tier, msg, status, "let a stream write a word");
@@ -193,6 +194,23 @@ static kvl_err try_word(struct cuda_tier *tier, struct cuda_lane *lane, struct k
         nanosleep(&(struct timespec){.tv_nsec = 50000}, NULL);
     }
     return KVL_OK;
+}
+
+static kvl_err make_lane(
+    struct cuda_tier *tier, uint32_t lane_index, uint32_t streams, struct kvl_errmsg *msg) {
+    struct cuda_lane *lane = &tier->lanes[lane_index];
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++)
+        lane->pieces[i].ring =
+            tier->ring + (lane_index * KVL_CUDA_LANE_PIECES + i) * tier->piece_bytes;
+    lane->stream_count = streams == 0 ? 1 : streams;
+    if (lane->stream_count > KVL_CUDA_LANE_STREAMS_MAX)
+        lane->stream_count = KVL_CUDA_LANE_STREAMS_MAX;
+    kvl_err err = KVL_OK;
+    for (uint32_t i = 0; i < lane->stream_count && err == KVL_OK; i++)
+        err = make_stream(tier, lane_index, i, msg);
+    for (uint32_t i = 0; i < lane->stream_count && err == KVL_OK; i++)
+        err = try_word(tier, &lane->streams[i], msg);
+    return err;
 }
 
 /* ---- all of it ------------------------------------------------------------------------------ */
@@ -205,9 +223,7 @@ static kvl_err open_in_context(
     if (err == KVL_OK)
         err = make_ring(tier, options->staging_bytes, msg);
     for (uint32_t i = 0; i < KVL_CUDA_LANES && err == KVL_OK; i++)
-        err = make_stream(tier, i, msg);
-    for (uint32_t i = 0; i < KVL_CUDA_LANES && err == KVL_OK; i++)
-        err = try_word(tier, &tier->lanes[i], msg);
+        err = make_lane(tier, i, options->copy_streams, msg);
     return err;
 }
 
@@ -226,13 +242,18 @@ kvl_err kvl_cuda_arena_open(
     return err;
 }
 
+static void close_streams(const struct kvl_cuda_driver *driver, struct cuda_lane *lane) {
+    for (uint32_t i = 0; i < lane->stream_count; i++) {
+        if (lane->streams[i].handle != NULL)
+            driver->stream_destroy(driver, lane->streams[i].handle);
+        lane->streams[i].handle = NULL;
+    }
+}
+
 static void close_in_context(struct cuda_tier *tier) {
     const struct kvl_cuda_driver *driver = tier->driver;
-    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++) {
-        if (tier->lanes[i].stream != NULL)
-            driver->stream_destroy(driver, tier->lanes[i].stream);
-        tier->lanes[i].stream = NULL;
-    }
+    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++)
+        close_streams(driver, &tier->lanes[i]);
     if (tier->words != NULL)
         driver->host_free(driver, tier->words);
     if (tier->ring != NULL)

@@ -4,11 +4,10 @@
  *                         \        |
  *   to device, direct:     piece: copies + word -> stream -> landed
  *   to device, by the ring:piece: ring worker fills -> copies + word -> stream -> landed
- *   to host, direct:       piece: copies + word -> stream -> landed (LOAD: then hash)
- *   to host, by the ring:  piece: copies + word -> stream -> ring worker empties or hashes
+ *   to host:               piece: copies + word -> stream -> landed -> workers hash (cuda_hash.c)
  *
- * The stream keeps the order of pieces, and the ring worker is one thread: so the parts of one io
- * land in order. */
+ * Pieces are taken as landed in their order, so the parts of one io land in order; what is hashed
+ * of them may be done in any. */
 #include <assert.h>
 #include <string.h>
 
@@ -19,19 +18,25 @@
 
 /* ---- ios ------------------------------------------------------------------------------------ */
 
-/* Nothing of it is under way any more. */
+/* Nothing of it is under way any more: what came to the host is hashed, frame by frame. */
 static void move_copied(struct cuda_move *move) {
     const struct kvl_io *io = move->io;
-    if (move->status == KVL_OK && io->op == KVL_IO_LOAD) {
-        kvl_workers_submit(move->tier->hash_workers, &move->job, io->priority == KVL_IO_RESTORE);
-        return;
-    }
-    if (move->status == KVL_OK && io->op == KVL_IO_HASH)
+    if (move->status == KVL_OK && io->op != KVL_IO_STORE)
         move->content_hash = kvl_content_hash_of_frames(io->layout, move->frame_hashes);
+    if (move->status == KVL_OK && io->op == KVL_IO_LOAD &&
+        move->content_hash != io->record.content_hash)
+        move->status = KVL_ERR_CORRUPT;
     kvl_cuda_tell(move, true);
 }
 
+static struct cuda_lane *lane_of(const struct cuda_move *move) {
+    return &move->tier->lanes[move->io->op == KVL_IO_STORE ? KVL_CUDA_TO_DEVICE : KVL_CUDA_TO_HOST];
+}
+
 static void move_issued(struct cuda_move *move) {
+    struct cuda_lane *lane = lane_of(move);
+    lane->waiting_bytes -= move->io->layout->payload_bytes - move->payload_at_bytes;
+    lane->waiting_count--;
     move->issued = true;
     if (move->parts_out == 0)
         move_copied(move);
@@ -135,6 +140,10 @@ void kvl_cuda_lane_purge(struct cuda_lane *lane) {
 }
 
 void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves) {
+    for (const struct cuda_move *move = moves->head; move != NULL; move = move->next) {
+        lane->waiting_bytes += move->io->layout->payload_bytes;
+        lane->waiting_count++;
+    }
     cuda_moves_append(&lane->queues[priority].waiting, moves);
 }
 
@@ -157,12 +166,15 @@ static bool part_add(struct cuda_piece *piece, struct cuda_move *move) {
     *part = (struct cuda_part){.move = move,
         .device = tier->address + io->location + move->payload_at_bytes,
         .host = host,
+        .ring = piece->ring + piece->piece_bytes,
         .part_bytes = bytes,
         .frame = move->frame,
         .begins_frame = move->frame_at_bytes == 0,
         .ends_frame = bytes == left};
+    piece->cut = piece->cut || bytes != kvl_layout_frame_bytes(io->layout, move->frame);
     move->frame_at_bytes += bytes;
     move->payload_at_bytes += bytes;
+    piece->lane->waiting_bytes -= bytes;
     move->parts_out++;
     piece->piece_bytes += bytes;
     return part->ends_frame;
@@ -179,13 +191,22 @@ static bool move_is_direct(const struct cuda_move *move) {
            kvl_cuda_pins_cover(move->tier, io->buffer, io->layout->payload_bytes);
 }
 
+/* Frames that come to the host stay whole where they can: then any thread may hash them. */
+static bool would_cut(const struct cuda_piece *piece, const struct cuda_move *move) {
+    const uint64_t frame_bytes = kvl_layout_frame_bytes(move->io->layout, move->frame);
+    const uint64_t room_bytes = move->tier->piece_bytes - piece->piece_bytes;
+    return piece->lane->direction == KVL_CUDA_TO_HOST && piece->part_count > 0 &&
+           move->frame_at_bytes == 0 && frame_bytes > room_bytes &&
+           frame_bytes <= move->tier->piece_bytes;
+}
+
 /* False: the piece takes no more, full or not. A piece's copies are all direct, or none. */
 static bool piece_take_from(struct cuda_piece *piece, struct cuda_queue *queue) {
     struct cuda_move *move;
     while (!piece_is_full(piece) && (move = queue_next(queue)) != NULL) {
         if (move->payload_at_bytes == 0) /* its first part; it stays what it is now */
             move->direct = move_is_direct(move);
-        if (piece->part_count > 0 && piece->direct != move->direct)
+        if (piece->part_count > 0 && (piece->direct != move->direct || would_cut(piece, move)))
             return false;
         piece->direct = move->direct;
         if (part_add(piece, move))
@@ -199,6 +220,7 @@ static bool piece_fill(struct cuda_piece *piece) {
     const bool fair = lane->picks % KVL_CUDA_FAIR_EVERY == KVL_CUDA_FAIR_EVERY - 1;
     piece->part_count = 0;
     piece->piece_bytes = 0;
+    piece->cut = false;
     piece->status = KVL_OK;
     for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)
         if (!piece_take_from(piece, &lane->queues[fair ? KVL_CUDA_PRIORITIES - 1 - i : i]))
@@ -209,7 +231,7 @@ static bool piece_fill(struct cuda_piece *piece) {
 
 /* ---- a piece's way -------------------------------------------------------------------------- */
 
-static void piece_retire(struct cuda_piece *piece, kvl_err status) {
+void kvl_cuda_piece_retire(struct cuda_piece *piece, kvl_err status) {
     if (piece->status == KVL_OK)
         piece->status = status;
     for (uint32_t i = 0; i < piece->part_count; i++)
@@ -228,13 +250,11 @@ static bool can_join(
 /* The fewest copies for a piece: neighbours become one. */
 static uint32_t piece_copies(const struct cuda_piece *piece, struct kvl_cuda_copy *copies) {
     uint32_t count = 0;
-    uint8_t *ring = piece->ring;
     for (uint32_t i = 0; i < piece->part_count; i++) {
         const struct cuda_part *part = &piece->parts[i];
         const struct kvl_cuda_copy copy = {.device = part->device,
-            .host = piece->direct ? part->host : ring,
+            .host = piece->direct ? part->host : part->ring,
             .copy_bytes = part->part_bytes};
-        ring += part->part_bytes;
         if (count > 0 && can_join(piece, &copies[count - 1], &copy))
             copies[count - 1].copy_bytes += copy.copy_bytes;
         else
@@ -257,32 +277,35 @@ static void note_copy_error(struct cuda_piece *piece, kvl_cuda_status status) {
 }
 
 /* The copies of a piece, and its word behind them. */
-static void piece_enqueue(struct cuda_piece *piece) {
+void kvl_cuda_piece_enqueue(struct cuda_piece *piece) {
     struct cuda_lane *lane = piece->lane;
     struct cuda_tier *tier = lane->tier;
+    struct cuda_stream *stream = &lane->streams[lane->next_stream];
     struct kvl_cuda_copy copies[KVL_CUDA_PIECE_COPIES];
     const uint32_t count = piece_copies(piece, copies);
     kvl_cuda_status status = KVL_CUDA_OK;
     if (!atomic_load(&tier->lost))
-        status = tier->driver->copy(tier->driver, lane->stream, lane->direction, copies, count);
+        status = tier->driver->copy(tier->driver, stream->handle, lane->direction, copies, count);
     if (status != KVL_CUDA_OK)
         note_copy_error(piece, status);
     if (tier->driver->shortfall(tier->driver) != NULL)
         kvl_log_fallback(tier->log, "%s", tier->driver->shortfall(tier->driver));
-    piece->word = lane->issued + 1;
+    piece->stream = stream;
+    piece->word = stream->issued + 1;
     if (!atomic_load(&tier->lost)) {
-        status =
-            tier->driver->write_word(tier->driver, lane->stream, lane->word_device, piece->word);
+        status = tier->driver->write_word(
+            tier->driver, stream->handle, stream->word_device, piece->word);
         if (status != KVL_CUDA_OK)
             kvl_cuda_lose(tier, "write a word", status);
     }
     if (atomic_load(&tier->lost)) {
-        piece_retire(piece, KVL_ERR_IO);
+        kvl_cuda_piece_retire(piece, KVL_ERR_IO);
         return;
     }
     if (lane->flying_count == 0)
         lane->asked_ns = kvl_clock_ns();
-    lane->issued = piece->word;
+    stream->issued = piece->word;
+    lane->next_stream = (lane->next_stream + 1) % lane->stream_count;
     lane->flying[lane->flying_count++] = piece;
 }
 
@@ -290,51 +313,16 @@ static void piece_begin(struct cuda_piece *piece) {
     struct cuda_lane *lane = piece->lane;
     piece->busy = true;
     if (!piece->direct && lane->direction == KVL_CUDA_TO_DEVICE)
-        kvl_workers_submit(lane->tier->ring_worker, &piece->job, false);
+        kvl_cuda_piece_gather(piece);
     else
-        piece_enqueue(piece);
+        kvl_cuda_piece_enqueue(piece);
 }
 
 static void piece_landed(struct cuda_piece *piece) {
-    struct cuda_lane *lane = piece->lane;
-    if (!piece->direct && lane->direction == KVL_CUDA_TO_HOST && piece->status == KVL_OK)
-        kvl_workers_submit(lane->tier->ring_worker, &piece->job, false);
+    if (piece->lane->direction == KVL_CUDA_TO_HOST && piece->status == KVL_OK)
+        kvl_cuda_piece_finish(piece);
     else
-        piece_retire(piece, KVL_OK);
-}
-
-/* ---- on the ring worker --------------------------------------------------------------------- */
-
-static void part_hash(const struct cuda_part *part, const uint8_t *ring) {
-    struct cuda_move *move = part->move;
-    if (part->begins_frame)
-        XXH3_64bits_reset(&move->hashing);
-    XXH3_64bits_update(&move->hashing, ring, part->part_bytes);
-    if (part->ends_frame)
-        move->frame_hashes[part->frame] = XXH3_64bits_digest(&move->hashing);
-}
-
-static void ring_run(struct kvl_job *base) {
-    struct cuda_piece *piece = kvl_container_of(base, struct cuda_piece, job);
-    uint8_t *ring = piece->ring;
-    for (uint32_t i = 0; i < piece->part_count; i++) {
-        const struct cuda_part *part = &piece->parts[i];
-        if (piece->lane->direction == KVL_CUDA_TO_DEVICE)
-            memcpy(ring, part->host, part->part_bytes);
-        else if (part->host != NULL)
-            memcpy(part->host, ring, part->part_bytes);
-        else
-            part_hash(part, ring);
-        ring += part->part_bytes;
-    }
-}
-
-static void ring_done(struct kvl_job *base) {
-    struct cuda_piece *piece = kvl_container_of(base, struct cuda_piece, job);
-    if (piece->lane->direction == KVL_CUDA_TO_DEVICE)
-        piece_enqueue(piece);
-    else
-        piece_retire(piece, KVL_OK);
+        kvl_cuda_piece_retire(piece, KVL_OK);
 }
 
 /* ---- on the driver thread ------------------------------------------------------------------- */
@@ -342,8 +330,9 @@ static void ring_done(struct kvl_job *base) {
 bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane) {
     if (lane->flying_count == 0)
         return false;
-    const uint32_t word = __atomic_load_n(lane->word, __ATOMIC_ACQUIRE);
-    return (int32_t)(word - lane->flying[0]->word) >= 0;
+    const struct cuda_piece *oldest = lane->flying[0];
+    const uint32_t word = __atomic_load_n(oldest->stream->word, __ATOMIC_ACQUIRE);
+    return (int32_t)(word - oldest->word) >= 0;
 }
 
 static struct cuda_piece *flying_pop(struct cuda_lane *lane) {
@@ -360,13 +349,15 @@ static void ask_for_errors(struct cuda_lane *lane) {
     if (lane->flying_count == 0 || now_ns - lane->asked_ns < ASK_EVERY_NS)
         return;
     lane->asked_ns = now_ns;
-    kvl_cuda_status status = tier->driver->stream_query(tier->driver, lane->stream);
-    kvl_err err = tier->driver->err_from(status);
-    if (err != KVL_OK && err != KVL_ERR_AGAIN)
-        kvl_cuda_lose(tier, "finish copies", status);
+    for (uint32_t i = 0; i < lane->stream_count; i++) {
+        kvl_cuda_status status = tier->driver->stream_query(tier->driver, lane->streams[i].handle);
+        kvl_err err = tier->driver->err_from(status);
+        if (err != KVL_OK && err != KVL_ERR_AGAIN)
+            kvl_cuda_lose(tier, "finish copies", status);
+    }
 }
 
-static bool land(struct cuda_lane *lane) {
+bool kvl_cuda_lane_land(struct cuda_lane *lane) {
     bool progress = false;
     while (kvl_cuda_lane_has_landed(lane)) {
         piece_landed(flying_pop(lane));
@@ -375,15 +366,32 @@ static bool land(struct cuda_lane *lane) {
     }
     ask_for_errors(lane);
     while (lane->flying_count > 0 && atomic_load(&lane->tier->lost)) {
-        piece_retire(flying_pop(lane), KVL_ERR_IO);
+        kvl_cuda_piece_retire(flying_pop(lane), KVL_ERR_IO);
         progress = true;
     }
     return progress;
 }
 
-bool kvl_cuda_lane_advance(struct cuda_lane *lane) {
-    bool progress = land(lane);
-    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
+/* Of pieces begun, those that have not landed. */
+static uint32_t ahead_count(const struct cuda_lane *lane) {
+    uint32_t busy = 0;
+    if (lane->direction == KVL_CUDA_TO_HOST)
+        return lane->flying_count;
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++)
+        busy += lane->pieces[i].busy;
+    return busy;
+}
+
+/* While enough is ahead of it, a small piece would come no sooner for being begun: it waits for
+ * company. Ios that are asked for one by one would otherwise each become a piece. */
+static bool is_worth_a_piece(const struct cuda_lane *lane) {
+    return lane->waiting_bytes >= lane->tier->piece_bytes ||
+           lane->waiting_count >= KVL_CUDA_PIECE_COPIES || ahead_count(lane) <= lane->stream_count;
+}
+
+bool kvl_cuda_lane_fill(struct cuda_lane *lane) {
+    bool progress = false;
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES && is_worth_a_piece(lane); i++) {
         struct cuda_piece *piece = &lane->pieces[i];
         if (piece->busy || !piece_fill(piece))
             continue;
@@ -402,8 +410,6 @@ void kvl_cuda_lane_init(
         for (uint32_t frame = 0; frame < KVL_FRAMES_MAX; frame++)
             cuda_moves_init(&lane->queues[i].buckets[frame]);
     }
-    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++) {
-        lane->pieces[i].lane = lane;
-        lane->pieces[i].job = (struct kvl_job){.run = ring_run, .done = ring_done};
-    }
+    for (uint32_t i = 0; i < KVL_CUDA_LANE_PIECES; i++)
+        kvl_cuda_piece_init(lane, &lane->pieces[i]);
 }

@@ -4,12 +4,15 @@
  *   cuda_arena.c   the GPU's memory, streams, ring and words: made and given back
  *   cuda_thread.c  the driver thread: takes ios, watches the words, hands results back
  *   cuda_lane.c    one direction: which frame is copied next, pieces and their way
+ *   cuda_hash.c    what CPUs do with a piece: its hashes, and its way between ring and buffers
  *   cuda_pins.c    host memory that is pinned
  *
  *   owner: submit -> inbox[lane][priority] ==mutex==> driver thread: queue -> pieces -> stream
- *   owner: poll  <- news[priority]         <==mutex== landed, hashed, ended
+ *   owner: poll  <- news[priority]         <==mutex== outbox: landed, hashed, ended
  *
- * A piece is a batch of copies in one direction, with one write of the lane's word behind it. */
+ * A piece is a batch of copies in one direction, with one write of the lane's word behind it. It is
+ * also what is handed over between threads: locks, wake-ups and queues cost once a piece, not once
+ * an io, of which there are 40 in a piece where blocks are small. */
 #ifndef KVL_CUDA_PRIVATE_H
 #define KVL_CUDA_PRIVATE_H
 
@@ -26,7 +29,9 @@
 #define KVL_CUDA_MOVES 2048u
 #define KVL_CUDA_PRIORITIES 3
 #define KVL_CUDA_LANES 2 /* by enum kvl_cuda_direction */
-#define KVL_CUDA_LANE_PIECES 3u
+#define KVL_CUDA_LANE_PIECES 6u
+#define KVL_CUDA_LANE_STREAMS_MAX 2u
+#define KVL_CUDA_HASH_THREADS_MAX 16u
 #define KVL_CUDA_PIECE_COPIES 128u
 #define KVL_CUDA_FAIR_EVERY 8u /* every so many pieces the lowest priority that waits is served */
 
@@ -34,12 +39,10 @@ struct cuda_tier;
 
 /* One io under way. */
 struct cuda_move {
-    struct kvl_job job; /* the hash of what was loaded */
     struct cuda_tier *tier;
     struct kvl_io *io;
-    struct cuda_move *next;      /* of the list it is in: free, inbox, a queue's */
-    struct cuda_move *news_next; /* of the news */
-    atomic_bool canceled;        /* set by the owner thread */
+    struct cuda_move *next; /* of the list it is in: free, inbox, a queue's */
+    atomic_bool canceled;   /* set by the owner thread */
 
     /* the driver thread's */
     bool direct;             /* the buffer is pinned */
@@ -50,17 +53,23 @@ struct cuda_move {
     uint32_t parts_out; /* in pieces that are under way */
     uint32_t landed;    /* leading frames that have arrived whole */
     kvl_err status;
+    uint64_t content_hash; /* LOAD and HASH, once all frames are hashed */
+    bool in_outbox, over;  /* over: nothing more will happen to it */
+    struct cuda_move *outbox_next;
 
     /* under the mutex */
     bool in_news, ended;
     uint32_t news_frames;
+    struct cuda_move *news_next;
 
-    uint32_t told_frames; /* the owner thread's */
+    /* the owner thread's: of what it took from the news */
+    bool told_ended;
+    uint32_t told_frames, new_frames;
+    struct cuda_move *taken_next;
 
-    /* HASH: the ring worker's, and then the driver thread's */
-    uint64_t content_hash;
+    /* LOAD and HASH: the workers', each frame one's; then the driver thread's */
     uint64_t frame_hashes[KVL_FRAMES_MAX];
-    XXH3_state_t hashing; /* of the frame being read */
+    XXH3_state_t hashing; /* the ring worker's, of a frame that comes in several parts */
 };
 
 struct cuda_moves {
@@ -82,32 +91,53 @@ struct cuda_part {
     struct cuda_move *move;
     uint64_t device;
     uint8_t *host; /* in the io's buffer; NULL for HASH */
+    uint8_t *ring; /* its place in the piece's part of the ring */
     uint64_t part_bytes;
     uint32_t frame;
     bool begins_frame, ends_frame;
 };
 
+/* One of the workers at a piece. */
+struct cuda_runner {
+    struct kvl_job job;
+    struct cuda_piece *piece;
+};
+
 struct cuda_piece {
-    struct kvl_job job; /* between ring and buffers */
     struct cuda_lane *lane;
     uint8_t *ring; /* its part of the ring */
+    struct cuda_runner runners[KVL_CUDA_HASH_THREADS_MAX];
+    uint32_t runners_out;  /* the driver thread's */
+    atomic_uint next_part; /* that no runner has taken */
     bool busy, direct;
+    bool cut; /* has parts that are not a whole frame */
     kvl_err status;
-    uint32_t word; /* the lane's word once it is through */
+    const struct cuda_stream *stream; /* which has its copies, */
+    uint32_t word;                    /* and its word once it is through */
     uint32_t part_count;
     uint64_t piece_bytes;
     struct cuda_part parts[KVL_CUDA_PIECE_COPIES];
 };
 
+struct cuda_stream {
+    void *handle;
+    const uint32_t *word; /* written by the stream */
+    uint64_t word_device;
+    uint32_t issued; /* words given to it, so far */
+};
+
+/* With several streams, pieces go to them in turns; they are taken as landed in their order all the
+ * same. */
 struct cuda_lane {
     struct cuda_tier *tier;
     enum kvl_cuda_direction direction;
-    void *stream;
-    const uint32_t *word; /* written by the stream */
-    uint64_t word_device;
-    uint32_t issued;   /* pieces given to the stream, so far */
-    uint64_t picks;    /* pieces filled, for fairness */
-    uint64_t asked_ns; /* when the stream was last asked for errors, or moved */
+    struct cuda_stream streams[KVL_CUDA_LANE_STREAMS_MAX];
+    uint32_t stream_count;
+    uint32_t next_stream;
+    uint64_t waiting_bytes; /* of ios taken, not in pieces yet, */
+    uint32_t waiting_count; /* and those ios */
+    uint64_t picks;         /* pieces filled, for fairness */
+    uint64_t asked_ns;      /* when the streams were last asked for errors, or moved */
     struct cuda_queue queues[KVL_CUDA_PRIORITIES];
     struct cuda_piece *flying[KVL_CUDA_LANE_PIECES]; /* oldest first */
     uint32_t flying_count;
@@ -139,7 +169,7 @@ struct cuda_tier {
     bool has_memory;
     int share_fd;
     uint8_t *ring;
-    uint32_t *words; /* one a lane, on cache lines of their own */
+    uint32_t *words; /* one a stream, on cache lines of their own */
     uint64_t words_device;
     uint64_t piece_bytes;
     uint64_t pin_bytes; /* a chunk of what is pinned */
@@ -166,6 +196,8 @@ struct cuda_tier {
     bool has_thread;
     struct kvl_workers *ring_worker; /* one thread: a move's parts stay in order */
     struct kvl_workers *hash_workers;
+    uint32_t hash_threads;
+    struct cuda_move *outbox, **outbox_tail; /* what the owner is to be told */
     struct cuda_lane lanes[KVL_CUDA_LANES];
     struct cuda_pin *pins;
     uint64_t pins_due_ns;
@@ -221,7 +253,8 @@ KVL_MUST_CHECK kvl_err kvl_cuda_thread_start(
     struct cuda_tier *tier, uint32_t hash_threads, struct kvl_errmsg *msg);
 /* Nothing is in flight. Of one that was never started too. */
 void kvl_cuda_thread_stop(struct cuda_tier *tier);
-/* The rest on the driver thread. Tells the owner how far a move is; ended: and that this is all. */
+/* The rest on the driver thread. The owner is told how far a move is, when the outbox next goes
+ * out; ended: and that this is all. */
 void kvl_cuda_tell(struct cuda_move *move, bool ended);
 /* Once: logs, and from then on every io ends with IO. */
 void kvl_cuda_lose(struct cuda_tier *tier, const char *doing, kvl_cuda_status status);
@@ -232,13 +265,27 @@ void kvl_cuda_lane_init(
     struct cuda_tier *tier, enum kvl_cuda_direction direction, struct cuda_lane *lane);
 /* Takes new ios of one priority. */
 void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves);
-/* Pieces that have landed go on their way, free ones are filled and given to the stream. True:
- * there was something to do. */
-bool kvl_cuda_lane_advance(struct cuda_lane *lane);
+/* Pieces that have landed go on their way. True: there was one. */
+bool kvl_cuda_lane_land(struct cuda_lane *lane);
+/* Free pieces are filled and given to the stream: while it would soon have nothing to do, of what
+ * there is; beyond that full ones only. True: there was something to copy. */
+bool kvl_cuda_lane_fill(struct cuda_lane *lane);
+/* The copies of a piece, and its word behind them. */
+void kvl_cuda_piece_enqueue(struct cuda_piece *piece);
+/* All is done for it, or nothing more can be: its parts have arrived, unless status says other. */
+void kvl_cuda_piece_retire(struct cuda_piece *piece, kvl_err status);
 /* Of what waits, ends the canceled ones; all of it when the device is lost. */
 void kvl_cuda_lane_purge(struct cuda_lane *lane);
 /* The word has come that the oldest piece waits for. */
 bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane);
+
+/* ---- cuda_hash.c: on the driver thread ------------------------------------------------------ */
+
+void kvl_cuda_piece_init(struct cuda_lane *lane, struct cuda_piece *piece);
+/* Fills its part of the ring from the buffers; then kvl_cuda_piece_enqueue. */
+void kvl_cuda_piece_gather(struct cuda_piece *piece);
+/* What came to the host: from the ring into buffers, and its hashes; then kvl_cuda_piece_retire. */
+void kvl_cuda_piece_finish(struct cuda_piece *piece);
 
 /* ---- cuda_pins.c: on the driver thread ------------------------------------------------------ */
 

@@ -3,6 +3,7 @@
  * It waits for nothing but the owner: the words that streams write are looked at, at first without
  * a pause, then in short steps. Completions of a copy come every 100 us or so while copies run;
  * the steps are short against that, and cost a few per cent of a CPU. */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
@@ -19,7 +20,7 @@
 #define SPIN_NS 20000u
 #define STEP_NS 20000u
 #define SLACK_NS 1000u
-#define HASH_THREADS_MAX 6u
+#define HASH_THREADS_DEFAULT_MAX 12u
 
 /* ---- to the owner --------------------------------------------------------------------------- */
 
@@ -39,17 +40,42 @@ static bool has_news(const struct cuda_tier *tier) {
 
 void kvl_cuda_tell(struct cuda_move *move, bool ended) {
     struct cuda_tier *tier = move->tier;
+    move->over = ended;
+    if (move->in_outbox)
+        return;
+    move->in_outbox = true;
+    move->outbox_next = NULL;
+    *tier->outbox_tail = move;
+    tier->outbox_tail = &move->outbox_next;
+}
+
+/* Under the mutex. A move that is over is the owner's from then on. */
+static void publish(struct cuda_tier *tier, struct cuda_move *move) {
     const int priority = (int)move->io->priority;
-    pthread_mutex_lock(&tier->mutex);
+    move->in_outbox = false;
     move->news_frames = move->landed;
-    move->ended = ended;
-    if (!move->in_news) {
-        if (!has_news(tier))
-            event_set(tier->event_fd);
-        move->in_news = true;
-        move->news_next = NULL;
-        *tier->news_tails[priority] = move;
-        tier->news_tails[priority] = &move->news_next;
+    move->ended = move->over;
+    if (move->in_news)
+        return;
+    move->in_news = true;
+    move->news_next = NULL;
+    *tier->news_tails[priority] = move;
+    tier->news_tails[priority] = &move->news_next;
+}
+
+static void send_outbox(struct cuda_tier *tier) {
+    if (tier->outbox == NULL)
+        return;
+    pthread_mutex_lock(&tier->mutex);
+    const bool had_news = has_news(tier);
+    while (tier->outbox != NULL) {
+        struct cuda_move *move = tier->outbox;
+        tier->outbox = move->outbox_next;
+        publish(tier, move);
+    }
+    tier->outbox_tail = &tier->outbox;
+    if (!had_news && has_news(tier)) {
+        event_set(tier->event_fd);
         pthread_cond_signal(&tier->told);
     }
     pthread_mutex_unlock(&tier->mutex);
@@ -146,16 +172,26 @@ static void pause_busy(struct cuda_tier *tier, uint64_t *idle_since_ns) {
 
 /* ---- the thread ----------------------------------------------------------------------------- */
 
+static bool poll_workers(struct kvl_workers *workers) {
+    return kvl_workers_inflight(workers) > 0 && kvl_workers_poll(workers) > 0;
+}
+
+/* What is done is told before new copies are made, which take the driver a while. */
 static bool advance(struct cuda_tier *tier, bool canceling) {
     bool progress = false;
     if (canceling || atomic_load(&tier->lost))
         for (int lane = 0; lane < KVL_CUDA_LANES; lane++)
             kvl_cuda_lane_purge(&tier->lanes[lane]);
     for (int lane = 0; lane < KVL_CUDA_LANES; lane++)
-        progress = kvl_cuda_lane_advance(&tier->lanes[lane]) || progress;
-    progress = kvl_workers_poll(tier->ring_worker) > 0 || progress;
-    progress = kvl_workers_poll(tier->hash_workers) > 0 || progress;
-    return kvl_cuda_pins_advance(tier) || progress;
+        progress = kvl_cuda_lane_land(&tier->lanes[lane]) || progress;
+    progress = poll_workers(tier->ring_worker) || progress;
+    progress = poll_workers(tier->hash_workers) || progress;
+    send_outbox(tier);
+    for (int lane = 0; lane < KVL_CUDA_LANES; lane++)
+        progress = kvl_cuda_lane_fill(&tier->lanes[lane]) || progress;
+    progress = kvl_cuda_pins_advance(tier) || progress;
+    send_outbox(tier);
+    return progress;
 }
 
 /* It sleeps only after a round in which there was nothing to do: the end of one piece makes room
@@ -188,6 +224,8 @@ static void *thread_main(void *arg) {
     if (status != KVL_CUDA_OK)
         kvl_cuda_lose(tier, "enter a context", status);
     run(tier);
+    for (int lane = 0; lane < KVL_CUDA_LANES; lane++)
+        assert(tier->lanes[lane].waiting_count == 0 && tier->lanes[lane].waiting_bytes == 0);
     kvl_cuda_pins_forget(tier);
     if (status == KVL_CUDA_OK)
         tier->driver->context_leave(tier->driver);
@@ -196,10 +234,12 @@ static void *thread_main(void *arg) {
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
+/* A link of 55 GB/s keeps 8 CPUs busy that hash 7 GB/s each, from memory; five of eight leave some
+ * to the rest of the daemon. */
 static uint32_t default_hash_threads(void) {
     const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    const uint32_t half = cpus > 2 ? (uint32_t)cpus / 2 : 1;
-    return half < HASH_THREADS_MAX ? half : HASH_THREADS_MAX;
+    const uint32_t share = cpus > 2 ? (uint32_t)cpus * 5 / 8 : 1;
+    return share < HASH_THREADS_DEFAULT_MAX ? share : HASH_THREADS_DEFAULT_MAX;
 }
 
 /* Signals are the process's main thread's business. */
@@ -217,6 +257,9 @@ kvl_err kvl_cuda_thread_start(
     struct cuda_tier *tier, uint32_t hash_threads, struct kvl_errmsg *msg) {
     if (hash_threads == 0)
         hash_threads = default_hash_threads();
+    if (hash_threads > KVL_CUDA_HASH_THREADS_MAX)
+        hash_threads = KVL_CUDA_HASH_THREADS_MAX;
+    tier->hash_threads = hash_threads;
     tier->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (tier->event_fd < 0)
         return kvl_fail(

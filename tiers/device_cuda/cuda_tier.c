@@ -26,18 +26,6 @@ static bool io_is_valid(const struct cuda_tier *tier, const struct kvl_io *io) {
            io->layout->payload_bytes <= tier->capacity_bytes - io->location;
 }
 
-/* On a hash worker: what was loaded, where it landed. */
-static void hash_run(struct kvl_job *base) {
-    struct cuda_move *move = kvl_container_of(base, struct cuda_move, job);
-    const struct kvl_io *io = move->io;
-    if (kvl_content_hash(io->layout, io->buffer, NULL) != io->record.content_hash)
-        move->status = KVL_ERR_CORRUPT;
-}
-
-static void hash_done(struct kvl_job *base) {
-    kvl_cuda_tell(kvl_container_of(base, struct cuda_move, job), true);
-}
-
 static void move_init(struct cuda_move *move, struct kvl_io *io) {
     move->io = io;
     atomic_store(&move->canceled, false);
@@ -46,10 +34,8 @@ static void move_init(struct cuda_move *move, struct kvl_io *io) {
     move->frame_at_bytes = move->payload_at_bytes = 0;
     move->parts_out = move->landed = 0;
     move->status = KVL_OK;
-    move->in_news = move->ended = false;
-    move->news_frames = move->told_frames = 0;
-    if (io->op == KVL_IO_HASH)
-        XXH3_64bits_reset(&move->hashing);
+    move->in_outbox = move->over = move->in_news = move->ended = move->told_ended = false;
+    move->news_frames = move->told_frames = move->new_frames = 0;
 }
 
 static kvl_err cuda_submit(struct kvl_tier *base, struct kvl_io *io) {
@@ -122,20 +108,31 @@ static void move_end(struct cuda_tier *tier, struct cuda_move *move) {
     io->complete(io);
 }
 
+/* Under the mutex. Those of one priority go to the end of a list of the owner's own; returns its
+ * end. From then on each may become news again, but for those that have ended. */
+static struct cuda_move **take_of(struct cuda_tier *tier, int priority, struct cuda_move **tail) {
+    for (struct cuda_move *move = tier->news[priority]; move != NULL; move = move->news_next) {
+        move->in_news = false;
+        move->new_frames = move->news_frames;
+        move->told_ended = move->ended;
+        move->taken_next = NULL;
+        *tail = move;
+        tail = &move->taken_next;
+    }
+    tier->news[priority] = NULL;
+    tier->news_tails[priority] = &tier->news[priority];
+    return tail;
+}
+
 /* What there was at this moment, the urgent first. */
 static struct cuda_move *take_news(struct cuda_tier *tier, bool wait) {
-    struct cuda_move *first = NULL, **tail = &first;
+    struct cuda_move *first = NULL;
     uint64_t times;
     pthread_mutex_lock(&tier->mutex);
     for (;;) {
-        for (int i = 0; i < KVL_CUDA_PRIORITIES; i++) {
-            if (tier->news[i] == NULL)
-                continue;
-            *tail = tier->news[i];
-            tail = tier->news_tails[i];
-            tier->news[i] = NULL;
-            tier->news_tails[i] = &tier->news[i];
-        }
+        struct cuda_move **tail = &first;
+        for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)
+            tail = take_of(tier, i, tail);
         if (first != NULL || !wait)
             break;
         pthread_cond_wait(&tier->told, &tier->mutex);
@@ -150,17 +147,12 @@ static uint32_t handle_news(struct cuda_tier *tier, struct cuda_move *moves) {
     uint32_t ended_count = 0;
     while (moves != NULL) {
         struct cuda_move *move = moves;
-        pthread_mutex_lock(&tier->mutex);
-        moves = move->news_next;
-        move->in_news = false;
-        const uint32_t frames = move->news_frames;
-        const bool ended = move->ended;
-        pthread_mutex_unlock(&tier->mutex);
-        if (ended) {
+        moves = move->taken_next;
+        if (move->told_ended) {
             ended_count++;
             move_end(tier, move);
         } else {
-            tell_frames(move, frames);
+            tell_frames(move, move->new_frames);
         }
     }
     return ended_count;
@@ -308,7 +300,6 @@ static bool make_moves(struct cuda_tier *tier) {
     memset(tier->moves, 0, KVL_CUDA_MOVES * sizeof *tier->moves);
     for (uint32_t i = 0; i < KVL_CUDA_MOVES; i++) {
         tier->moves[i].tier = tier;
-        tier->moves[i].job = (struct kvl_job){.run = hash_run, .done = hash_done};
         cuda_moves_push(&tier->free, &tier->moves[i]);
     }
     return true;
@@ -326,6 +317,7 @@ static struct cuda_tier *tier_new(const struct kvl_cuda_tier_options *options) {
     tier->share_fd = tier->event_fd = -1;
     locks_init(tier);
     cuda_moves_init(&tier->free);
+    tier->outbox_tail = &tier->outbox;
     for (int lane = 0; lane < KVL_CUDA_LANES; lane++) {
         kvl_cuda_lane_init(tier, (enum kvl_cuda_direction)lane, &tier->lanes[lane]);
         for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)

@@ -15,8 +15,8 @@
  *   HASH   is taken by the CPU, from a copy in the ring.
  *
  * RESTORE goes before PREFETCH goes before BEHIND, but every eighth piece is taken from the lowest
- * that waits, so that none starves; what is on its way is at most three pieces a direction. A piece
- * is a sixth of the ring, at most 16 MiB. cancel ends what has not been copied whole yet.
+ * that waits, so that none starves; what is on its way is at most six pieces a direction. A piece
+ * is a twelfth of the ring, at most 16 MiB. cancel ends what has not been copied whole yet.
  *
  * When the device is lost, every io ends with IO, those under way and all later ones, and
  * kvl_cuda_tier_is_lost says so: whoever owns the tier goes on without it. */
@@ -30,9 +30,10 @@
 struct kvl_cuda_tier_options {
     uint32_t device;         /* ordinal, as the driver counts */
     uint64_t capacity_bytes; /* hard cap of the slots; rounded down to the driver's 2 MiB or so */
-    uint64_t staging_bytes;  /* the pinned ring; 0: 64 MiB, otherwise at least 384 KiB */
+    uint64_t staging_bytes;  /* the pinned ring; 0: 64 MiB, otherwise at least 768 KiB */
     uint64_t pin_bytes;      /* of host memory in one call, pages; 0: 512 MiB */
-    uint32_t hash_threads;   /* 0: as many as keep up with a link, at most half of the CPUs */
+    uint32_t copy_streams;   /* a direction, at most 2; 0: 1 */
+    uint32_t hash_threads;   /* 0: as many as keep up with a link, at most 5/8 of the CPUs */
     struct kvl_log *log;
     const struct kvl_cuda_driver *driver; /* outlives the tier; NULL: the real one */
 };

@@ -10,8 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <xxhash.h>
-
 #include "workers.h"
 
 #define JOBS 1024u
@@ -98,7 +96,7 @@ static kvl_err copy_and_check(const struct copy_job *job) {
     for (uint32_t frame = 0; frame < io->layout->frame_count; frame++) {
         const uint64_t bytes = kvl_layout_frame_bytes(io->layout, frame);
         memcpy(to, from, bytes);
-        hashes[frame] = XXH3_64bits(to, bytes);
+        hashes[frame] = kvl_bytes_hash(to, bytes);
         to += bytes;
         from += bytes;
     }

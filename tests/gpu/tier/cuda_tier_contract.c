@@ -280,7 +280,7 @@ static int say_skipped(const char *why) {
 static int run(void) {
     const bool small = getenv("KVL_GPU_SMALL") != NULL;
     const struct cuda_contract_options options = {.driver = driver,
-        .staging_bytes = 6 * MIB,
+        .staging_bytes = 12 * MIB,
         .order_block_bytes = 256u << 10,
         .schedules = small ? 3 : 200};
     const struct CMUnitTest tests[] = {

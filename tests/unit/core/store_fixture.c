@@ -40,11 +40,27 @@ static struct kvl_tier *memory_tier(enum kvl_tier_kind kind, uint32_t blocks) {
     return tier;
 }
 
-/* fault(delay(far(memory))), as far as they are wanted. */
+static bool device_is(const char *kind) {
+    const char *wanted = getenv("KVL_STORE_DEVICE");
+    return wanted != NULL && strcmp(wanted, kind) == 0;
+}
+
+static bool device_is_twin(void) {
+    return device_is("twin") || device_is("pinned");
+}
+
+static struct kvl_tier *innermost(struct fixture *f, const struct fixture_options *options) {
+    if (!device_is_twin())
+        return memory_tier(KVL_TIER_DEVICE, options->device_blocks);
+    twin_device_open(&f->twin, (uint64_t)options->device_blocks * BLOCK_BYTES);
+    return f->twin.tier;
+}
+
+/* fault(delay(far(memory))) or fault(delay(twin)), as far as they are wanted. */
 static void open_device(struct fixture *f, const struct fixture_options *options) {
-    f->device_memory = memory_tier(KVL_TIER_DEVICE, options->device_blocks);
+    f->device_memory = innermost(f, options);
     f->device = f->device_memory;
-    if (options->far_device || getenv("KVL_FAR_DEVICE") != NULL) {
+    if ((options->far_device && !device_is_twin()) || device_is("far")) {
         assert_int_equal(kvl_far_tier_create(f->device, &f->far), KVL_OK);
         f->device = f->far;
     }
@@ -77,7 +93,7 @@ static void open_namespace(struct fixture *f, uint32_t tenant) {
 }
 
 void fixture_near_only(void) {
-    if (getenv("KVL_FAR_DEVICE") != NULL)
+    if (getenv("KVL_STORE_DEVICE") != NULL)
         skip();
 }
 
@@ -85,13 +101,15 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
     *f = (struct fixture){0};
     struct kvl_catalog *catalog = NULL;
     struct fixture_options far = *options;
-    if (getenv("KVL_FAR_DEVICE") != NULL && far.host_blocks == 0) {
+    if (getenv("KVL_STORE_DEVICE") != NULL && far.host_blocks == 0) {
         far.host_blocks = far.device_blocks;
         options = &far;
     }
     open_device(f, options);
     if (options->host_blocks > 0)
         f->host = wrap(memory_tier(KVL_TIER_HOST, options->host_blocks), options->fault_host);
+    if (device_is("pinned"))
+        twin_device_pin(&f->twin, f->host);
     struct kvl_errmsg msg = {{0}};
     if (options->disk_path != NULL) {
         struct kvl_disk_options disk = {.path = options->disk_path,
@@ -143,8 +161,10 @@ static void end_tier(struct kvl_tier *tier) {
 void fixture_close(struct fixture *f) {
     kvl_store_destroy(f->store);
     end_tier(f->disk);
+    end_tier(f->device); /* its copies end, and its pins are gone, before the host's memory */
     end_tier(f->host);
-    end_tier(f->device);
+    if (f->twin.twin != NULL)
+        twin_device_close(&f->twin);
 }
 
 static void poll_once(struct fixture *f, int milliseconds) {
@@ -204,6 +224,8 @@ static uint64_t word_of(const struct kvl_key *key, uint64_t i) {
 }
 
 uint8_t *fixture_address(struct fixture *f, enum kvl_tier_kind kind, uint64_t offset) {
+    if (kind == KVL_TIER_DEVICE && f->twin.twin != NULL)
+        return f->twin.memory + offset;
     struct kvl_tier *tier = kind == KVL_TIER_DEVICE ? f->device_memory : f->host;
     return tier->ops->address(tier, offset);
 }

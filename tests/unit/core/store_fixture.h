@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "store.h"
+#include "twin_device.h"
 
 #define BLOCK_TOKENS 16u
 #define BLOCK_BYTES 524288u /* 4 layers of 128 KiB: two frames */
@@ -19,7 +20,7 @@ struct fixture_options {
     const char *disk_path;  /* NULL: no disk tier */
     uint64_t disk_bytes;    /* 0: 256 MiB */
     bool fault_device, fault_host, fault_disk;
-    bool far_device;   /* the CPU cannot address it; or $KVL_FAR_DEVICE says so of all */
+    bool far_device;   /* the CPU cannot address it; or $KVL_STORE_DEVICE says so of all */
     bool delay_device; /* hashes, stores and loads of it wait as told */
     bool delay_disk;   /* f->disk is a delay tier, without delay at first */
     uint64_t client_lease_bytes_max;
@@ -32,14 +33,16 @@ struct fixture {
     struct kvl_tier *device, *host, *disk; /* the decorators where there are any */
     struct kvl_tier *device_memory;        /* the innermost: has addresses */
     struct kvl_tier *far;                  /* the far decorator, or NULL */
+    struct twin_device twin;               /* of a GPU; its twin is NULL where there is none */
     struct kvl_tier *delay;                /* the device's, or NULL */
     struct kvl_store *store;
     struct kvl_namespace_info ns;
     uint32_t a, b; /* attached clients */
 };
 
-/* Skips the test where $KVL_FAR_DEVICE is set: a far device's blocks have a copy in the host, too.
- */
+/* $KVL_STORE_DEVICE chooses the device of every test: "far", "twin" (the CUDA tier over the twin of
+ * a driver) or "pinned" (the same, copying straight from and to the host tier). This skips the test
+ * where it is set: a far device's blocks have a copy in the host, too. */
 void fixture_near_only(void);
 void fixture_open(struct fixture *f, const struct fixture_options *options);
 /* A client of that tenant, and a namespace of its own: what the fixture stores from now on. The

@@ -18,8 +18,8 @@
 
 #define MIB (UINT64_C(1) << 20)
 #define PIECE_BYTES 65536u
-#define STAGING_BYTES (6 * PIECE_BYTES)
-#define PIECES 3u
+#define STAGING_BYTES (12 * PIECE_BYTES)
+#define PIECES 6u
 #define PIN_BYTES (MIB + 12288) /* ends in the midst of blocks, and of frames */
 #define BLOCKS_MAX 64u
 #define COPIES_MAX 4096u
@@ -185,6 +185,12 @@ static kvl_err load(struct block *block) {
     return finish(block);
 }
 
+static void wait_for_calls(struct fixture *fixture, uint32_t calls) {
+    for (int i = 0; i < 3000 && cuda_twin_calls(fixture->twin) < calls; i++)
+        sleep_ms(1);
+    assert_int_equal(cuda_twin_calls(fixture->twin), calls);
+}
+
 /* Fills the way to the device with pieces that stand still, so that what is submitted next waits.
  */
 static struct block *hold_all_pieces(struct fixture *fixture, enum kvl_io_op op) {
@@ -193,9 +199,7 @@ static struct block *hold_all_pieces(struct fixture *fixture, enum kvl_io_op op)
     cuda_twin_hold(fixture->twin, true);
     const uint32_t before = cuda_twin_calls(fixture->twin);
     submit(dummy, op, KVL_IO_PREFETCH);
-    for (int i = 0; i < 3000 && cuda_twin_calls(fixture->twin) < before + PIECES; i++)
-        sleep_ms(1);
-    assert_int_equal(cuda_twin_calls(fixture->twin), before + PIECES);
+    wait_for_calls(fixture, before + PIECES);
     return dummy;
 }
 
@@ -305,6 +309,64 @@ static void what_is_urgent_overtakes_all_but_what_is_on_its_way(void **state) {
         assert_true(copies[c].call <= first + PIECES);
     }
     assert_int_equal(found, 1);
+}
+
+/* The stream has work with two pieces, so the others become one. */
+static void what_trickles_in_waits_for_company(void **state) {
+    struct fixture *fixture = *state;
+    enum { BLOCKS = 6 };
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(store(make(fixture, i, &fixture->small)), KVL_OK);
+    const uint32_t before = cuda_twin_calls(fixture->twin);
+    cuda_twin_hold(fixture->twin, true);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        submit(&fixture->blocks[i], KVL_IO_LOAD, KVL_IO_BEHIND);
+        wait_for_calls(fixture, before + (i < 2 ? i + 1 : 2));
+    }
+    sleep_ms(20);
+    wait_for_calls(fixture, before + 2);
+    cuda_twin_hold(fixture->twin, false);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
+    wait_for_calls(fixture, before + 3);
+}
+
+/* ---- the check ------------------------------------------------------------------------------ */
+
+static void check_a_bit_of(struct block *block, uint64_t at) {
+    uint8_t *byte = block->fixture->arena + block->io.location + at;
+    *byte ^= 1;
+    assert_int_equal(load(block), KVL_ERR_CORRUPT);
+    submit(block, KVL_IO_HASH, KVL_IO_PREFETCH);
+    assert_int_equal(finish(block), KVL_OK);
+    assert_true(block->io.record.content_hash != block->right_hash);
+    block->io.record.content_hash = block->right_hash;
+    *byte ^= 1;
+    assert_int_equal(load(block), KVL_OK);
+}
+
+/* In the first byte of each frame and in the last; frames that fit a piece, and such as do not. */
+static void check_all_frames(struct fixture *fixture) {
+    const struct kvl_layout *layouts[] = {&fixture->small, &fixture->layers};
+    for (uint32_t i = 0; i < 2; i++) {
+        struct block *block = make(fixture, i, layouts[i]);
+        assert_int_equal(store(block), KVL_OK);
+        uint64_t at = 0;
+        for (uint32_t frame = 0; frame < layouts[i]->frame_count; frame++) {
+            check_a_bit_of(block, at);
+            at += kvl_layout_frame_bytes(layouts[i], frame);
+            check_a_bit_of(block, at - 1);
+        }
+    }
+}
+
+static void one_wrong_bit_in_any_frame_is_found(void **state) {
+    check_all_frames(*state);
+}
+
+static void so_it_is_in_pinned_memory(void **state) {
+    pin_host(*state);
+    check_all_frames(*state);
 }
 
 /* ---- pinned memory -------------------------------------------------------------------------- */
@@ -532,7 +594,7 @@ static void what_cannot_be_is_refused_with_a_reason(void **state) {
     check_refused(twin, options, KVL_ERR_INVALID, "at least 65536 bytes");
     options.capacity_bytes = 4 * MIB;
     options.staging_bytes = STAGING_BYTES - 1;
-    check_refused(twin, options, KVL_ERR_INVALID, "at least 393216 bytes");
+    check_refused(twin, options, KVL_ERR_INVALID, "at least 786432 bytes");
     options.staging_bytes = 0;
     options.device = 1;
     check_refused(twin, options, KVL_ERR_UNSUPPORTED, "no GPU 1: the driver shows 1");
@@ -581,6 +643,9 @@ int main(void) {
         WITH_TIER(what_is_told_is_there),
         WITH_TIER(nothing_ends_before_its_bytes_are_there),
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
+        WITH_TIER(what_trickles_in_waits_for_company),
+        WITH_TIER(one_wrong_bit_in_any_frame_is_found),
+        WITH_TIER(so_it_is_in_pinned_memory),
         WITH_TIER(pinned_buffers_are_copied_in_place),
         WITH_TIER(neighbours_are_one_copy),
         WITH_TIER(memory_is_not_pinned_before_it_has_come),
