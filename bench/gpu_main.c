@@ -1,6 +1,6 @@
 /* gpu_main.c - what a GPU does for kvloft beside what it could do at most, in one report.
  *
- *   kvl_bench_gpu [--json] [--shape SHAPE] [copy] [attention] [engine]      (all of them)
+ *   kvl_bench_gpu [--json] [--shape SHAPE] [copy] [lease] [attention] [engine]      (all)
  *
  * About half a minute. Weights are random; llama-8b is the shape unless another is named. */
 #include <cuda_runtime_api.h>
@@ -10,8 +10,9 @@
 
 #include "gpu_bench.h"
 #include "gpu_copy.h"
+#include "gpu_lease.h"
 
-enum part { COPY = 1, ATTENTION = 2, ENGINE = 4, ALL = 7 };
+enum part { COPY = 1, ATTENTION = 2, ENGINE = 4, LEASE = 8, ALL = 15 };
 
 struct options {
     bool json;
@@ -24,6 +25,8 @@ static unsigned part_of(const char *word) {
         return COPY;
     if (strcmp(word, "attention") == 0)
         return ATTENTION;
+    if (strcmp(word, "lease") == 0)
+        return LEASE;
     return strcmp(word, "engine") == 0 ? ENGINE : 0;
 }
 
@@ -53,9 +56,19 @@ static kvl_err copy_part(struct bench_report *report, struct kvl_errmsg *msg) {
     struct kvl_cuda_driver *driver = NULL;
     kvl_err err = kvl_cuda_driver_open(&driver, msg);
     if (err == KVL_OK)
-        err = bench_gpu_copy(driver, 0, report, msg);
+        err = bench_gpu_copy(&(struct bench_gpu_copy_options){.driver = driver}, report, msg);
     kvl_cuda_driver_close(driver);
     return err;
+}
+
+/* The link, as copies have just measured it; 0: they were not asked for. */
+static double link_gb_per_s(const struct bench_report *report) {
+    double link = 0;
+    for (size_t i = 0; i < report->count; i++)
+        if (strncmp(report->results[i].name, "gpu.store", strlen("gpu.store")) == 0 &&
+            report->results[i].limit > link)
+            link = report->results[i].limit;
+    return link;
 }
 
 static bool has_gpu(void) {
@@ -73,8 +86,8 @@ int main(int argc, char **argv) {
     struct kvl_errmsg msg = {""};
     const struct options options = parse(argc, argv);
     if (options.parts == 0) {
-        fprintf(
-            stderr, "usage: kvl_bench_gpu [--json] [--shape SHAPE] [copy] [attention] [engine]\n");
+        fprintf(stderr,
+            "usage: kvl_bench_gpu [--json] [--shape SHAPE] [copy] [lease] [attention] [engine]\n");
         return 2;
     }
     if (!has_gpu())
@@ -83,6 +96,10 @@ int main(int argc, char **argv) {
         fprintf(stderr, "kvl_bench_gpu: copy: %s\n", msg.text);
         return 1;
     }
+    if ((options.parts & LEASE) != 0)
+        bench_gpu_lease(&(struct bench_gpu_lease_options){.device = "cuda",
+                            .link_gb_per_s = link_gb_per_s(&report)},
+            &report);
     if ((options.parts & ATTENTION) != 0)
         bench_gpu_attention(&report);
     if ((options.parts & ENGINE) != 0)
