@@ -1,11 +1,14 @@
 /* gpu_main.c - what a GPU does for kvloft beside what it could do at most, in one report.
  *
  *   kvl_bench_gpu [--json] [--shape SHAPE] [copy] [lease] [attention] [engine]      (all)
+ *       [--staging-mib N] [--copy-streams N] [--hash-threads N]
  *
- * About half a minute. Weights are random; llama-8b is the shape unless another is named. */
+ * About half a minute. Weights are random; llama-8b is the shape unless another is named. The
+ * second line is for finding what serves copies best on a GPU; otherwise the tier chooses. */
 #include <cuda_runtime_api.h>
 #include <getopt.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "gpu_bench.h"
@@ -18,7 +21,19 @@ struct options {
     bool json;
     const char *shape;
     unsigned parts; /* 0: wrong usage */
+    struct bench_gpu_copy_options copy;
 };
+
+/* One of those for copies; a word that is no number is 0, the tier's choice. */
+static void take_copy_option(struct bench_gpu_copy_options *copy, int option, const char *word) {
+    const uint32_t number = (uint32_t)strtoul(word, NULL, 10);
+    if (option == 'm')
+        copy->staging_bytes = (uint64_t)number << 20;
+    else if (option == 'c')
+        copy->copy_streams = number;
+    else
+        copy->hash_threads = number;
+}
 
 static unsigned part_of(const char *word) {
     if (strcmp(word, "copy") == 0)
@@ -32,7 +47,9 @@ static unsigned part_of(const char *word) {
 
 static struct options parse(int argc, char **argv) {
     static const struct option words[] = {{"json", no_argument, NULL, 'j'},
-        {"shape", required_argument, NULL, 's'}, {NULL, 0, NULL, 0}};
+        {"shape", required_argument, NULL, 's'}, {"staging-mib", required_argument, NULL, 'm'},
+        {"copy-streams", required_argument, NULL, 'c'},
+        {"hash-threads", required_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
     struct options options = {.shape = "llama-8b"};
     int option;
     while ((option = getopt_long(argc, argv, "", words, NULL)) != -1) {
@@ -41,6 +58,8 @@ static struct options parse(int argc, char **argv) {
         options.json |= option == 'j';
         if (option == 's')
             options.shape = optarg;
+        else if (option != 'j')
+            take_copy_option(&options.copy, option, optarg);
     }
     for (int i = optind; i < argc; i++) {
         if (part_of(argv[i]) == 0)
@@ -52,11 +71,13 @@ static struct options parse(int argc, char **argv) {
     return options;
 }
 
-static kvl_err copy_part(struct bench_report *report, struct kvl_errmsg *msg) {
+static kvl_err copy_part(
+    struct bench_gpu_copy_options copy, struct bench_report *report, struct kvl_errmsg *msg) {
     struct kvl_cuda_driver *driver = NULL;
     kvl_err err = kvl_cuda_driver_open(&driver, msg);
+    copy.driver = driver;
     if (err == KVL_OK)
-        err = bench_gpu_copy(&(struct bench_gpu_copy_options){.driver = driver}, report, msg);
+        err = bench_gpu_copy(&copy, report, msg);
     kvl_cuda_driver_close(driver);
     return err;
 }
@@ -92,7 +113,7 @@ int main(int argc, char **argv) {
     }
     if (!has_gpu())
         return 1;
-    if ((options.parts & COPY) != 0 && copy_part(&report, &msg) != KVL_OK) {
+    if ((options.parts & COPY) != 0 && copy_part(options.copy, &report, &msg) != KVL_OK) {
         fprintf(stderr, "kvl_bench_gpu: copy: %s\n", msg.text);
         return 1;
     }
