@@ -179,6 +179,11 @@ static kvl_err read_heads(struct loader *l) {
         err = kvl_fail(l->msg, KVL_ERR_CORRUPT, "head sizes %u and %u are outside 1 to %d",
             h->k_dim, h->v_dim, MAX_HEAD_DIM);
     }
+    const uint32_t dim = h->k_dim > h->v_dim ? h->k_dim : h->v_dim;
+    if (err == KVL_OK && (uint64_t)h->heads * dim > MAX_WIDTH) {
+        err = kvl_fail(l->msg, KVL_ERR_CORRUPT, "%u heads of %u numbers are more than %d", h->heads,
+            dim, MAX_WIDTH);
+    }
     return err;
 }
 

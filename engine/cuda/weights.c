@@ -162,6 +162,10 @@ static kvl_err load_matrix(struct loading *l, const struct kvl_weight *weight,
         return make_random(l, weight, (__half *)(void *)to);
     }
     const uint32_t rows_max = (uint32_t)(STAGING_BYTES / ((uint64_t)weight->columns * 2));
+    if (rows_max == 0) {
+        return kvl_fail(l->msg, KVL_ERR_UNSUPPORTED,
+            "the CUDA backend has no room for a row of %u weights", weight->columns);
+    }
     for (uint32_t first = 0; first < weight->rows; first += rows_max) {
         const uint32_t left = weight->rows - first;
         struct piece piece = {.loading = l,

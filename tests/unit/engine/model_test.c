@@ -327,6 +327,30 @@ static void refuses_missing_and_impossible_numbers(void **state) {
     refuse(&writer, KVL_ERR_CORRUPT, "llama.block_count");
 }
 
+/* Each number alone is fine. */
+static void refuses_heads_too_wide_together(void **state) {
+    (void)state;
+    static const char *const keys[] = {
+        "llama.attention.key_length", "llama.attention.value_length"};
+    for (size_t i = 0; i < 2; i++) {
+        for (uint32_t heads = 1024; heads <= 1 << 20; heads *= 32) {
+            struct gguf_writer writer;
+            gguf_writer_init(&writer);
+            gguf_add_string(&writer, "general.architecture", "llama");
+            gguf_add_u32(&writer, "llama.block_count", 2);
+            gguf_add_u32(&writer, "llama.context_length", 77);
+            gguf_add_u32(&writer, "llama.embedding_length", 96);
+            gguf_add_u32(&writer, "llama.feed_forward_length", 160);
+            gguf_add_u32(&writer, "llama.attention.head_count", heads);
+            gguf_add_u32(&writer, keys[i], 1024);
+            gguf_add_u32(&writer, keys[1 - i], 8);
+            gguf_add_f32(&writer, "llama.attention.layer_norm_rms_epsilon", 1e-6f);
+            /* 1024 heads of 1024 are the most: there it is the tensors that are missing */
+            refuse(&writer, KVL_ERR_CORRUPT, heads == 1024 ? "token_embd" : "heads of 1024");
+        }
+    }
+}
+
 int main(void) {
     char cache[] = "/tmp/kvl-cache-XXXXXX"; /* fingerprints of files that are gone tomorrow */
     if (mkdtemp(cache) == NULL || setenv("XDG_CACHE_HOME", cache, 1) != 0) {
@@ -346,6 +370,7 @@ int main(void) {
         cmocka_unit_test(refuses_other_weight_types),
         cmocka_unit_test(refuses_shapes_that_contradict_the_metadata),
         cmocka_unit_test(refuses_missing_and_impossible_numbers),
+        cmocka_unit_test(refuses_heads_too_wide_together),
     };
     const int failed = cmocka_run_group_tests(tests, NULL, NULL);
     char command[64];
