@@ -8,8 +8,10 @@
  * [kv_head][token][v_dim], elements of kv_dtype, from layer_offset_bytes on.
  *
  * Bits: a row's result depends only on its query, its position and the keys and values up to it:
- * not on how many rows a call has, nor on block_tokens, nor on where the blocks lie. Prefill and
- * decode may give other bits than one another.
+ * not on how many rows a call has, nor on where the blocks lie. Prefill and decode may give other
+ * bits than one another. block_tokens decides which kernels run, and so about bits: those for
+ * tensor cores take powers of two from 16 on, and give the same bits for all of these; the general
+ * one (attention_general.h) serves all others, with bits of its own, alike for all of those.
  *
  * C and CUDA both include this; CUDA's types stay in engine/cuda. */
 #ifndef KVL_CUDA_ATTENTION_H

@@ -84,13 +84,18 @@ static kvl_err check(const struct kvl_cuda_blas *blas, struct kvl_errmsg *msg,
 static kvl_err load_library(struct kvl_cuda_blas *blas, struct kvl_errmsg *msg) {
     static const char *const names[] = {
         "libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13", "libcublasLt.so.12"};
+    char first[256] = "no reason given"; /* of the name that the message says, not of the last */
     for (size_t i = 0; i < sizeof names / sizeof names[0] && blas->library == NULL; i++) {
         blas->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
+        const char *why = blas->library == NULL && i == 0 ? dlerror() : NULL;
+        if (why != NULL) {
+            snprintf(first, sizeof first, "%s", why);
+        }
     }
     if (blas->library == NULL) {
         return kvl_fail(msg, KVL_ERR_NOTFOUND,
-            "no libcublasLt.so.13 found (%s); install the CUDA 13 libraries or set LD_LIBRARY_PATH",
-            dlerror());
+            "no %s found (%s); install the CUDA 13 libraries or set LD_LIBRARY_PATH", names[0],
+            first);
     }
     return KVL_OK;
 }

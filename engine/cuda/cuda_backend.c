@@ -14,8 +14,13 @@ enum { KERNEL_REVISION = 1 };
 static kvl_err find_device(struct kvl_cuda *cuda, uint32_t wanted, struct kvl_errmsg *msg) {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error == cudaErrorNoDevice || error == cudaErrorInsufficientDriver ||
-        (error == cudaSuccess && count == 0)) {
+    if (error == cudaErrorInsufficientDriver) { /* or none at all */
+        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+            "no usable NVIDIA GPU: %s; the engine needs a driver of CUDA %d.0 or newer; or use "
+            "--device cpu",
+            cudaGetErrorString(error), CUDART_VERSION / 1000);
+    }
+    if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
         return kvl_fail(msg, KVL_ERR_UNSUPPORTED, "no usable NVIDIA GPU: %s; use --device cpu",
             cudaGetErrorString(error));
     }

@@ -85,7 +85,7 @@ struct kvl_cuda_trace {
 struct kvl_cuda {
     struct kvl_backend base;
     const struct kvl_model *model;
-    struct kvl_cuda_driver driver;
+    struct kvl_cuda_calls driver;
     struct kvl_cuda_blas *blas;
     struct cudaDeviceProp device;
     int device_index;

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-kvl_err kvl_cuda_calls_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg) {
+kvl_err kvl_cuda_calls_open(struct kvl_cuda_calls *out, struct kvl_errmsg *msg) {
     /* version: the interface that cuda.h declares under the name, 1000 * major + 10 * minor */
     const struct {
         const char *name;
@@ -29,7 +29,8 @@ kvl_err kvl_cuda_calls_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg)
             calls[i].name, &found, calls[i].version, cudaEnableDefault, &result);
         if (error != cudaSuccess || result != cudaDriverEntryPointSuccess || found == NULL) {
             return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-                "the NVIDIA driver has no %s; install a driver of CUDA 12 or newer", calls[i].name);
+                "the NVIDIA driver has no %s; install a driver of CUDA %d.0 or newer",
+                calls[i].name, CUDART_VERSION / 1000);
         }
         memcpy(calls[i].function, &found, sizeof found);
     }
@@ -43,7 +44,7 @@ static kvl_err err_from(CUresult result) {
                : KVL_ERR_IO;
 }
 
-kvl_err kvl_cuda_driver_check(const struct kvl_cuda_driver *driver, struct kvl_errmsg *msg,
+kvl_err kvl_cuda_driver_check(const struct kvl_cuda_calls *driver, struct kvl_errmsg *msg,
     CUresult result, const char *what) {
     if (result == CUDA_SUCCESS) {
         return KVL_OK;

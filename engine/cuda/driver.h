@@ -8,7 +8,7 @@
 
 #include "kvl_err.h"
 
-struct kvl_cuda_driver {
+struct kvl_cuda_calls {
     CUresult (*get_error_name)(CUresult error, const char **name);
     CUresult (*stream_wait_value32)(
         CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned flags);
@@ -29,9 +29,9 @@ struct kvl_cuda_driver {
 };
 
 /* Errors: UNSUPPORTED (a driver without one of them, or none at all). */
-KVL_MUST_CHECK kvl_err kvl_cuda_calls_open(struct kvl_cuda_driver *out, struct kvl_errmsg *msg);
+KVL_MUST_CHECK kvl_err kvl_cuda_calls_open(struct kvl_cuda_calls *out, struct kvl_errmsg *msg);
 /* As kvl_cuda_check. */
-KVL_MUST_CHECK kvl_err kvl_cuda_driver_check(const struct kvl_cuda_driver *driver,
-    struct kvl_errmsg *msg, CUresult result, const char *what);
+KVL_MUST_CHECK kvl_err kvl_cuda_driver_check(
+    const struct kvl_cuda_calls *driver, struct kvl_errmsg *msg, CUresult result, const char *what);
 
 #endif

@@ -2,6 +2,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include "../random_weights.h"
 #include "device_math.h"
 #include "kernels.h"
 
@@ -225,17 +226,11 @@ __global__ void __launch_bounds__(BLOCK)
 
 /* ---- at create ---- */
 
-__device__ inline uint64_t mix(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-
 __global__ void __launch_bounds__(BLOCK)
     pattern_rows(__half *x, uint32_t columns, uint32_t period) {
     const uint64_t row = blockIdx.x;
     for (uint32_t c = threadIdx.x; c < columns; c += BLOCK) {
-        const uint64_t bits = mix((row % period) * columns + c + 1);
+        const uint64_t bits = kvl_random_mix((row % period) * columns + c + 1);
         x[row * columns + c] = __float2half_rn((float)((int)(bits >> 53) - 1024) / 1024.0f);
     }
 }

@@ -35,7 +35,7 @@ static kvl_err check_device(
     } while (0)
 
 /* The whole allocation is mapped: its size in whole granules. */
-static kvl_err round_to_granules(const struct kvl_cuda_driver *driver,
+static kvl_err round_to_granules(const struct kvl_cuda_calls *driver,
     CUmemGenericAllocationHandle handle, uint64_t *bytes, struct kvl_errmsg *msg) {
     CUmemAllocationProp properties;
     size_t granule = 0;
@@ -49,7 +49,7 @@ static kvl_err round_to_granules(const struct kvl_cuda_driver *driver,
 
 static kvl_err map_handle(const struct kvl_cuda *cuda, CUmemGenericAllocationHandle handle,
     struct kvl_cuda_mapping *mapping, struct kvl_errmsg *msg) {
-    const struct kvl_cuda_driver *driver = &cuda->driver;
+    const struct kvl_cuda_calls *driver = &cuda->driver;
     const CUmemAccessDesc access = {
         .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = cuda->device_index},
         .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
@@ -79,7 +79,7 @@ static kvl_err map_handle(const struct kvl_cuda *cuda, CUmemGenericAllocationHan
 kvl_err kvl_cuda_map_arena(struct kvl_backend *backend, const struct kvl_arena_info *arena, int fd,
     uint8_t **base, struct kvl_errmsg *msg) {
     struct kvl_cuda *cuda = kvl_cuda_of(backend);
-    const struct kvl_cuda_driver *driver = &cuda->driver;
+    const struct kvl_cuda_calls *driver = &cuda->driver;
     kvl_err err = check_device(cuda, arena, msg);
     if (err != KVL_OK) {
         return err;
