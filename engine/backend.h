@@ -91,6 +91,9 @@ struct kvl_batch {
      * running); an error ends the forward pass. */
     kvl_err (*before_layer)(void *arg, uint32_t layer);
     void *before_layer_arg;
+    /* A restore is running, so before_layer may block. False: it returns at once, and is called for
+     * what else the caller does there; nothing need be arranged to wait for it. */
+    bool layers_arrive;
 };
 
 struct kvl_backend_options {

@@ -122,6 +122,7 @@ static kvl_err compute(struct advance *advance) {
         .greedy_token = last ? wanted->greedy_token : NULL,
         .before_layer = before_layer,
         .before_layer_arg = advance,
+        .layers_arrive = kvl_cache_is_restoring(sequence->cache),
     };
     struct kvl_backend *backend = sequence->options.backend;
     return backend->ops->forward(backend, &batch);

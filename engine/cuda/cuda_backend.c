@@ -218,15 +218,6 @@ static kvl_err choose_products(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
 
 /* ---- the instance ---- */
 
-/* Whether a stream can wait for a word; one that cannot gets its layers one by one. */
-static kvl_err try_wait(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
-    cuda->use_wait =
-        cuda->driver.stream_wait_value32(cuda->stream, (CUdeviceptr)(uintptr_t)cuda->word,
-            *cuda->word, CU_STREAM_WAIT_VALUE_GEQ) == CUDA_SUCCESS;
-    KVL_CUDA_TRY(msg, cudaStreamSynchronize(cuda->stream));
-    return KVL_OK;
-}
-
 static void name_arithmetic(struct kvl_cuda *cuda) {
     snprintf(cuda->base.arithmetic_id, sizeof cuda->base.arithmetic_id,
         "cuda-f16-%d %.44s cublaslt-%u %08x", KERNEL_REVISION, cuda->device.name,
@@ -254,7 +245,7 @@ static kvl_err set_up(
         err = choose_products(cuda, msg);
     }
     if (err == KVL_OK) {
-        err = try_wait(cuda, msg);
+        err = kvl_cuda_try_wait(cuda, msg);
     }
     if (err == KVL_OK) {
         name_arithmetic(cuda);

@@ -157,6 +157,13 @@ void *kvl_cuda_take(struct kvl_cuda_arena *arena, uint64_t bytes);
 KVL_MUST_CHECK kvl_err kvl_cuda_piece_open(
     struct kvl_cuda_arena *arena, const char *what, struct kvl_errmsg *msg);
 
+/* stream_wait.c: sets use_wait. The environment can forbid it: KVL_CUDA_NO_WAIT,
+ * CUDA_LAUNCH_BLOCKING (not empty, not 0). Leaves the stream idle. Errors: IO. */
+KVL_MUST_CHECK kvl_err kvl_cuda_try_wait(struct kvl_cuda *cuda, struct kvl_errmsg *msg);
+/* Whether a launch behind a wait of the stream returns; whatever the environment says. */
+KVL_MUST_CHECK kvl_err kvl_cuda_try_launch_behind_wait(
+    struct kvl_cuda *cuda, bool *returns, struct kvl_errmsg *msg);
+
 /* forward.c */
 KVL_MUST_CHECK kvl_err kvl_cuda_forward(struct kvl_backend *backend, const struct kvl_batch *batch);
 /* warm.c: launches, and so loads, the kernels that such batches need. */

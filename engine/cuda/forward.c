@@ -3,8 +3,8 @@
  * Everything is enqueued on one stream. While a restore is still bringing blocks, each layer waits
  * on the stream for a word in pinned memory to reach its number; the host advances the word as
  * before_layer returns, so a layer starts without a launch's delay and computes while the next
- * one's bytes are on their way. On an error the word goes to its end, what was enqueued runs off,
- * and its results are nobody's. */
+ * one's bytes are on their way (stream_wait.c says where that cannot be). On an error the word goes
+ * to its end, what was enqueued runs off, and its results are nobody's. */
 #include <string.h>
 #include <time.h>
 
@@ -299,13 +299,13 @@ static kvl_err layers_behind_waits(const struct chunk *c) {
 static kvl_err enqueue_layers(const struct chunk *c) {
     struct kvl_cuda *cuda = c->cuda;
     const struct kvl_batch *batch = c->batch;
-    const bool waits = batch->before_layer != NULL && c->index == 0;
-    if (waits && cuda->use_wait &&
+    const bool asks = batch->before_layer != NULL && c->index == 0;
+    if (asks && batch->layers_arrive && cuda->use_wait &&
         cuda->warm_block_tokens[batch->kv_dtype] == batch->block_tokens) {
         return layers_behind_waits(c);
     }
     for (uint32_t layer = 0; layer < cuda->model->hparams.layers; layer++) {
-        if (waits) {
+        if (asks) {
             TRY_ERR(wait_for_layer(c, layer));
         }
         TRY_ERR(enqueue_layer(c, layer));

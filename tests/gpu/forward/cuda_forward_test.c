@@ -1,6 +1,7 @@
 /* cuda_forward_test.c - the CUDA backend on a real GPU: right (against the CPU backend), and its
  * bits depend on nothing but the tokens: not on how a prompt is cut into calls, on what is around a
  * row, on graphs, or on when a restore's layers arrive. */
+#include "cuda/kernels.h"
 #include "gpu_context.h"
 
 #include <math.h>
@@ -361,6 +362,33 @@ static void layers_wait_for_their_blocks(void **state) {
     gpu_context_close(c);
 }
 
+/* CTest runs this also with CUDA_LAUNCH_BLOCKING=1, where a launch behind a wait does not return.
+ */
+static void it_is_found_out_whether_launches_return(void **state) {
+    (void)state;
+    const struct tiny_shape shape = tiny_shape_default();
+    struct gpu_context *c = gpu_context_open(&shape, (struct gpu_setting){64, KVL_KV_F16, false});
+    const char *const blocking = getenv("CUDA_LAUNCH_BLOCKING");
+    const bool blocks = blocking != NULL && strcmp(blocking, "1") == 0;
+    struct kvl_errmsg msg = {{0}};
+    for (int round = 0; round < 2; round++) {
+        bool returns = blocks;
+        assert_int_equal(kvl_cuda_try_launch_behind_wait(c->cuda, &returns, &msg), KVL_OK);
+        assert_int_equal(returns, !blocks);
+    }
+    if (blocks) {
+        assert_false(c->cuda->use_wait);
+    }
+    assert_int_equal(setenv("KVL_CUDA_NO_WAIT", "1", 1), 0);
+    assert_int_equal(kvl_cuda_try_wait(c->cuda, &msg), KVL_OK);
+    assert_false(c->cuda->use_wait);
+    assert_int_equal(setenv("KVL_CUDA_NO_WAIT", "0", 1), 0);
+    assert_int_equal(kvl_cuda_try_wait(c->cuda, &msg), KVL_OK);
+    assert_int_equal(c->cuda->use_wait, !blocks);
+    assert_int_equal(unsetenv("KVL_CUDA_NO_WAIT"), 0);
+    gpu_context_close(c);
+}
+
 /* ---- refusals ---- */
 
 static void bad_calls_are_refused(void **state) {
@@ -410,7 +438,8 @@ static void the_arithmetic_id_names_what_makes_the_bits(void **state) {
     gpu_context_close(c);
 }
 
-int main(void) {
+/* Argument: which tests (cmocka_set_test_filter). */
+int main(int argc, char **argv) {
     int gpus = 0;
     const cudaError_t error = cudaGetDeviceCount(&gpus);
     if (error != cudaSuccess || gpus == 0) {
@@ -427,11 +456,15 @@ int main(void) {
         cmocka_unit_test(decode_bits_do_not_depend_on_graphs),
         cmocka_unit_test(the_greedy_token_is_the_largest_logit),
         cmocka_unit_test(layers_wait_for_their_blocks),
+        cmocka_unit_test(it_is_found_out_whether_launches_return),
         cmocka_unit_test(bad_calls_are_refused),
         cmocka_unit_test(copies_zeros_and_slabs),
         cmocka_unit_test(too_much_memory_is_refused),
         cmocka_unit_test(an_arena_is_mapped_from_its_descriptor),
         cmocka_unit_test(a_foreign_arena_is_refused),
     };
+    if (argc > 1) {
+        cmocka_set_test_filter(argv[1]);
+    }
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -122,6 +122,7 @@ kvl_err gpu_try(struct gpu_context *c, struct gpu_side *side, struct gpu_call ca
         .greedy_token = call.greedy_token,
         .before_layer = call.before_layer,
         .before_layer_arg = call.before_layer_arg,
+        .layers_arrive = call.before_layer != NULL,
     };
     return side->backend->ops->forward(side->backend, &batch);
 }

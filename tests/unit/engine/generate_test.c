@@ -111,6 +111,51 @@ static void test_interrupt_loses_nothing(void **state) {
     kvl_turn_report_deinit(&second);
 }
 
+/* What forward calls were told, by way of a backend that notes it. */
+static struct {
+    const struct kvl_backend_ops *ops; /* that compute */
+    uint32_t calls, arriving;
+    bool first_arrives;
+} told;
+
+static kvl_err note_and_forward(struct kvl_backend *backend, const struct kvl_batch *batch) {
+    told.first_arrives = told.calls == 0 ? batch->layers_arrive : told.first_arrives;
+    told.calls++;
+    told.arriving += batch->layers_arrive ? 1 : 0;
+    return told.ops->forward(backend, batch);
+}
+
+static void run_and_note(const struct engine_options *options) {
+    struct engine engine;
+    struct kvl_turn_report report;
+    engine_open(&engine, &fixture, options);
+    told.ops = engine.backend->ops;
+    told.calls = told.arriving = 0;
+    struct kvl_backend_ops noting = *told.ops;
+    noting.forward = note_and_forward;
+    engine.backend->ops = &noting;
+    assert_int_equal(engine_turn(&engine, prompt, 5 * PROMPT, 3, &report), KVL_OK);
+    engine.backend->ops = told.ops;
+    engine_close(&engine);
+    kvl_turn_report_deinit(&report);
+}
+
+/* A backend that arranges for layers to be waited for need not where nothing is on its way. */
+static void test_only_a_restore_is_announced(void **state) {
+    (void)state;
+    const struct engine_options stored = {.stored = true, .chunk_tokens = 64};
+    run_and_note(&alone);
+    assert_int_equal(told.arriving, 0);
+    assert_in_range(told.calls, 3, UINT32_MAX);
+    fixture_start(&fixture, 32, 32, false);
+    run_and_note(&stored);
+    assert_int_equal(told.arriving, 0);
+    run_and_note(&stored);
+    assert_true(told.first_arrives);
+    assert_int_equal(told.arriving, 1);
+    assert_in_range(told.calls, 2, UINT32_MAX);
+}
+
 static double reference_nll(uint32_t count) {
     struct tiny_shape shape = tiny_shape_default();
     double *logits = malloc((uint64_t)count * shape.vocab * sizeof *logits);
@@ -153,6 +198,7 @@ int main(void) {
         cmocka_unit_test(test_more_than_the_context_is_refused),
         cmocka_unit_test(test_interrupt_loses_nothing),
         cmocka_unit_test(test_perplexity),
+        cmocka_unit_test(test_only_a_restore_is_announced),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
