@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels.h"
+
 /* Changes with whatever changes the bits of this folder's kernels. */
 enum { KERNEL_REVISION = 1 };
 
@@ -218,10 +220,35 @@ static kvl_err choose_products(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
 
 /* ---- the instance ---- */
 
-static void name_arithmetic(struct kvl_cuda *cuda) {
+/* What compiled the kernels that run here is part of their arithmetic: nvcc, the architecture that
+ * it compiled them for, and that of their machine code. Where the two differ the driver may have
+ * translated them, so it counts too. The hash holds whole what the text may cut. */
+static kvl_err name_arithmetic(
+    struct kvl_cuda *cuda, struct kvl_cuda_code code, struct kvl_errmsg *msg) {
+    int driver_version = 0;
+    if (code.machine != code.virtual_machine) {
+        KVL_CUDA_TRY(msg, cudaDriverGetVersion(&driver_version));
+    }
+    char text[sizeof cuda->device.name + 64];
+    snprintf(text, sizeof text, "%s %s %u %u %d", cuda->device.name, kvl_cuda_compiler,
+        code.virtual_machine, code.machine, driver_version);
+    uint32_t hash = hash_products(cuda);
+    for (const char *c = text; *c != '\0'; c++) {
+        hash = (hash ^ (uint8_t)*c) * 16777619u;
+    }
     snprintf(cuda->base.arithmetic_id, sizeof cuda->base.arithmetic_id,
-        "cuda-f16-%d %.44s cublaslt-%u %08x", KERNEL_REVISION, cuda->device.name,
-        kvl_cuda_blas_version(cuda->blas), hash_products(cuda));
+        "cuda-f16-%d %.30s cublaslt-%u %.14s %u/%u %08x", KERNEL_REVISION, cuda->device.name,
+        kvl_cuda_blas_version(cuda->blas), kvl_cuda_compiler, (uint8_t)code.virtual_machine,
+        (uint8_t)code.machine, hash);
+    return KVL_OK;
+}
+
+static kvl_err look_at_kernels(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
+    struct kvl_cuda_code code;
+    KVL_CUDA_TRY(msg, kvl_cuda_gemv_code(&code));
+    /* Launches overlap only where the kernels were compiled with a wait for the one ahead. */
+    cuda->programmatic = code.virtual_machine >= 90 && code.machine >= 90;
+    return name_arithmetic(cuda, code, msg);
 }
 
 static kvl_err set_up(
@@ -248,7 +275,7 @@ static kvl_err set_up(
         err = kvl_cuda_try_wait(cuda, msg);
     }
     if (err == KVL_OK) {
-        name_arithmetic(cuda);
+        err = look_at_kernels(cuda, msg);
     }
     return err;
 }
@@ -312,7 +339,6 @@ static kvl_err create(const struct kvl_model *model, const struct kvl_backend_op
         destroy(&cuda->base);
         return err;
     }
-    cuda->programmatic = cuda->device.major >= 9;
     if (options->block_tokens != 0) {
         err = kvl_cuda_warm(cuda, options->block_tokens, options->kv_dtype);
     }

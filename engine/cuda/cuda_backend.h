@@ -98,7 +98,7 @@ struct kvl_cuda {
     /* switches that tests turn */
     bool use_graphs;
     bool use_wait;     /* layers wait on `word`; else before_layer runs ahead of each enqueue */
-    bool programmatic; /* launches of decode overlap (compute capability 9.0) */
+    bool programmatic; /* launches of decode overlap (kernels compiled for 9.0 or later) */
 
     struct kvl_cuda_arena weights, scratch;
     struct kvl_cuda_matrix embedding, output;

@@ -205,6 +205,19 @@ __global__ void __launch_bounds__(THREADS) gemv_add_f32(const struct kvl_cuda_ge
 
 } // namespace
 
+#define TEXT_OF(x) #x
+#define TEXT(x) TEXT_OF(x)
+const char kvl_cuda_compiler[] = "nvcc-" TEXT(__CUDACC_VER_MAJOR__) "." TEXT(
+    __CUDACC_VER_MINOR__) "." TEXT(__CUDACC_VER_BUILD__);
+
+cudaError_t kvl_cuda_gemv_code(struct kvl_cuda_code *out) {
+    cudaFuncAttributes attributes;
+    const cudaError_t error = cudaFuncGetAttributes(&attributes, gemv_norm_f16);
+    out->virtual_machine = error == cudaSuccess ? (uint32_t)attributes.ptxVersion : 0;
+    out->machine = error == cudaSuccess ? (uint32_t)attributes.binaryVersion : 0;
+    return error;
+}
+
 cudaError_t kvl_cuda_gemv(const struct kvl_cuda_gemv *args, cudaStream_t stream) {
     static void (*const kernels[])(const struct kvl_cuda_gemv) = {
         gemv_norm_f16, gemv_norm_f32, gemv_norm_gate, gemv_add_f16, gemv_add_f32};

@@ -101,9 +101,19 @@ struct kvl_cuda_gemv {
     bool gelu;
     float *y;
     __half *y16;
-    bool programmatic; /* may start before the kernel ahead of it ends (compute capability 9.0) */
+    /* May start before the kernel ahead of it ends. Only where virtual_machine below is 90 or more:
+     * other kernels have no wait for that end. */
+    bool programmatic;
 };
 cudaError_t kvl_cuda_gemv(const struct kvl_cuda_gemv *args, cudaStream_t stream);
+
+/* What this device runs of the kernels above, as 10 * major + minor of a compute capability. */
+struct kvl_cuda_code {
+    uint32_t virtual_machine; /* they were compiled as code for this one (__CUDA_ARCH__ / 10) */
+    uint32_t machine;         /* ... and that into machine code for this one, perhaps just now */
+};
+cudaError_t kvl_cuda_gemv_code(struct kvl_cuda_code *out);
+extern const char kvl_cuda_compiler[]; /* "nvcc-13.0.88" */
 
 /* ---- at create ---- */
 

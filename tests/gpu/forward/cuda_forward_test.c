@@ -434,6 +434,14 @@ static void the_arithmetic_id_names_what_makes_the_bits(void **state) {
         gpu_context_open(&shape, (struct gpu_setting){64, KVL_KV_F16, false});
     assert_string_equal(c->gpu.backend->arithmetic_id, again->gpu.backend->arithmetic_id);
     assert_non_null(strstr(c->gpu.backend->arithmetic_id, "cublaslt-"));
+    struct kvl_cuda_code code;
+    assert_int_equal(kvl_cuda_gemv_code(&code), cudaSuccess);
+    print_message("%s, compiled for %u, machine code for %u\n", kvl_cuda_compiler,
+        code.virtual_machine, code.machine);
+    assert_non_null(strstr(c->gpu.backend->arithmetic_id, kvl_cuda_compiler));
+    assert_int_equal(c->cuda->programmatic, code.virtual_machine >= 90 && code.machine >= 90);
+    assert_in_range(code.virtual_machine, 80, code.machine);
+    assert_true((int)code.machine <= 10 * c->cuda->device.major + c->cuda->device.minor);
     gpu_context_close(again);
     gpu_context_close(c);
 }
