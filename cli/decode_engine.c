@@ -106,6 +106,7 @@ static kvl_err load(struct decode_engine *engine, struct kvl_errmsg *msg) {
         .device = options->device_number,
         .kv_dtype = options->kv_dtype,
         .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
+        .with_daemon = options->mode == DECODE_EMBEDDED,
     };
     err = ops->create(engine->model, &backend, &engine->backend, msg);
     engine->load_ns = decode_now_ns() - began_ns;

@@ -104,6 +104,10 @@ struct kvl_backend_options {
      * while it is created, so that no first token waits for it. */
     enum kvl_kv_dtype kv_dtype;
     uint32_t block_tokens;
+    /* The daemon's tiers work in this process too: their driver calls may wait until the GPU is
+     * idle and keep this thread out of the driver meanwhile, so nothing on the GPU may wait for it.
+     */
+    bool with_daemon;
 };
 
 /* `count` runs of `bytes` bytes, `stride_bytes` apart on both sides. */

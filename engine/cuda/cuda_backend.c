@@ -271,7 +271,7 @@ static kvl_err set_up(
     if (err == KVL_OK) {
         err = choose_products(cuda, msg);
     }
-    if (err == KVL_OK) {
+    if (err == KVL_OK && !options->with_daemon) {
         err = kvl_cuda_try_wait(cuda, msg);
     }
     if (err == KVL_OK) {

@@ -159,8 +159,9 @@ void engine_open(
     struct engine *engine, struct fixture *fixture, const struct engine_options *options) {
     struct kvl_errmsg msg = {{0}};
     *engine = (struct engine){0};
-    struct kvl_backend_options backend = {
-        .threads = options->threads != 0 ? options->threads : 1, .context_max = FIXTURE_CONTEXT};
+    struct kvl_backend_options backend = {.threads = options->threads != 0 ? options->threads : 1,
+        .context_max = FIXTURE_CONTEXT,
+        .with_daemon = true};
     need(fixture->backend->create(fixture->model, &backend, &engine->backend, &msg), "backend",
         &msg);
     if (options->stored)
