@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -107,10 +108,38 @@ static void without_room_for_a_segment_stores_say_nospc(void **state) {
     fixture_remove(&fixture);
 }
 
+/* A start on a file system with so many free pages: an error that says so, or it serves. */
+static void starts_with(uint32_t free_pages) {
+    struct stat full;
+    fixture_init(&fixture, 8 * MIB, mount_point);
+    fixture.options.io = KVL_DISK_IO_POSIX;
+    snprintf(filler, sizeof(filler), "%s/filler", mount_point);
+    fill_up();
+    assert_int_equal(stat(filler, &full), 0);
+    assert_int_equal(truncate(filler, full.st_size - (off_t)free_pages * 4096), 0);
+    kvl_err err = fixture_open(&fixture);
+    if (err == KVL_OK) {
+        fixture_wait_loaded(&fixture);
+        fixture_close(&fixture, true);
+    } else {
+        assert_true(err == KVL_ERR_NOSPC || err == KVL_ERR_IO); /* LMDB says EIO of a short write */
+        assert_true(fixture.msg.text[0] != '\0');
+    }
+    unlink(filler);
+    fixture_remove(&fixture);
+}
+
+static void a_start_on_a_full_file_system_ends_in_an_error(void **state) {
+    (void)state;
+    for (uint32_t free_pages = 0; free_pages < 24; free_pages++)
+        starts_with(free_pages);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_file_system_smaller_than_the_capacity_is_recycled),
         cmocka_unit_test(without_room_for_a_segment_stores_say_nospc),
+        cmocka_unit_test(a_start_on_a_full_file_system_ends_in_an_error),
     };
     const char *tmp = getenv("TMPDIR");
     snprintf(mount_point, sizeof(mount_point), "%s/kvloft-full-XXXXXX", tmp != NULL ? tmp : "/tmp");

@@ -11,6 +11,8 @@
 
 #include "index_private.h"
 
+#define LOCK_BYTES 8192 /* as LMDB makes it: a head and 126 readers */
+
 kvl_err kvl_index_err_from(int code) {
     switch (code) {
     case MDB_SUCCESS:
@@ -160,6 +162,20 @@ static void on_damage(MDB_env *env, const char *text) {
     _exit(1);
 }
 
+/* LMDB maps its lock file, too, and grows it without blocks: on a full file system writing there
+ * would be a SIGBUS. LMDB takes a file that is there as large as it is. */
+static kvl_err reserve_lock(const struct kvl_index *index) {
+    char *path = NULL;
+    if (asprintf(&path, "%s-lock", index->path) < 0)
+        return KVL_ERR_NOMEM;
+    int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+    int error = fd < 0 ? errno : posix_fallocate(fd, 0, LOCK_BYTES);
+    if (fd >= 0)
+        close(fd);
+    free(path);
+    return error == 0 || error == EOPNOTSUPP ? KVL_OK : kvl_err_from_errno(error);
+}
+
 static int create_env(struct kvl_index *index, bool fast) {
     struct stat file;
     uint64_t map_bytes = index->map_bytes;
@@ -189,10 +205,12 @@ static bool is_nonsense(int rc) {
 
 kvl_err kvl_index_open_env(
     struct kvl_index *index, bool expected, bool fast, struct kvl_errmsg *msg) {
+    kvl_err err = reserve_lock(index);
+    if (err != KVL_OK)
+        return kvl_fail(msg, err, "index %s-lock: %s", index->path, kvl_err_text(err));
     kvl_index_enter(index->state, KVL_INDEX_OPENING);
     kvl_live_map_deinit(&index->map);
     int rc = create_env(index, fast);
-    kvl_err err = KVL_OK;
     if (rc != 0)
         err = kvl_fail(msg, expected && is_nonsense(rc) ? KVL_ERR_CORRUPT : kvl_index_err_from(rc),
             "index %s: %s", index->path, mdb_strerror(rc));
