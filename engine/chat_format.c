@@ -289,26 +289,43 @@ static bool find_system_turn(struct kvl_chat_style *style, struct kvl_gguf_strin
     return true;
 }
 
-/* "set NAME=literal", where NAME speaks of the system's message. False when what a template sets as
- * a default is more than a literal. */
+static struct kvl_gguf_string behind(struct kvl_gguf_string normal, const char *at) {
+    return (struct kvl_gguf_string){at, (uint64_t)(normal.data + normal.bytes - at)};
+}
+
+static bool is_prose(struct kvl_gguf_string literal) {
+    return literal.data && find(literal, " ");
+}
+
+/* One "name=value%}..." that a template sets. A name that speaks of the system's message sets its
+ * default. False when that is more than a literal, or when prose has a name that tells nothing. */
+static bool take_variable(struct kvl_chat_style *style, struct kvl_gguf_string set) {
+    const char *equals = find(set, "=");
+    if (!equals) {
+        return true;
+    }
+    struct kvl_gguf_string name = {set.data, (uint64_t)(equals - set.data)};
+    struct kvl_gguf_string literal = literal_at(set, equals + 1);
+    if (!literal.data || literal.bytes == 0) {
+        return true; /* the user's, false, or nothing */
+    }
+    if (!find(name, "system")) { /* Llama 3.1's is its date, which is a mark */
+        return style->format->has_system_turn || !is_prose(literal);
+    }
+    if (!begins_with(behind(set, literal.data + literal.bytes + 1), "%}")) {
+        return false;
+    }
+    style->default_system = literal;
+    return true;
+}
+
 static bool find_system_variable(struct kvl_chat_style *style, struct kvl_gguf_string normal) {
-    static const char *const names[] = {"{%setsystem_message=", "{%setdefault_system_message="};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        struct kvl_gguf_string rest = normal;
-        for (const char *hit; (hit = find(rest, names[i]));) {
-            const char *value = hit + strlen(names[i]);
-            rest.bytes -= (uint64_t)(value - rest.data);
-            rest.data = value;
-            struct kvl_gguf_string literal = literal_at(normal, value);
-            if (!literal.data || literal.bytes == 0) {
-                continue; /* the user's, false, or nothing */
-            }
-            if (!begins_with((struct kvl_gguf_string){literal.data + literal.bytes + 1,
-                                 rest.bytes - literal.bytes - 2},
-                    "%}")) {
-                return false;
-            }
-            style->default_system = literal;
+    static const char set[] = "{%set";
+    struct kvl_gguf_string rest = normal;
+    for (const char *hit; (hit = find(rest, set));) {
+        rest = behind(normal, hit + strlen(set));
+        if (!take_variable(style, rest)) {
+            return false;
         }
     }
     return true;
@@ -332,10 +349,6 @@ static bool ends_with_prompt(struct kvl_gguf_string rest) {
         rest.bytes -= bytes;
     }
     return true;
-}
-
-static struct kvl_gguf_string behind(struct kvl_gguf_string normal, const char *at) {
-    return (struct kvl_gguf_string){at, (uint64_t)(normal.data + normal.bytes - at)};
 }
 
 /* The text behind the last "add_generation_prompt"; data NULL when there is none. */
