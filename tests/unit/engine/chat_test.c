@@ -9,17 +9,17 @@
 #include "chat.h"
 #include "tokenizer_vocab.h"
 
-/* SmolLM2's template, line breaks in its literals as its file has them. */
-static const char smollm_template[] =
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a test<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-/* The same without a system message, its line breaks escaped. */
+/* With a default system message, the line breaks of its literals as they are. */
+static const char default_template[] =
+    "{%- for line in messages -%}{%- if loop.first and line.role != 'system' -%}"
+    "{{- '<|im_start|>system\nYou are a test<|im_end|>\n' -}}{%- endif -%}"
+    "{{- '<|im_start|>' + line['role'] + '\n' + line.content + '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";
+/* Without one, its line breaks escaped. */
 static const char plain_template[] =
-    "{% for message in messages %}"
-    "{{\"<|im_start|>\" + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    "{% for line in messages %}"
+    "{{ \"<|im_start|>\" + line[\"role\"] + '\\n' + line.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' + 'assistant\\n' }}{% endif %}";
 
 struct fixture {
     struct gguf_writer writer;
@@ -77,7 +77,7 @@ static kvl_err begin(struct fixture *f, const char *system, const char *text) {
 static void turns_are_wrapped_as_the_template_does(void **state) {
     (void)state;
     struct fixture f;
-    assert_int_equal(open_chat(&f, smollm_template), KVL_OK);
+    assert_int_equal(open_chat(&f, default_template), KVL_OK);
     assert_int_equal(begin(&f, NULL, "\n\nhello"), KVL_OK);
     assert_rendered(&f, "<|im_start|>system\nYou are a test<|im_end|>\n"
                         "<|im_start|>user\n\n\nhello<|im_end|>\n<|im_start|>assistant\n");
@@ -87,7 +87,7 @@ static void turns_are_wrapped_as_the_template_does(void **state) {
 static void a_given_system_message_replaces_the_default(void **state) {
     (void)state;
     struct fixture f;
-    assert_int_equal(open_chat(&f, smollm_template), KVL_OK);
+    assert_int_equal(open_chat(&f, default_template), KVL_OK);
     assert_true(kvl_chat_takes_system(f.chat));
     assert_int_equal(begin(&f, "hell", "x"), KVL_OK);
     assert_rendered(&f, "<|im_start|>system\nhell<|im_end|>\n<|im_start|>user\nx<|im_end|>\n"
@@ -186,8 +186,8 @@ static void other_templates_are_refused(void **state) {
         "plain text",
         "{% for message in messages %}",
         "{{ '<|im_start|>' ",
-        "{% for message in messages %}{{ '[INST]' + message['content'] }}{% endfor %}",
-        ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{% for line in messages %}{{ '[INST]' + line.content }}{% endfor %}",
+        ("{% for line in messages %}{% if loop.first and line.role != 'system' %}"
          "{{ '<|im_start|>system\nnever ends"),
         /* what the answer begins with, and a default system message, that cannot be read */
         ("{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_end|>' }}{% endfor %}"
@@ -209,9 +209,9 @@ static void other_templates_are_refused(void **state) {
     assert_int_equal(open_chat(&f, NULL), KVL_ERR_UNSUPPORTED);
     assert_non_null(strstr(f.msg.text, "no chat template"));
     close_chat(&f);
-    for (uint64_t cut = 1; cut < sizeof smollm_template - 1; cut++) { /* every prefix */
-        char template[sizeof smollm_template];
-        memcpy(template, smollm_template, cut);
+    for (uint64_t cut = 1; cut < sizeof default_template - 1; cut++) { /* every prefix */
+        char template[sizeof default_template];
+        memcpy(template, default_template, cut);
         template[cut] = '\0';
         assert_int_equal(open_chat(&f, template), KVL_ERR_UNSUPPORTED);
         close_chat(&f);
