@@ -4,9 +4,11 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "chat.h"
+#include "chat_normal.h"
 #include "tokenizer_vocab.h"
 
 /* With a default system message, the line breaks of its literals as they are. */
@@ -218,6 +220,36 @@ static void other_templates_are_refused(void **state) {
     }
 }
 
+static void one_meaning_has_one_normal_form(void **state) {
+    (void)state;
+    static const struct {
+        const char *template, *normal;
+    } pairs[] = {
+        {"{{ m[ 'role' ] }}", "{{m.role}}"},
+        {"{{ all[0][\"role\"][\"x\"] }}", "{{all[0].role.x}}"},
+        {"{{ m['two words'] }}", "{{m[\x03two words\x03]}}"},
+        {"{{ m['a' + 'b'] }}", "{{m[\x03"
+                               "ab\x03]}}"},
+        {"{{ x == ['user'] }}", "{{x==[\x03user\x03]}}"},
+        {"{{ 'x[' + 'a' ] }}", "{{\x03x[a\x03]}}"},
+        {"{{ m.content . strip ( ) + '!' }}", "{{m.content|trim+\x03!\x03}}"},
+        {"{{ '.strip()' }}.strip()", "{{\x03.strip()\x03}}.strip()"},
+        {"{{ m['role", NULL},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct kvl_gguf_string template = {pairs[i].template, strlen(pairs[i].template)};
+        char *normal;
+        uint64_t bytes;
+        kvl_err err = kvl_chat_normalize(template, &normal, &bytes);
+        assert_int_equal(err, pairs[i].normal ? KVL_OK : KVL_ERR_CORRUPT);
+        if (!err) {
+            assert_int_equal(bytes, strlen(pairs[i].normal));
+            assert_memory_equal(normal, pairs[i].normal, bytes);
+        }
+        free(normal);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(turns_are_wrapped_as_the_template_does),
@@ -229,6 +261,7 @@ int main(void) {
         cmocka_unit_test(a_format_can_be_named),
         cmocka_unit_test(a_system_message_is_refused_where_there_is_none),
         cmocka_unit_test(other_templates_are_refused),
+        cmocka_unit_test(one_meaning_has_one_normal_form),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
