@@ -293,8 +293,10 @@ static struct kvl_gguf_string behind(struct kvl_gguf_string normal, const char *
     return (struct kvl_gguf_string){at, (uint64_t)(normal.data + normal.bytes - at)};
 }
 
+/* More than one word. */
 static bool is_prose(struct kvl_gguf_string literal) {
-    return literal.data && find(literal, " ");
+    const char *blank = find(literal, " ");
+    return blank && blank + 1 < literal.data + literal.bytes;
 }
 
 /* One "name=value%}..." that a template sets. A name that speaks of the system's message sets its
