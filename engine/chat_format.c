@@ -8,6 +8,8 @@
 #include "chat_normal.h"
 
 #define Q KVL_CHAT_QUOTE /* around literals, in the normal form */
+#define NAME "\x04"      /* in marks: a variable, its fields and indices, whatever it is called */
+#define NAME_CHARS "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.[]:"
 #define BOS KVL_CHAT_BOS
 #define EOS KVL_CHAT_EOS
 
@@ -30,7 +32,7 @@ static const struct kvl_chat_format formats[] = {
         .assistant_close = "<|im_end|>\n"},
     {.name = "llama-2",
         .marks = {"<<SYS>>\n", "\n<</SYS>>\n\n",
-            "bos_token+" Q "[INST] " Q "+content.strip()+" Q " [/INST]"},
+            "bos_token+" Q "[INST] " Q "+" NAME "|trim+" Q " [/INST]"},
         .system = KVL_CHAT_SYSTEM_IN_USER,
         .system_open = "<<SYS>>\n",
         .system_close = "\n<</SYS>>\n\n",
@@ -42,7 +44,8 @@ static const struct kvl_chat_format formats[] = {
         .trims_whole = true},
     {.name = "llama-3.1",
         .marks = {"<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>",
-            "Cutting Knowledge Date: December 2023\n", Q "Today Date: " Q "+date_string"},
+            "Cutting Knowledge Date: December 2023\n", Q "Today Date: " Q "+" NAME "+" Q "\n\n" Q,
+            "=" Q "26 Jul 2024" Q "%}"},
         .tokens = {"<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"},
         .system_open = LLAMA3_HEADER("system") LLAMA3_DATES,
         .system_close = "<|eot_id|>",
@@ -95,7 +98,7 @@ static const struct kvl_chat_format formats[] = {
         .assistant_open = "",
         .assistant_close = EOS},
     {.name = "mistral-v1", /* 7B v0.2 with a system message */
-        .marks = {Q " [INST] " Q "+system_message", " [/INST]"},
+        .marks = {Q " [INST] " Q "+" NAME "+" Q "\n\n" Q "+" NAME "+" Q " [/INST]" Q},
         .absent = {"<<SYS>>", "[AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]"},
         .system = KVL_CHAT_SYSTEM_IN_USER,
         .system_open = "",
@@ -105,7 +108,7 @@ static const struct kvl_chat_format formats[] = {
         .assistant_open = "",
         .assistant_close = EOS},
     {.name = "mistral-v0", /* 7B v0.2 and before */
-        .marks = {"{{" Q "[INST] " Q "+message[" Q "content" Q "]+" Q " [/INST]"},
+        .marks = {"{{" Q "[INST] " Q "+" NAME ".content+" Q " [/INST]"},
         .absent = {"<<SYS>>", "[AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]"},
         .system = KVL_CHAT_SYSTEM_NONE,
         .user_open = "[INST] ",
@@ -113,7 +116,9 @@ static const struct kvl_chat_format formats[] = {
         .assistant_open = "",
         .assistant_close = EOS},
     {.name = "gemma-3",
-        .marks = {"<start_of_turn>", "<end_of_turn>\n", "first_user_prefix", "\n\n"},
+        .marks = {"<start_of_turn>", "<end_of_turn>\n",
+            "{%set" NAME "=" NAME "[0].content+" Q "\n\n" Q "%}",
+            "+(" NAME "ifloop.firstelse" Q Q ")}}"},
         .tokens = {"<start_of_turn>", "<end_of_turn>"},
         .system = KVL_CHAT_SYSTEM_IN_USER,
         .system_open = "",
@@ -124,7 +129,8 @@ static const struct kvl_chat_format formats[] = {
         .assistant_close = "<end_of_turn>\n",
         .trims = true},
     {.name = "gemma",
-        .marks = {"<start_of_turn>", "<end_of_turn>\n", "System role not supported"},
+        .marks = {"<start_of_turn>", "<end_of_turn>\n",
+            "[0].role==" Q "system" Q "%}{{raise_exception("},
         .tokens = {"<start_of_turn>", "<end_of_turn>"},
         .system = KVL_CHAT_SYSTEM_NONE,
         .user_open = "<start_of_turn>user\n",
@@ -143,7 +149,7 @@ static const struct kvl_chat_format formats[] = {
         .assistant_open = "<|assistant|>\n",
         .assistant_close = "<|end|>\n"},
     {.name = "zephyr",
-        .marks = {Q "<|user|>\n" Q "+message[" Q "content" Q "]+eos_token", "<|assistant|>"},
+        .marks = {Q "<|user|>\n" Q "+" NAME ".content+eos_token", "<|assistant|>"},
         .absent = {"<|end|>"},
         .system_open = "<|system|>\n",
         .system_close = EOS "\n",
@@ -152,6 +158,7 @@ static const struct kvl_chat_format formats[] = {
         .assistant_open = "<|assistant|>\n",
         .assistant_close = EOS "\n"},
 };
+#define NAME_BYTES_MAX 64
 #define FORMAT_COUNT (sizeof formats / sizeof *formats)
 
 const char *kvl_chat_format_names(char *out, uint64_t out_bytes) {
@@ -167,9 +174,50 @@ static const char *find(struct kvl_gguf_string text, const char *wanted) {
     return memmem(text.data, text.bytes, wanted, strlen(wanted));
 }
 
+/* True when text begins with the mark. */
+static bool is_mark(struct kvl_gguf_string text, const char *mark) {
+    for (; *mark; mark++) {
+        if (*mark != *NAME) {
+            if (text.bytes == 0 || *text.data != *mark) {
+                return false;
+            }
+            text.data++;
+            text.bytes--;
+            continue;
+        }
+        uint64_t bytes = 0; /* the longest first; at most two names in a mark, so this ends soon */
+        while (bytes < text.bytes && bytes < NAME_BYTES_MAX &&
+               memchr(NAME_CHARS, text.data[bytes], sizeof NAME_CHARS - 1)) {
+            bytes++;
+        }
+        for (; bytes > 0; bytes--) {
+            if (is_mark(
+                    (struct kvl_gguf_string){text.data + bytes, text.bytes - bytes}, mark + 1)) {
+                return true;
+            }
+        }
+        return false;
+    }
+    return true;
+}
+
+static bool has_mark(struct kvl_gguf_string normal, const char *mark) {
+    const char start[2] = {*mark};
+    for (const char *hit; (hit = find(normal, start));) {
+        normal.bytes -= (uint64_t)(hit - normal.data);
+        normal.data = hit;
+        if (is_mark(normal, mark)) {
+            return true;
+        }
+        normal.data++;
+        normal.bytes--;
+    }
+    return false;
+}
+
 static bool has_marks(const struct kvl_chat_format *format, struct kvl_gguf_string normal) {
     for (size_t i = 0; i < sizeof format->marks / sizeof *format->marks; i++) {
-        if (format->marks[i] && !find(normal, format->marks[i])) {
+        if (format->marks[i] && !has_mark(normal, format->marks[i])) {
             return false;
         }
     }
@@ -241,26 +289,45 @@ static bool find_system_turn(struct kvl_chat_style *style, struct kvl_gguf_strin
     return true;
 }
 
-/* "set NAME=literal", where NAME speaks of the system's message. False when what a template sets as
- * a default is more than a literal. */
+static struct kvl_gguf_string behind(struct kvl_gguf_string normal, const char *at) {
+    return (struct kvl_gguf_string){at, (uint64_t)(normal.data + normal.bytes - at)};
+}
+
+/* More than one word. */
+static bool is_prose(struct kvl_gguf_string literal) {
+    const char *blank = find(literal, " ");
+    return blank && blank + 1 < literal.data + literal.bytes;
+}
+
+/* One "name=value%}..." that a template sets. A name that speaks of the system's message sets its
+ * default. False when that is more than a literal, or when prose has a name that tells nothing. */
+static bool take_variable(struct kvl_chat_style *style, struct kvl_gguf_string set) {
+    const char *equals = find(set, "=");
+    if (!equals) {
+        return true;
+    }
+    struct kvl_gguf_string name = {set.data, (uint64_t)(equals - set.data)};
+    struct kvl_gguf_string literal = literal_at(set, equals + 1);
+    if (!literal.data || literal.bytes == 0) {
+        return true; /* the user's, false, or nothing */
+    }
+    if (!find(name, "system")) { /* Llama 3.1's is its date, which is a mark */
+        return style->format->has_system_turn || !is_prose(literal);
+    }
+    if (!begins_with(behind(set, literal.data + literal.bytes + 1), "%}")) {
+        return false;
+    }
+    style->default_system = literal;
+    return true;
+}
+
 static bool find_system_variable(struct kvl_chat_style *style, struct kvl_gguf_string normal) {
-    static const char *const names[] = {"{%setsystem_message=", "{%setdefault_system_message="};
-    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        struct kvl_gguf_string rest = normal;
-        for (const char *hit; (hit = find(rest, names[i]));) {
-            const char *value = hit + strlen(names[i]);
-            rest.bytes -= (uint64_t)(value - rest.data);
-            rest.data = value;
-            struct kvl_gguf_string literal = literal_at(normal, value);
-            if (!literal.data || literal.bytes == 0) {
-                continue; /* the user's, false, or nothing */
-            }
-            if (!begins_with((struct kvl_gguf_string){literal.data + literal.bytes + 1,
-                                 rest.bytes - literal.bytes - 2},
-                    "%}")) {
-                return false;
-            }
-            style->default_system = literal;
+    static const char set[] = "{%set";
+    struct kvl_gguf_string rest = normal;
+    for (const char *hit; (hit = find(rest, set));) {
+        rest = behind(normal, hit + strlen(set));
+        if (!take_variable(style, rest)) {
+            return false;
         }
     }
     return true;
@@ -284,10 +351,6 @@ static bool ends_with_prompt(struct kvl_gguf_string rest) {
         rest.bytes -= bytes;
     }
     return true;
-}
-
-static struct kvl_gguf_string behind(struct kvl_gguf_string normal, const char *at) {
-    return (struct kvl_gguf_string){at, (uint64_t)(normal.data + normal.bytes - at)};
 }
 
 /* The text behind the last "add_generation_prompt"; data NULL when there is none. */
@@ -328,22 +391,14 @@ static bool find_answer_begin(struct kvl_chat_style *style, struct kvl_gguf_stri
 
 /* Whether the user's text is trimmed. Templates trim other texts as well. */
 static bool trims(const struct kvl_chat_format *format, struct kvl_gguf_string normal) {
-    static const char *const marks[] = {
-        "content" Q "]|trim", ".content|trim", "content.strip()", "content" Q "].strip()"};
     char with_close[64];
-    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
-        snprintf(with_close, sizeof with_close, "%s+" Q "%s", marks[i], format->user_close);
-        if (find(normal, format->trims ? marks[i] : with_close)) {
-            return true;
-        }
-    }
-    return false;
+    snprintf(with_close, sizeof with_close, "|trim+" Q "%s", format->user_close);
+    return find(normal, with_close) || (format->trims && find(normal, "content|trim"));
 }
 
 static bool takes_system(const struct kvl_chat_format *format, struct kvl_gguf_string normal) {
     return format->system != KVL_CHAT_SYSTEM_NONE &&
-           (find(normal, "system") || find(normal, "+message[" Q "role" Q "]+") ||
-               find(normal, "+message.role+"));
+           (find(normal, "system") || find(normal, ".role+"));
 }
 
 static bool recognize(struct kvl_chat_style *style, struct kvl_gguf_string normal) {

@@ -25,7 +25,7 @@ enum kvl_chat_system {
 /* A turn is open, text, close. */
 struct kvl_chat_format {
     const char *name;
-    const char *marks[5];  /* the normal form has them all */
+    const char *marks[6];  /* the normal form has them all; a byte 04 is any variable */
     const char *absent[3]; /* and none of these */
     const char *tokens[3]; /* have to be special tokens of the vocabulary */
     enum kvl_chat_system system;

@@ -30,12 +30,49 @@ static void put(struct scanner *scanner, char c) {
     scanner->out[scanner->written++] = c;
 }
 
+static bool is_name_char(char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+}
+
+/* x["name"] is written x.name: the literal is written from its quote `open` on, its "]" not yet. */
+static void undo_subscript(struct scanner *scanner, uint64_t open) {
+    uint64_t next = 0;
+    while (is_space(peek(scanner, next))) {
+        next++;
+    }
+    if (peek(scanner, next) != ']' || open < 2 || scanner->out[open - 1] != '[' ||
+        !(is_name_char(scanner->out[open - 2]) || scanner->out[open - 2] == ']')) {
+        return;
+    }
+    for (uint64_t i = open + 1; i + 1 < scanner->written; i++) {
+        if (!is_name_char(scanner->out[i])) {
+            return;
+        }
+    }
+    scanner->out[open - 1] = '.';
+    memmove(scanner->out + open, scanner->out + open + 1, scanner->written - open - 2);
+    scanner->written -= 2;
+    scanner->at += next + 1;
+}
+
+/* x.strip() is written x|trim: both do the same. */
+static void undo_strip(struct scanner *scanner) {
+    static const char strip[] = ".strip()", trim[] = "|trim";
+    const uint64_t strip_bytes = sizeof strip - 1;
+    if (scanner->written >= strip_bytes &&
+        memcmp(scanner->out + scanner->written - strip_bytes, strip, strip_bytes) == 0) {
+        memcpy(scanner->out + scanner->written - strip_bytes, trim, sizeof trim - 1);
+        scanner->written -= strip_bytes - (sizeof trim - 1);
+    }
+}
+
 /* A string literal from its quote on. False when it does not end, or has an unknown escape. */
 static bool copy_literal(struct scanner *scanner) {
     char quote = scanner->from.data[scanner->at++];
-    uint64_t before = scanner->written;
-    if (before >= 2 && scanner->out[before - 1] == '+' && scanner->out[before - 2] == QUOTE) {
-        scanner->written -= 2; /* goes on with the literal before */
+    uint64_t open = scanner->written;
+    bool goes_on = open >= 2 && scanner->out[open - 1] == '+' && scanner->out[open - 2] == QUOTE;
+    if (goes_on) {
+        scanner->written -= 2; /* with the literal before */
     } else {
         put(scanner, QUOTE);
     }
@@ -43,6 +80,9 @@ static bool copy_literal(struct scanner *scanner) {
         char c = scanner->from.data[scanner->at++];
         if (c == quote) {
             put(scanner, QUOTE);
+            if (!goes_on) {
+                undo_subscript(scanner, open);
+            }
             return true;
         }
         if (c == '\\') {
@@ -107,10 +147,11 @@ static bool copy_tag(struct scanner *scanner) {
             scanner->was_block = kind == '%';
             return kind != '%' || count_block(scanner, tag);
         }
+        scanner->at++;
         if (!is_space(c)) {
             put(scanner, c);
+            undo_strip(scanner);
         }
-        scanner->at++;
     }
     return false;
 }

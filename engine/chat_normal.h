@@ -1,7 +1,8 @@
 /* chat_normal.h - a chat template without what Jinja ignores, so that it can be searched.
  *
  * Tags lose white space, "-" at their ends, and comments go; a literal's escapes are undone and it
- * stands between two bytes 03; literals joined by + become one. Text between tags stays as it is,
+ * stands between two bytes 03; literals joined by + become one; x["name"] is x.name, and x.strip()
+ * is x|trim. Text between tags stays as it is,
  * but for the white space that Jinja takes away: behind "-%}", before "{%-", and (as transformers
  * and llama.cpp set it) the line break behind a block and the blanks before one. */
 #ifndef KVL_CHAT_NORMAL_H

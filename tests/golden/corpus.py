@@ -36,6 +36,7 @@ class Rng:
         return items[self.below(len(items))]
 
 
+# Common words of English, and some of ours.
 WORDS = """the of and to in a is that for it as was with be by on not he his but at are this have
 from or had an they which one you were all her she there would their we him been has when who will
 no more if out so up said what its about than into them can only other time new some could these

@@ -1,10 +1,16 @@
 #!/usr/bin/env python3
-"""Writes data/chat_templates.json: chat templates of real models, and what Jinja makes of them.
+"""Writes what Jinja makes of chat templates, for chat_test.
 
-Run by scripts/make-references inside its virtual environment. The templates are those that
-llama.cpp's source has (models/templates, tests/test-chat-template.cpp; each entry names its model),
-rendered as transformers and llama.cpp set Jinja up. --all takes every template there, for
-chat_test --list.
+    make_chat_reference.py --own     data/chat_templates.json: those of data/chat, written for this
+                                     test; and tests/fuzz/corpus/chat from some of them
+    make_chat_reference.py --real SOURCE --out FOLDER [--all]
+                                     FOLDER/chat_templates.json: those of real models, out of
+                                     llama.cpp's source (models/templates,
+                                     tests/test-chat-template.cpp); not for the tree
+
+Run by scripts/make-references inside its virtual environment; --own needs nothing but jinja2.
+Jinja is set up as transformers and llama.cpp set it up. --all takes every template of the source,
+for golden_chat_test --list.
 """
 import argparse
 import glob
@@ -14,14 +20,39 @@ import re
 
 import jinja2
 
-# Model (file in models/templates, or name in test-chat-template.cpp): the format it has to be
-# recognised as; None has to be refused.
+HERE = os.path.dirname(os.path.abspath(__file__))
+OWN = os.path.join(HERE, "data", "chat")
+FUZZ = os.path.join(HERE, "..", "fuzz", "corpus", "chat")
+
+# Template in data/chat: the format it has to be recognised as; refused-*: none.
+OWN_FORMATS = {
+    "chatml": "chatml",
+    "chatml-default-by-variable": "chatml",
+    "chatml-thinks": "chatml",
+    "gemma": "gemma",
+    "gemma-3": "gemma-3",
+    "llama-2": "llama-2",
+    "llama-3": "llama-3",
+    "llama-3.1": "llama-3.1",
+    "mistral": "mistral",
+    "mistral-large": "mistral-large",
+    "mistral-nemo": "mistral-nemo",
+    "mistral-v0": "mistral-v0",
+    "mistral-v1": "mistral-v1",
+    "phi-3": "phi-3",
+    "phi-3-always-prompts": "phi-3",
+    "zephyr": "zephyr",
+}
+FUZZED = ["chatml-thinks", "gemma-3", "llama-2", "llama-3.1", "mistral", "phi-3", "zephyr"]
+FUZZED_TEXT = " a <|im_end|><|eot_id|></s>[/INST]<end_of_turn>"
+
+# Model (file in models/templates, or name in test-chat-template.cpp): the same for real ones; None
+# has to be refused.
 CHOSEN = {
     "teknium/OpenHermes-2.5-Mistral-7B": "chatml",
     "Qwen-Qwen2.5-7B-Instruct.jinja": "chatml",
     "Qwen-Qwen3-0.6B.jinja": "chatml",
     "Qwen-QwQ-32B.jinja": None,
-    "meta-llama/Llama-2-7b-chat-hf": "llama-2",
     "Llama-3": "llama-3",
     "meta-llama-Llama-3.1-8B-Instruct.jinja": "llama-3.1",
     "meta-llama-Llama-3.2-3B-Instruct.jinja": "llama-3.1",
@@ -35,8 +66,6 @@ CHOSEN = {
     "mistralai/Mistral-Large-Instruct-2411 (mistralai 'v7' template)": "mistral-large",
     "google/gemma-7b-it": "gemma",
     "google-gemma-2-2b-it.jinja": "gemma",
-    "google/gemma-3-1b-it": "gemma-3",
-    "HuggingFaceH4/zephyr-7b-beta": "zephyr",
     "Phi-3-mini": "phi-3",
     "Phi-3-medium": "phi-3",
     "Phi-3-vision": "phi-3",
@@ -48,58 +77,6 @@ CHOSEN = {
     "HuggingFaceTB-SmolLM3-3B.jinja": None,
     "Qwen3.5-4B.jinja": None,
     "NousResearch-Hermes-2-Pro-Llama-3-8B-tool_use.jinja": None,
-}
-
-# Three that llama.cpp's source lacks, as their tokenizer_config.json have them.
-OTHERS = {
-    "meta-llama/Llama-2-7b-chat-hf":
-        "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
-        "{% set system_message = messages[0]['content'] %}{% else %}"
-        "{% set loop_messages = messages %}{% set system_message = false %}{% endif %}"
-        "{% for message in loop_messages %}"
-        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
-        "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') "
-        "}}{% endif %}{% if loop.index0 == 0 and system_message != false %}"
-        "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] "
-        "%}{% else %}{% set content = message['content'] %}{% endif %}"
-        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' "
-        "}}{% elif message['role'] == 'assistant' %}{{ ' '  + content.strip() + ' ' + eos_token }}"
-        "{% endif %}{% endfor %}",
-    "HuggingFaceH4/zephyr-7b-beta":
-        "{% for message in messages %}\n{% if message['role'] == 'user' %}\n"
-        "{{ '<|user|>\n' + message['content'] + eos_token }}\n"
-        "{% elif message['role'] == 'system' %}\n"
-        "{{ '<|system|>\n' + message['content'] + eos_token }}\n"
-        "{% elif message['role'] == 'assistant' %}\n"
-        "{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n{% endif %}\n"
-        "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n"
-        "{% endfor %}",
-    "google/gemma-3-1b-it":
-        "{{ bos_token }}\n{%- if messages[0]['role'] == 'system' -%}\n"
-        "    {%- if messages[0]['content'] is string -%}\n"
-        "        {%- set first_user_prefix = messages[0]['content'] + '\n\n' -%}\n"
-        "    {%- else -%}\n"
-        "        {%- set first_user_prefix = messages[0]['content'][0]['text'] + '\n\n' -%}\n"
-        "    {%- endif -%}\n    {%- set loop_messages = messages[1:] -%}\n{%- else -%}\n"
-        "    {%- set first_user_prefix = \"\" -%}\n    {%- set loop_messages = messages -%}\n"
-        "{%- endif -%}\n{%- for message in loop_messages -%}\n"
-        "    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}\n"
-        "        {{ raise_exception(\"Conversation roles must alternate "
-        "user/assistant/user/assistant/...\") }}\n    {%- endif -%}\n"
-        "    {%- if (message['role'] == 'assistant') -%}\n        {%- set role = \"model\" -%}\n"
-        "    {%- else -%}\n        {%- set role = message['role'] -%}\n    {%- endif -%}\n"
-        "    {{ '<start_of_turn>' + role + '\n' + (first_user_prefix if loop.first else \"\") }}\n"
-        "    {%- if message['content'] is string -%}\n        {{ message['content'] | trim }}\n"
-        "    {%- elif message['content'] is iterable -%}\n"
-        "        {%- for item in message['content'] -%}\n"
-        "            {%- if item['type'] == 'image' -%}\n"
-        "                {{ '<start_of_image>' }}\n"
-        "            {%- elif item['type'] == 'text' -%}\n"
-        "                {{ item['text'] | trim }}\n            {%- endif -%}\n"
-        "        {%- endfor -%}\n    {%- else -%}\n"
-        "        {{ raise_exception(\"Invalid content type\") }}\n    {%- endif -%}\n"
-        "    {{ '<end_of_turn>\n' }}\n{%- endfor -%}\n{%- if add_generation_prompt -%}\n"
-        "    {{'<start_of_turn>model\n'}}\n{%- endif -%}\n",
 }
 
 SYSTEM = "You answer in verse."
@@ -119,7 +96,7 @@ def literal(text):
     return json.loads('"' + text.replace("\\'", "'") + '"')
 
 
-def templates_of(source):
+def real_templates(source):
     found = {}
     for path in sorted(glob.glob(os.path.join(source, "models/templates/*.jinja"))):
         with open(path, encoding="utf-8") as file:
@@ -132,7 +109,7 @@ def templates_of(source):
     for match in re.finditer(pattern, text):
         parts = re.findall(r'"((?:[^"\\]|\\.)*)"', match.group(2))
         found[literal(match.group(1)[1:-1])] = literal("".join(parts))
-    return {**found, **OTHERS}
+    return found
 
 
 def fail(message):
@@ -167,9 +144,9 @@ def case_of(template, system, messages):
     return case
 
 
-def entry_of(name, template, chosen):
+def entry_of(name, template, chosen, conversations):
     cases = []
-    for system, messages in CASES:
+    for system, messages in conversations:
         try:
             cases.append(case_of(template, system, messages))
         except (ValueError, TypeError, AttributeError, jinja2.TemplateError) as error:
@@ -177,23 +154,59 @@ def entry_of(name, template, chosen):
     return {"name": name, "format": chosen, "template": template, "cases": cases}
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--source", required=True, help="llama.cpp's source")
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--all", action="store_true")
-    args = parser.parse_args()
-    found = templates_of(args.source)
-    names = found if args.all else CHOSEN
-    entries = [entry_of(name, found[name], CHOSEN.get(name)) for name in names]
-    for entry in entries:
-        if not args.all and entry["format"] is None:
-            entry["cases"] = []
-    path = os.path.join(args.out, "chat_templates.json")
+def write(path, entries):
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"made_by": {"jinja2": jinja2.__version__}, "templates": entries}, file, indent=1)
         file.write("\n")
     print(f"{path}: {len(entries)} templates")
+
+
+def own_template(name):
+    with open(os.path.join(OWN, name), encoding="utf-8") as file:
+        return file.read()
+
+
+def write_own():
+    """Each template stays in its file; the entries have its name."""
+    entries = []
+    for name in sorted(os.listdir(OWN)):
+        stem = name[:-len(".jinja")]
+        chosen = None if stem.startswith("refused-") else OWN_FORMATS[stem]
+        cases = CASES if chosen else []
+        entry = entry_of(name, own_template(name), chosen, cases)
+        if len(entry["cases"]) != len(cases):
+            raise RuntimeError(f"{name}: a case is missing")
+        del entry["template"]
+        entries.append(entry)
+    write(os.path.join(HERE, "data", "chat_templates.json"), entries)
+    for stem in FUZZED:
+        with open(os.path.join(FUZZ, stem + ".bin"), "wb") as file:
+            file.write((own_template(stem + ".jinja") + "\0" + FUZZED_TEXT).encode("utf-8"))
+
+
+def write_real(source, out, everything):
+    found = real_templates(source)
+    names = found if everything else CHOSEN
+    entries = [entry_of(name, found[name], CHOSEN.get(name),
+                        CASES if everything or CHOSEN[name] else [])
+               for name in names]
+    write(os.path.join(out, "chat_templates.json"), entries)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--own", action="store_true")
+    which.add_argument("--real", metavar="SOURCE", help="llama.cpp's source")
+    parser.add_argument("--out", metavar="FOLDER", help="with --real: not in the tree")
+    parser.add_argument("--all", action="store_true")
+    args = parser.parse_args()
+    if args.own:
+        write_own()
+    elif args.out:
+        write_real(args.real, args.out, args.all)
+    else:
+        parser.error("--real needs --out")
 
 
 if __name__ == "__main__":

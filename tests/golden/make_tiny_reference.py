@@ -78,9 +78,9 @@ MERGES = ["t h", "th e", "i n", "e r", "a n", "o n", "\u0120 t", "\u0120 the", "
           "\u0120 \u0120", "e n", "o r", "\u0120 w", "i s", "a t", "in g", "o u", "\u0120 s",
           "\u0120s t", "e s", "\u0120 o", "\u0120o f", "l l", "e d", "i t", "\u010a \u010a",
           "\u0120a n", "\u0120an d"]
-TEMPLATE = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + "
-            "message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-            "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TEMPLATE = ("{%- for turn in messages -%}{{- '<|im_start|>' + turn.role + '\n' -}}"
+            "{{- turn.content + '<|im_end|>\n' -}}{%- endfor -%}"
+            "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}")
 
 
 def byte_characters():

@@ -4,22 +4,24 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "chat.h"
+#include "chat_normal.h"
 #include "tokenizer_vocab.h"
 
-/* SmolLM2's template, line breaks in its literals as its file has them. */
-static const char smollm_template[] =
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a test<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-/* The same without a system message, its line breaks escaped. */
+/* With a default system message, the line breaks of its literals as they are. */
+static const char default_template[] =
+    "{%- for line in messages -%}{%- if loop.first and line.role != 'system' -%}"
+    "{{- '<|im_start|>system\nYou are a test<|im_end|>\n' -}}{%- endif -%}"
+    "{{- '<|im_start|>' + line['role'] + '\n' + line.content + '<|im_end|>\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}";
+/* Without one, its line breaks escaped. */
 static const char plain_template[] =
-    "{% for message in messages %}"
-    "{{\"<|im_start|>\" + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    "{% for line in messages %}"
+    "{{ \"<|im_start|>\" + line[\"role\"] + '\\n' + line.content + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' + 'assistant\\n' }}{% endif %}";
 
 struct fixture {
     struct gguf_writer writer;
@@ -77,7 +79,7 @@ static kvl_err begin(struct fixture *f, const char *system, const char *text) {
 static void turns_are_wrapped_as_the_template_does(void **state) {
     (void)state;
     struct fixture f;
-    assert_int_equal(open_chat(&f, smollm_template), KVL_OK);
+    assert_int_equal(open_chat(&f, default_template), KVL_OK);
     assert_int_equal(begin(&f, NULL, "\n\nhello"), KVL_OK);
     assert_rendered(&f, "<|im_start|>system\nYou are a test<|im_end|>\n"
                         "<|im_start|>user\n\n\nhello<|im_end|>\n<|im_start|>assistant\n");
@@ -87,7 +89,7 @@ static void turns_are_wrapped_as_the_template_does(void **state) {
 static void a_given_system_message_replaces_the_default(void **state) {
     (void)state;
     struct fixture f;
-    assert_int_equal(open_chat(&f, smollm_template), KVL_OK);
+    assert_int_equal(open_chat(&f, default_template), KVL_OK);
     assert_true(kvl_chat_takes_system(f.chat));
     assert_int_equal(begin(&f, "hell", "x"), KVL_OK);
     assert_rendered(&f, "<|im_start|>system\nhell<|im_end|>\n<|im_start|>user\nx<|im_end|>\n"
@@ -186,8 +188,8 @@ static void other_templates_are_refused(void **state) {
         "plain text",
         "{% for message in messages %}",
         "{{ '<|im_start|>' ",
-        "{% for message in messages %}{{ '[INST]' + message['content'] }}{% endfor %}",
-        ("{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{% for line in messages %}{{ '[INST]' + line.content }}{% endfor %}",
+        ("{% for line in messages %}{% if loop.first and line.role != 'system' %}"
          "{{ '<|im_start|>system\nnever ends"),
         /* what the answer begins with, and a default system message, that cannot be read */
         ("{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_end|>' }}{% endfor %}"
@@ -209,12 +211,42 @@ static void other_templates_are_refused(void **state) {
     assert_int_equal(open_chat(&f, NULL), KVL_ERR_UNSUPPORTED);
     assert_non_null(strstr(f.msg.text, "no chat template"));
     close_chat(&f);
-    for (uint64_t cut = 1; cut < sizeof smollm_template - 1; cut++) { /* every prefix */
-        char template[sizeof smollm_template];
-        memcpy(template, smollm_template, cut);
+    for (uint64_t cut = 1; cut < sizeof default_template - 1; cut++) { /* every prefix */
+        char template[sizeof default_template];
+        memcpy(template, default_template, cut);
         template[cut] = '\0';
         assert_int_equal(open_chat(&f, template), KVL_ERR_UNSUPPORTED);
         close_chat(&f);
+    }
+}
+
+static void one_meaning_has_one_normal_form(void **state) {
+    (void)state;
+    static const struct {
+        const char *template, *normal;
+    } pairs[] = {
+        {"{{ m[ 'role' ] }}", "{{m.role}}"},
+        {"{{ all[0][\"role\"][\"x\"] }}", "{{all[0].role.x}}"},
+        {"{{ m['two words'] }}", "{{m[\x03two words\x03]}}"},
+        {"{{ m['a' + 'b'] }}", "{{m[\x03"
+                               "ab\x03]}}"},
+        {"{{ x == ['user'] }}", "{{x==[\x03user\x03]}}"},
+        {"{{ 'x[' + 'a' ] }}", "{{\x03x[a\x03]}}"},
+        {"{{ m.content . strip ( ) + '!' }}", "{{m.content|trim+\x03!\x03}}"},
+        {"{{ '.strip()' }}.strip()", "{{\x03.strip()\x03}}.strip()"},
+        {"{{ m['role", NULL},
+    };
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        struct kvl_gguf_string template = {pairs[i].template, strlen(pairs[i].template)};
+        char *normal;
+        uint64_t bytes;
+        kvl_err err = kvl_chat_normalize(template, &normal, &bytes);
+        assert_int_equal(err, pairs[i].normal ? KVL_OK : KVL_ERR_CORRUPT);
+        if (!err) {
+            assert_int_equal(bytes, strlen(pairs[i].normal));
+            assert_memory_equal(normal, pairs[i].normal, bytes);
+        }
+        free(normal);
     }
 }
 
@@ -229,6 +261,7 @@ int main(void) {
         cmocka_unit_test(a_format_can_be_named),
         cmocka_unit_test(a_system_message_is_refused_where_there_is_none),
         cmocka_unit_test(other_templates_are_refused),
+        cmocka_unit_test(one_meaning_has_one_normal_form),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
