@@ -31,10 +31,10 @@ static json_t *clients_json(struct kvl_client *client) {
     json_t *list = json_array();
     struct kvl_client_report c;
     for (uint32_t i = 0; kvl_stats_client(client, i, &c) == KVL_OK; i++)
-        json_array_append_new(
-            list, json_pack("{s:s,s:I,s:I,s:I,s:I}", "name", c.name, "pid", (json_int_t)c.pid,
-                      "read_leases", (json_int_t)c.read_leases, "write_leases",
-                      (json_int_t)c.write_leases, "leased_bytes", (json_int_t)c.leased_bytes));
+        json_array_append_new(list,
+            json_pack("{s:s,s:I,s:b,s:I,s:I,s:I}", "name", c.name, "pid", (json_int_t)c.pid,
+                "leaving", c.leaving, "read_leases", (json_int_t)c.read_leases, "write_leases",
+                (json_int_t)c.write_leases, "leased_bytes", (json_int_t)c.leased_bytes));
     return list;
 }
 
@@ -139,8 +139,9 @@ static void print_clients(struct kvl_client *client) {
     char leased[32];
     puts("\nclients");
     for (uint32_t i = 0; kvl_stats_client(client, i, &c) == KVL_OK; i++)
-        printf("  %-24s pid %-8" PRIu32 " leases %" PRIu64 " read, %" PRIu64 " write, %s\n", c.name,
-            c.pid, c.read_leases, c.write_leases, cli_bytes(c.leased_bytes, leased));
+        printf("  %-24s pid %-8" PRIu32 " leases %" PRIu64 " read, %" PRIu64 " write, %s%s\n",
+            c.name, c.pid, c.read_leases, c.write_leases, cli_bytes(c.leased_bytes, leased),
+            c.leaving ? ", leaving: held until the process has ended" : "");
 }
 
 /* The default tenant alone is not worth a line. */

@@ -135,6 +135,7 @@ struct kvl_tenant_report {
 
 struct kvl_client_report {
     uint32_t client, pid, uid;
+    bool leaving; /* its connection has ended, its leases wait for its process' end */
     char name[64];
     uint64_t read_leases, write_leases, leased_bytes;
 };

@@ -326,14 +326,29 @@ kvl_err kvl_store_client_open(
     return KVL_OK;
 }
 
+static void release_tickets(struct kvl_store *store, struct kvl_client *client) {
+    for (uint32_t number = 0; number < KVL_TICKET_WORDS && client->tickets > 0; number++)
+        if (store->ticket_owners[number].client == client->id)
+            kvl_ticket_release(store, client->id,
+                (struct kvl_ticket){number, store->ticket_owners[number].generation});
+}
+
+bool kvl_store_client_leave(struct kvl_store *store, uint32_t id) {
+    struct kvl_client *client = kvl_client_find(store, id);
+    if (client == NULL)
+        return false;
+    client->leaving = true;
+    release_tickets(store, client); /* a wait's would inherit */
+    kvl_sessions_close_of(store, id);
+    kvl_store_pump(store);
+    return kvl_lease_first(store->leases, &client->leases) != NULL;
+}
+
 void kvl_store_client_close(struct kvl_store *store, uint32_t id) {
     struct kvl_client *client = kvl_client_find(store, id);
     if (client == NULL)
         return;
-    for (uint32_t number = 0; number < KVL_TICKET_WORDS && client->tickets > 0; number++)
-        if (store->ticket_owners[number].client == id)
-            kvl_ticket_release(
-                store, id, (struct kvl_ticket){number, store->ticket_owners[number].generation});
+    release_tickets(store, client);
     client->open = false; /* inherits nothing of its own */
     struct kvl_lease *lease;
     while ((lease = kvl_lease_first(store->leases, &client->leases)) != NULL)

@@ -11,7 +11,8 @@
  * "TENANT/NAME" for every tenant but the default one; whoever serves clients turns keys and names.
  * A `tenant` argument narrows what is seen to one tenant's, or is KVL_TENANT_ALL.
  *
- * Clients: opened and closed by the server; closing a client (its proven death) ends its leases,
+ * Clients: opened and closed by the server; closing a client (its proven death, or its word that
+ * nothing of it uses the memory any more) ends its leases,
  * returns its unsealed slots and hands keys it was filling to the first waiter.
  *
  * What is handed out points into the store and lives until the next call, unless said otherwise. */
@@ -100,6 +101,9 @@ struct kvl_client_info {
 KVL_MUST_CHECK kvl_err kvl_store_client_open(
     struct kvl_store *store, const struct kvl_client_info *info, uint32_t *client);
 void kvl_store_client_close(struct kvl_store *store, uint32_t client);
+/* The client asks for nothing any more, but may still use the memory: its tickets, waits and
+ * sessions end, its leases stay. False when it has none: it can be closed. */
+bool kvl_store_client_leave(struct kvl_store *store, uint32_t client);
 
 /* ---- namespaces --------------------------------------------------------------------------- */
 

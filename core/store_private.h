@@ -44,6 +44,7 @@
 struct kvl_client {
     uint32_t id; /* uses of the place << 10 | place; 0: never used */
     bool open;
+    bool leaving; /* it asks for nothing any more; its leases wait for its proven death */
     struct kvl_client_info info;
     struct kvl_lease_list leases;
     uint64_t read_leases;

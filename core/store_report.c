@@ -128,6 +128,7 @@ bool kvl_store_client_at(
             .client = client->id,
             .pid = client->info.pid,
             .uid = client->info.uid,
+            .leaving = client->leaving,
             .read_leases = client->read_leases,
             .write_leases = client->write_leases,
             .leased_bytes = client->leased_bytes,

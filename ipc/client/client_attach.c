@@ -25,6 +25,17 @@ struct received {
     uint32_t fd_count;
 };
 
+/* So that the daemon need not wait for this process' death to give its slots to others. A forked
+ * child says nothing: its parent goes on. A daemon that is gone does not hear it. */
+static void say_goodbye(const struct kvl_mapping *mapping) {
+    uint8_t data[KVL_GOODBYE_BYTES];
+    if (mapping->greeter != getpid())
+        return;
+    kvl_attach_encode_goodbye(data);
+    ssize_t sent = send(mapping->attach_fd, data, sizeof data, MSG_NOSIGNAL | MSG_DONTWAIT);
+    (void)sent;
+}
+
 void kvl_mapping_free(struct kvl_mapping *mapping) {
     if (!mapping)
         return;
@@ -39,8 +50,10 @@ void kvl_mapping_free(struct kvl_mapping *mapping) {
     if (mapping->words)
         munmap(
             (void *)(uintptr_t)mapping->words, mapping->word_count * sizeof(struct kvl_completion));
-    if (mapping->attach_fd >= 0)
+    if (mapping->attach_fd >= 0) {
+        say_goodbye(mapping);
         close(mapping->attach_fd);
+    }
     free(mapping);
 }
 
@@ -119,8 +132,9 @@ static kvl_err receive(int fd, uint32_t timeout_ms, struct received *out) {
     return KVL_OK;
 }
 
-static kvl_err exchange(struct kvl_client *client, int fd, struct received *received,
-    struct kvl_attach_reply *reply, struct kvl_errmsg *msg) {
+static kvl_err exchange(struct kvl_client *client, struct kvl_mapping *mapping,
+    struct received *received, struct kvl_attach_reply *reply, struct kvl_errmsg *msg) {
+    const int fd = mapping->attach_fd;
     struct kvl_attach_hello hello = {.magic = KVL_ATTACH_MAGIC,
         .version = KVL_WIRE_VERSION,
         .flags = client->look_only ? KVL_ATTACH_LOOK_ONLY : 0,
@@ -136,6 +150,7 @@ static kvl_err exchange(struct kvl_client *client, int fd, struct received *rece
     uint32_t bytes = kvl_attach_encode_hello(&hello, data);
     if (send(fd, data, bytes, MSG_NOSIGNAL | MSG_DONTWAIT) != (ssize_t)bytes)
         return KVL_ERR_CLOSED;
+    mapping->greeter = getpid();
     err = receive(fd, client->timeout_ms, received);
     return err == KVL_OK ? kvl_attach_decode_reply(received->data, (uint64_t)received->bytes, reply)
                          : err;
@@ -234,7 +249,7 @@ kvl_err kvl_client_attach(
     kvl_err err = open_channel(client, &mapping->attach_fd, msg);
     if (err != KVL_OK)
         return err;
-    err = exchange(client, mapping->attach_fd, &received, &reply, msg);
+    err = exchange(client, mapping, &received, &reply, msg);
     if (err == KVL_OK)
         err = (kvl_err)reply.status;
     if (err == KVL_OK && !client->look_only)

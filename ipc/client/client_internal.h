@@ -9,6 +9,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include "address.h"
 #include "kvloft.h"
@@ -27,6 +28,7 @@ struct kvl_mapping {
     struct kvl_mapping *older;
     uint64_t epoch;
     int attach_fd; /* -1 over tcp; readable once the daemon is dead */
+    pid_t greeter; /* who said hello there, and so says goodbye; 0: nobody yet */
     _Atomic bool lost;
     struct {
         struct kvl_arena_info info; /* bytes 0: no such arena */
@@ -95,7 +97,9 @@ kvl_err kvl_credentials_refused(const struct kvl_client *client, struct kvl_errm
 /* client_attach.c */
 KVL_MUST_CHECK kvl_err kvl_client_attach(
     struct kvl_client *client, struct kvl_mapping *mapping, struct kvl_errmsg *msg);
-void kvl_mapping_free(struct kvl_mapping *mapping); /* this one; NULL is fine */
+/* Unmaps this one, and says goodbye: nothing of this process may use its memory any more. NULL is
+ * fine. */
+void kvl_mapping_free(struct kvl_mapping *mapping);
 
 /* calls.c */
 KVL_MUST_CHECK kvl_err kvl_client_connect(struct kvl_client *client, struct kvl_errmsg *msg);

@@ -21,6 +21,10 @@
  * kvl_client_reconnect succeeds. What was mapped stays mapped and readable (blocks under a lease
  * keep their content), so a computation under way can end. Leases and tickets of an earlier epoch
  * are void: releasing them does nothing.
+ * Leases end by release, by goodbye (kvl_client_close, kvl_client_unmap_old), or with the process.
+ * Releasing and saying goodbye promise that nothing of this process uses the memory any more: end
+ * what a GPU or another thread does there first. A connection that ends without goodbye (its
+ * descriptor closed, an exec) proves nothing, so its leases stay until the process has ended.
  * Repeats: a request that got no answer is sent again with its old sequence number; the daemon
  * executes nothing twice. A call that timed out has not been taken back; leases that its late reply
  * brings are released by the library.
@@ -63,11 +67,12 @@ KVL_MUST_CHECK kvl_err kvl_default_address(char *address, size_t address_bytes);
  * TIMEOUT, INVALID (address). */
 KVL_MUST_CHECK kvl_err kvl_client_open(
     const struct kvl_client_options *options, struct kvl_client **out, struct kvl_errmsg *msg);
-/* Unmaps everything, ends this client's leases. NULL is fine. */
+/* Unmaps everything and says goodbye, which ends this client's leases at once. NULL is fine. */
 void kvl_client_close(struct kvl_client *client);
-/* A fresh hello at the same address. Pointers into arenas of earlier epochs stay valid until
- * kvl_client_unmap_old or close. */
+/* A fresh hello at the same address. Pointers into arenas of earlier connections stay valid until
+ * kvl_client_unmap_old or close; so do their leases, when the daemon is the same after all. */
 KVL_MUST_CHECK kvl_err kvl_client_reconnect(struct kvl_client *client, struct kvl_errmsg *msg);
+/* Unmaps the arenas of earlier connections and says goodbye to their daemons. */
 void kvl_client_unmap_old(struct kvl_client *client);
 /* False once the daemon's death was noticed (looks at the attach socket; costs one poll). */
 bool kvl_client_is_connected(struct kvl_client *client);

@@ -1,8 +1,8 @@
 /* attach.c - the attach socket: who is there, what memory they map, and when they are dead.
  *
  * A connection is half open until its hello came; there are few places for those, the oldest one
- * gives way, and the timer drops what stays silent. After the hello nothing more is ever sent on
- * it by the client: end of file, or the pidfd, is its death, and data is a breach that ends it. */
+ * gives way, and the timer drops what stays silent. After the hello the client sends one message
+ * more, its goodbye; what ends a client otherwise: server_clients.c. */
 #include "server_internal.h"
 
 #include <errno.h>

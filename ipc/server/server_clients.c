@@ -1,5 +1,11 @@
 /* server_clients.c - who is connected, with which token; and the end of each of them.
  *
+ * A lease ends by release, by goodbye, or by its owner's proven death. End of file on the attach
+ * socket proves nothing: a dying process closes its descriptors last opened first, so this one
+ * before those of a GPU, whose kernels may write on until the driver has torn them down; and a
+ * process may close it and live. What proves it is the pidfd, which is ready once all descriptors
+ * are gone. Between the two a client is leaving.
+ *
  * On the wire a client's number is its slot and how often that slot was used, so that a number is
  * not soon used again. */
 #include "server_internal.h"
@@ -21,15 +27,32 @@ static bool is_readable(int fd) {
     return poll(&poller, 1, 0) == 1 && (poller.revents & (POLLIN | POLLHUP)) != 0;
 }
 
+/* Without a pidfd (in-process, or not to be had) the end of its connection has to do. */
+static void leave(struct kvl_server *server, struct kvl_server_client *client) {
+    if (client->pidfd.fd < 0 || !kvl_store_client_leave(server->store, client->store_client)) {
+        kvl_clients_close(server, client);
+        return;
+    }
+    KVL_INFO(server->log, "event=leave client=%u pid=%u name=\"%s\"", client->number, client->pid,
+        client->name);
+    client->leaving = true;
+    kvl_clients_drop_held(server, client);
+    kvl_server_unwatch(server, &client->attach);
+}
+
 static void on_attached(struct kvl_server *server, struct kvl_source *source) {
     struct kvl_server_client *client = kvl_container_of(source, struct kvl_server_client, attach);
-    uint8_t byte;
-    ssize_t got = recv(source->fd, &byte, sizeof byte, MSG_DONTWAIT);
-    if (got < 0 && (errno == EAGAIN || errno == EINTR))
+    uint8_t data[KVL_GOODBYE_BYTES];
+    ssize_t got = recv(source->fd, data, sizeof data, MSG_DONTWAIT | MSG_TRUNC);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR || errno == ECONNRESET))
+        return; /* reset: it left our reply unread; what it said itself comes next */
+    if (got > 0 && kvl_attach_is_goodbye(data, (uint64_t)got)) {
+        kvl_clients_close(server, client);
         return;
+    }
     if (got > 0)
         KVL_WARN(server->log, "event=attach_breach client=%u pid=%u", client->number, client->pid);
-    kvl_clients_close(server, client);
+    leave(server, client);
 }
 
 static void on_pidfd(struct kvl_server *server, struct kvl_source *source) {
@@ -119,7 +142,7 @@ struct kvl_server_client *kvl_clients_find(
     if (slot >= KVL_SERVER_CLIENTS_MAX)
         return NULL;
     struct kvl_server_client *client = &server->clients[slot];
-    bool right = client->used && client->number == number &&
+    bool right = client->used && !client->leaving && client->number == number &&
                  kvl_secret_equal(client->token, token, KVL_WIRE_TOKEN_BYTES);
     return right ? client : NULL;
 }

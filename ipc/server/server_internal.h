@@ -45,6 +45,7 @@ struct kvl_server_client {
     bool used;
     bool attached;         /* may lease */
     bool remote;           /* over tcp */
+    bool leaving;          /* asks for nothing any more; its leases end with its process */
     uint32_t number;       /* on the wire: generation << 16 | slot */
     uint32_t store_client; /* the store's */
     uint8_t token[KVL_WIRE_TOKEN_BYTES];
@@ -123,6 +124,7 @@ struct kvl_client_proof { /* how a client's death will show */
 KVL_MUST_CHECK kvl_err kvl_clients_open(struct kvl_server *server,
     const struct kvl_client_info *info, const char *tenant, struct kvl_client_proof proof,
     struct kvl_server_client **out);
+/* After its proven death or its goodbye: its leases end. */
 void kvl_clients_close(struct kvl_server *server, struct kvl_server_client *client);
 /* NULL unless the token is right too. */
 struct kvl_server_client *kvl_clients_find(

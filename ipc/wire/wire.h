@@ -19,8 +19,9 @@
 #include "kvl_key.h"
 #include "kvl_types.h"
 
-#define KVL_WIRE_MAGIC 0x4d4c564bu   /* "KVLM" */
-#define KVL_ATTACH_MAGIC 0x414c564bu /* "KVLA" */
+#define KVL_WIRE_MAGIC 0x4d4c564bu    /* "KVLM" */
+#define KVL_ATTACH_MAGIC 0x414c564bu  /* "KVLA" */
+#define KVL_GOODBYE_MAGIC 0x474c564bu /* "KVLG" */
 #define KVL_WIRE_VERSION 3u
 #define KVL_WIRE_HEADER_BYTES 56u
 #define KVL_WIRE_MESSAGE_BYTES_MAX (4u << 20)
@@ -293,6 +294,10 @@ struct kvl_attach_reply {
 uint32_t kvl_attach_encode_hello(struct kvl_attach_hello *hello, uint8_t *data);
 uint32_t kvl_attach_encode_reply(struct kvl_attach_reply *reply, uint8_t *data);
 /* INVALID; VERSION (magic, version and, in a reply, status are filled in). */
+/* A client's last word: nothing of its process uses the memory any more. */
+#define KVL_GOODBYE_BYTES 8u
+void kvl_attach_encode_goodbye(uint8_t data[KVL_GOODBYE_BYTES]);
+bool kvl_attach_is_goodbye(const void *data, uint64_t bytes);
 KVL_MUST_CHECK kvl_err kvl_attach_decode_hello(
     const void *data, uint64_t bytes, struct kvl_attach_hello *out);
 KVL_MUST_CHECK kvl_err kvl_attach_decode_reply(

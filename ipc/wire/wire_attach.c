@@ -1,10 +1,11 @@
-/* wire_attach.c - the two messages of the attach socket.
+/* wire_attach.c - the three messages of the attach socket.
  *
  *   hello, 208 bytes: 0 u32 magic "KVLA" | 4 u16 version | 6 u16 flags | 8 u32 pid | 12 u32 zero
  *                    16 name 64 | 80 tenant 64 | 144 nonce 32 | 176 proof 32
- *   reply, 96 bytes:  0 u32 magic | 4 u16 version | 6 u16 zero | 8 u32 status | 12 u32 client
+ *   reply, 144 bytes: 0 u32 magic | 4 u16 version | 6 u16 zero | 8 u32 status | 12 u32 client
  *                    16 token 16 | 32 u64 epoch | 40 u32 ticket words | 44 u32 arenas
- *                    48 three times: u32 kind, u32 zero, u64 bytes */
+ *                    48 three times: u32 kind, u32 memory, u64 bytes, uuid 16
+ *   goodbye, 8 bytes: 0 u32 magic "KVLG" | 4 u32 zero */
 #include <string.h>
 
 #include "wire.h"
@@ -51,6 +52,21 @@ uint32_t kvl_attach_encode_reply(struct kvl_attach_reply *reply, uint8_t *data) 
     struct kvl_wire wire = {.out = data, .bytes = KVL_ATTACH_BYTES_MAX, .encoding = true};
     code_reply(&wire, reply);
     return (uint32_t)wire.used;
+}
+
+void kvl_attach_encode_goodbye(uint8_t data[KVL_GOODBYE_BYTES]) {
+    struct kvl_wire wire = {.out = data, .bytes = KVL_GOODBYE_BYTES, .encoding = true};
+    uint32_t magic = KVL_GOODBYE_MAGIC;
+    kvl_wire_u32(&wire, &magic);
+    kvl_wire_zero(&wire, 4);
+}
+
+bool kvl_attach_is_goodbye(const void *data, uint64_t bytes) {
+    struct kvl_wire wire = {.in = data, .bytes = bytes};
+    uint32_t magic = 0;
+    kvl_wire_u32(&wire, &magic);
+    kvl_wire_zero(&wire, 4);
+    return wire.err == KVL_OK && wire.used == bytes && magic == KVL_GOODBYE_MAGIC;
 }
 
 kvl_err kvl_attach_decode_hello(const void *data, uint64_t bytes, struct kvl_attach_hello *out) {

@@ -98,7 +98,7 @@ void kvl_wire_client_report(struct kvl_wire *wire, void *message) {
     kvl_wire_u32(wire, &report->client);
     kvl_wire_u32(wire, &report->pid);
     kvl_wire_u32(wire, &report->uid);
-    kvl_wire_zero(wire, 4);
+    kvl_wire_flag(wire, &report->leaving);
     kvl_wire_fixed_text(wire, report->name, sizeof report->name);
     kvl_wire_u64(wire, &report->read_leases);
     kvl_wire_u64(wire, &report->write_leases);

@@ -2,8 +2,8 @@
  * each gets a status or a reply that a client can read, and when all clients are gone nothing of
  * theirs is left.
  *
- *   repeated: u8 verb (0: wait until all is quiet; above the verbs: client leaves) | u8 client |
- *             u16le body bytes | body
+ *   repeated: u8 verb (0: wait until all is quiet; 254: client leaves, and asks no more; else above
+ *             the verbs: it ends, and another comes) | u8 client | u16le body bytes | body
  *
  * In a body, MARK | u8 0, n | stands for the nth lease, 1 ticket, 2 key so far (eight bytes, for a
  * key thirty-two): a corpus cannot know them beforehand. */
@@ -18,6 +18,7 @@
 #define CLIENTS 3u /* the last one has not attached */
 #define TIER_BYTES (256u << 10)
 #define KEPT 32u
+#define LEAVE 254u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes);
 
@@ -52,6 +53,7 @@ static void join(struct world *world, uint32_t number) {
     struct kvl_client_info info = {
         .pid = number + 1, .name = "fuzz", .attached = attached, .sees_all = true};
     client->used = true;
+    client->leaving = false;
     client->attached = attached;
     client->number = number;
     need(kvl_store_client_open(world->store, &info, &client->store_client) == KVL_OK);
@@ -211,10 +213,12 @@ static void step(struct world *world, const uint8_t *head, const uint8_t *data, 
     struct kvl_server_client *client = &world->server->clients[number];
     if (verb == 0) {
         wait_quiet(world);
+    } else if (verb == LEAVE && kvl_store_client_leave(world->store, client->store_client)) {
+        client->leaving = true;
     } else if (verb >= KVL_VERB_COUNT) {
         kvl_store_client_close(world->store, client->store_client);
         join(world, number);
-    } else {
+    } else if (!client->leaving) {
         uint8_t *body = malloc(bytes + 1u);
         need(body != NULL);
         memcpy(body, data, bytes);

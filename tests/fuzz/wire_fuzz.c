@@ -26,6 +26,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t data_bytes) {
     (void)ignored;
     ignored = kvl_attach_decode_reply(data, data_bytes, &attach_reply);
     (void)ignored;
+    uint8_t goodbye[KVL_GOODBYE_BYTES];
+    kvl_attach_encode_goodbye(goodbye);
+    if (kvl_attach_is_goodbye(data, data_bytes) !=
+        (data_bytes == sizeof goodbye && memcmp(data, goodbye, sizeof goodbye) == 0))
+        __builtin_trap();
     struct kvl_wire_header header;
     if (kvl_wire_decode_header(data, data_bytes, &header) == KVL_ERR_VERSION ||
         data_bytes < KVL_WIRE_HEADER_BYTES)

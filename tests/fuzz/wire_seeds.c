@@ -48,12 +48,14 @@ static void write_attach(const char *wire_folder, const char *client_folder) {
         .arena_count = 2,
         .arenas = {
             {.kind = KVL_TIER_DEVICE, .bytes = 16384}, {.kind = KVL_TIER_HOST, .bytes = 16384}}};
-    uint8_t data[2 + KVL_ATTACH_BYTES_MAX];
+    uint8_t data[2 + KVL_ATTACH_BYTES_MAX], goodbye[KVL_GOODBYE_BYTES];
     snprintf(hello.name, sizeof hello.name, "sample");
     uint32_t bytes = kvl_attach_encode_hello(&hello, data);
     write_file(wire_folder, "attach", "hello", data, bytes);
     bytes = kvl_attach_encode_reply(&reply, data + 2);
     write_file(wire_folder, "attach", "reply", data + 2, bytes);
+    kvl_attach_encode_goodbye(goodbye);
+    write_file(wire_folder, "attach", "goodbye", goodbye, sizeof goodbye);
     data[0] = 1; /* see client_fuzz.c */
     data[1] = (uint8_t)bytes;
     write_file(client_folder, "attach", "reply", data, bytes + 2);

@@ -184,6 +184,31 @@ static void a_dead_fillers_key_goes_to_who_waits(void **state) {
     fixture_close(&f);
 }
 
+/* Its connection has ended, its process not: it keeps its leases, and gets no more. */
+static void who_leaves_keeps_leases_and_inherits_nothing(void **state) {
+    (void)state;
+    struct fixture f;
+    fixture_open(&f, &(struct fixture_options){.device_blocks = 8});
+    struct kvl_key keys[2];
+    struct kvl_ticket ticket, none;
+    struct kvl_client_report client;
+    fixture_keys(&f, 7, 2, keys);
+    (void)alloc_one(&f, f.a, &keys[0], false, &none);
+    assert_int_equal(alloc_one(&f, f.b, &keys[1], false, &none).status, KVL_ALLOC_GRANTED);
+    assert_int_equal(alloc_one(&f, f.b, &keys[0], true, &ticket).status, KVL_ALLOC_PENDING);
+    assert_true(kvl_store_client_leave(f.store, f.b));
+    assert_true(kvl_store_client_at(f.store, KVL_TENANT_ALL, 1, &client));
+    assert_true(client.leaving);
+    assert_false(kvl_store_client_leave(f.store, 0)); /* nobody */
+    assert_int_equal(report_of(&f).leases, 2);
+    kvl_store_client_close(f.store, f.a);
+    assert_int_equal(report_of(&f).leases, 1);
+    kvl_store_client_close(f.store, f.b);
+    assert_int_equal(report_of(&f).leases, 0);
+    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
+    fixture_close(&f);
+}
+
 static void a_clients_death_returns_everything(void **state) {
     (void)state;
     struct fixture f;
@@ -572,6 +597,7 @@ int main(void) {
         cmocka_unit_test(the_second_seal_of_a_key_keeps_its_slot_private),
         cmocka_unit_test(one_waits_for_the_other_to_seal),
         cmocka_unit_test(a_dead_fillers_key_goes_to_who_waits),
+        cmocka_unit_test(who_leaves_keeps_leases_and_inherits_nothing),
         cmocka_unit_test(a_clients_death_returns_everything),
         cmocka_unit_test(leases_fill_a_tier_and_alloc_says_so),
         cmocka_unit_test(one_client_cannot_lease_more_than_its_limit),

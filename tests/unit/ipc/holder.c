@@ -1,9 +1,12 @@
 /* holder.c - a client that takes one write lease, says so with one byte, and stays until killed.
  *
- *   kvl_test_holder ADDRESS BLOCK_NUMBER */
+ *   kvl_test_holder ADDRESS BLOCK_NUMBER [eof | goodbye]
+ *
+ * Between the two it closes the attach socket without a word, or the client as one should. */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <signal.h>
@@ -12,8 +15,26 @@
 
 #define BLOCK_BYTES 8192u
 
+#define FDS_MAX 256
+
+static void close_attach_socket(void) {
+    for (int fd = STDERR_FILENO + 1; fd < FDS_MAX; fd++) {
+        int type = 0;
+        socklen_t bytes = sizeof type;
+        if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &bytes) == 0 && type == SOCK_SEQPACKET)
+            close(fd);
+    }
+}
+
+static void part(struct kvl_client *client, const char *how) {
+    if (strcmp(how, "eof") == 0)
+        close_attach_socket();
+    else if (strcmp(how, "goodbye") == 0)
+        kvl_client_close(client);
+}
+
 int main(int argc, char **argv) {
-    if (argc != 3)
+    if (argc != 3 && argc != 4)
         return 2;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     struct kvl_client *client = NULL;
@@ -32,7 +53,10 @@ int main(int argc, char **argv) {
         kvl_client_namespace(client, &request, &info) != KVL_OK ||
         kvl_key_of_opaque(&info.key, name, &key) != KVL_OK ||
         kvl_alloc(client, info.id, KVL_TIER_DEVICE, &key, 1, false, &block, &ticket) != KVL_OK ||
-        block.status != KVL_ALLOC_GRANTED || write(STDOUT_FILENO, "x", 1) != 1)
+        block.status != KVL_ALLOC_GRANTED)
+        return 1;
+    part(client, argc == 4 ? argv[3] : "");
+    if (write(STDOUT_FILENO, "x", 1) != 1)
         return 1;
     for (;;)
         pause();

@@ -162,7 +162,7 @@ static void test_a_repeated_request_is_executed_once(void **state) {
     assert_int_equal(kvl_wire_encode(&request, &header, NULL, NULL), KVL_OK);
     header = ask(socket, &request, second, sizeof second);
     assert_int_equal(header.status, KVL_ERR_STALE);
-    close(fd); /* and its end gives the leases back */
+    raw_goodbye(fd); /* and its end gives the leases back */
     for (int i = 0; i < 30000 && report.leases != 0; i++, usleep(1000))
         assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
     assert_int_equal(report.leases, 0);
@@ -233,7 +233,7 @@ static void test_garbage_bodies_get_a_clear_error(void **state) {
         }
     }
     nn_close(socket);
-    close(fd);
+    raw_goodbye(fd); /* with leases that garbage got */
     assert_daemon_serves();
 }
 
@@ -270,14 +270,89 @@ static void test_garbage_on_the_attach_socket(void **state) {
     assert_daemon_serves();
 }
 
+static uint64_t leases_now(void) {
+    struct kvl_client *client = connect_to(&daemon_a, "watcher");
+    struct kvl_store_report report;
+    assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
+    kvl_client_close(client);
+    return report.leases;
+}
+
+static void wait_leases(uint64_t leases) {
+    for (int i = 0; i < 3000 && leases_now() != leases; i++)
+        usleep(1000);
+    assert_int_equal(leases_now(), leases);
+}
+
+/* One write lease of a slot without a key, under sequence 1. */
+static void take_lease(const struct kvl_attach_reply *attached, int socket) {
+    struct kvl_client *client = connect_to(&daemon_a, "names");
+    struct kvl_namespace_info info = open_opaque(client);
+    kvl_client_close(client);
+    struct kvl_key no_key = {{0}};
+    struct kvl_wire_chain chain = {.namespace_id = info.id, .count = 1, .keys = &no_key};
+    struct kvl_wire_header header = header_for(attached, KVL_VERB_ALLOC, 1);
+    struct kvl_wire_buffer request = {0};
+    uint8_t reply[512];
+    assert_int_equal(kvl_wire_encode(&request, &header, kvl_wire_chain, &chain), KVL_OK);
+    do /* AGAIN while the arena is new */
+        header = ask(socket, &request, reply, sizeof reply);
+    while (header.status == KVL_ERR_AGAIN);
+    assert_int_equal(header.status, KVL_OK);
+    kvl_wire_buffer_free(&request);
+}
+
+/* Anything but a goodbye is a breach: it is served no more, but its process lives and may use its
+ * memory, so its leases stay. (These here end with this test's process.) */
 static void test_data_after_the_hello_ends_the_client(void **state) {
     (void)state;
+    static const struct {
+        uint8_t data[KVL_GOODBYE_BYTES + 1];
+        size_t bytes;
+    } breaches[] = {{"more", 4}, {"KVLG", 4}, {"KVLG\0\0\0", 7}, {"KVLG\0\0\0\0", 9},
+        {"KVLG\0\0\0\1", 8}, {"KVLA\0\0\0\0", 8}};
+    for (uint32_t i = 0; i < sizeof breaches / sizeof *breaches; i++) {
+        struct kvl_attach_reply attached;
+        uint8_t reply[256];
+        int fd = raw_hello(&daemon_a, &attached), socket = raw_socket(&daemon_a);
+        take_lease(&attached, socket);
+        assert_int_equal(leases_now(), i + 1);
+        assert_int_equal(
+            send(fd, breaches[i].data, breaches[i].bytes, 0), (ssize_t)breaches[i].bytes);
+        assert_true(raw_was_closed(fd));
+        close(fd);
+        struct kvl_wire_buffer request = {0};
+        struct kvl_wire_header header = header_for(&attached, KVL_VERB_STATS, 2);
+        assert_int_equal(kvl_wire_encode(&request, &header, NULL, NULL), KVL_OK);
+        assert_int_equal(ask(socket, &request, reply, sizeof reply).status, KVL_ERR_PERM);
+        assert_int_equal(leases_now(), i + 1);
+        kvl_wire_buffer_free(&request);
+        nn_close(socket);
+    }
+}
+
+/* Also when the daemon finds hello, goodbye and end of file at once, and when its reply was never
+ * read (then the connection is reset). */
+static void test_goodbyes_are_heard(void **state) {
+    (void)state;
+    uint64_t before = leases_now();
     struct kvl_attach_reply attached;
-    int fd = raw_hello(&daemon_a, &attached);
-    assert_int_equal(send(fd, "more", 4, 0), 4);
-    assert_true(raw_was_closed(fd));
-    close(fd);
-    assert_daemon_serves();
+    int fd = raw_hello(&daemon_a, &attached), socket = raw_socket(&daemon_a);
+    take_lease(&attached, socket);
+    assert_int_equal(leases_now(), before + 1);
+    raw_goodbye(fd);
+    wait_leases(before);
+    nn_close(socket);
+    uint8_t data[KVL_ATTACH_BYTES_MAX];
+    struct kvl_attach_hello hello = {
+        .magic = KVL_ATTACH_MAGIC, .version = KVL_WIRE_VERSION, .name = "hasty"};
+    uint32_t bytes = kvl_attach_encode_hello(&hello, data);
+    for (int i = 0; i < 2000; i++) { /* more than the daemon has places for clients */
+        fd = raw_attach(&daemon_a);
+        assert_int_equal(send(fd, data, bytes, 0), bytes);
+        raw_goodbye(fd);
+    }
+    wait_leases(before);
 }
 
 static void test_a_flood_of_silent_connections(void **state) {
@@ -367,11 +442,11 @@ int main(void) {
         cmocka_unit_test(test_garbage_bodies_get_a_clear_error),
         cmocka_unit_test(test_messages_that_are_none),
         cmocka_unit_test(test_garbage_on_the_attach_socket),
-        cmocka_unit_test(test_data_after_the_hello_ends_the_client),
         cmocka_unit_test(test_a_flood_of_silent_connections),
         cmocka_unit_test(test_one_that_never_reads_stalls_nobody),
         cmocka_unit_test(test_directories_open_to_others_are_refused),
-        cmocka_unit_test(test_bad_addresses),
+        cmocka_unit_test(test_bad_addresses), cmocka_unit_test(test_goodbyes_are_heard),
+        cmocka_unit_test(test_data_after_the_hello_ends_the_client), /* last: it leaves leases */
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -42,8 +42,9 @@ static bool wait_leases(struct kvl_client *client, uint64_t leases) {
     return false;
 }
 
-/* A process of its own that takes a write lease on block `number`, says so, and stays. */
-static pid_t spawn_holder(uint32_t number) {
+/* A process of its own that takes a write lease on block `number`, parts from the daemon as it is
+ * told (holder.c), says so, and stays. */
+static pid_t spawn_parting_holder(uint32_t number, const char *how) {
     int ends[2];
     char byte;
     assert_int_equal(pipe(ends), 0);
@@ -54,13 +55,17 @@ static pid_t spawn_holder(uint32_t number) {
         char text[16];
         snprintf(text, sizeof text, "%u", number);
         dup2(ends[1], STDOUT_FILENO);
-        execl(KVL_TEST_HOLDER, KVL_TEST_HOLDER, daemon_a.address, text, (char *)NULL);
+        execl(KVL_TEST_HOLDER, KVL_TEST_HOLDER, daemon_a.address, text, how, (char *)NULL);
         _exit(127);
     }
     close(ends[1]);
     assert_int_equal(read(ends[0], &byte, 1), 1);
     close(ends[0]);
     return pid;
+}
+
+static pid_t spawn_holder(uint32_t number) {
+    return spawn_parting_holder(number, NULL);
 }
 
 static void end_holder(pid_t pid) {
@@ -108,6 +113,60 @@ static void test_a_key_being_filled_is_inherited(void **state) {
     assert_int_not_equal(progress.values[0], 0);
     assert_int_equal(kvl_release(client, &progress.values[0], 1, &ticket, 1), KVL_OK);
     assert_true(wait_leases(client, 0));
+    kvl_client_close(client);
+}
+
+/* Of the client named "holder"; false: there is none. */
+static bool find_holder(struct kvl_client *client, struct kvl_client_report *out) {
+    for (uint32_t i = 0; kvl_stats_client(client, i, out) == KVL_OK; i++)
+        if (strcmp(out->name, "holder") == 0)
+            return true;
+    return false;
+}
+
+static bool wait_leaving(struct kvl_client *client) {
+    struct kvl_client_report holder = {0};
+    for (int i = 0; i < 30000; i++, usleep(1000))
+        if (find_holder(client, &holder) && holder.leaving)
+            return true;
+    return false;
+}
+
+/* As a dying process' GPU may write on after its sockets are closed, only its death frees. */
+static void test_an_end_of_file_alone_ends_no_lease(void **state) {
+    (void)state;
+    struct kvl_client *client = connect_to(&daemon_a, "heir");
+    struct kvl_namespace_info info = open_opaque(client);
+    pid_t holder = spawn_parting_holder(5, "eof");
+    struct kvl_key key = opaque_key(&info, 5);
+    struct kvl_allocated block;
+    struct kvl_ticket ticket;
+    struct kvl_progress progress;
+    assert_true(wait_leaving(client));
+    assert_int_equal(leases_now(client), 1);
+    assert_int_equal(
+        kvl_alloc(client, info.id, KVL_TIER_DEVICE, &key, 1, true, &block, &ticket), KVL_OK);
+    assert_int_equal(block.status, KVL_ALLOC_PENDING);
+    assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 300, &progress), KVL_ERR_TIMEOUT);
+    end_holder(holder);
+    assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 60000, &progress), KVL_OK);
+    assert_int_not_equal(progress.values[0], 0); /* inherited */
+    assert_int_equal(kvl_release(client, &progress.values[0], 1, &ticket, 1), KVL_OK);
+    assert_true(wait_leases(client, 0));
+    struct kvl_client_report gone;
+    assert_false(find_holder(client, &gone));
+    kvl_client_close(client);
+}
+
+static void test_a_goodbye_ends_leases_at_once(void **state) {
+    (void)state;
+    struct kvl_client *client = connect_to(&daemon_a, "watcher");
+    pid_t holder = spawn_parting_holder(6, "goodbye");
+    struct kvl_client_report gone;
+    assert_true(wait_leases(client, 0));
+    assert_false(find_holder(client, &gone));
+    assert_int_equal(waitpid(holder, NULL, WNOHANG), 0); /* it lives */
+    end_holder(holder);
     kvl_client_close(client);
 }
 
@@ -260,6 +319,8 @@ int main(void) {
         cmocka_unit_test(test_leases_of_a_killed_client_come_back),
         cmocka_unit_test(test_a_stopped_client_keeps_its_leases),
         cmocka_unit_test(test_a_key_being_filled_is_inherited),
+        cmocka_unit_test(test_an_end_of_file_alone_ends_no_lease),
+        cmocka_unit_test(test_a_goodbye_ends_leases_at_once),
         cmocka_unit_test(test_losing_the_daemon_and_coming_back),
         cmocka_unit_test(test_a_waiter_learns_of_the_daemons_death),
         cmocka_unit_test(test_a_daemon_that_does_not_answer_is_a_timeout),

@@ -39,6 +39,13 @@ int raw_hello(const struct test_daemon *daemon, struct kvl_attach_reply *reply) 
     return fd;
 }
 
+void raw_goodbye(int fd) {
+    uint8_t data[KVL_GOODBYE_BYTES];
+    kvl_attach_encode_goodbye(data);
+    assert_int_equal(send(fd, data, sizeof data, 0), sizeof data);
+    close(fd);
+}
+
 int raw_socket(const struct test_daemon *daemon) {
     int socket = nn_socket(AF_SP_RAW, NN_REQ);
     int all = -1;

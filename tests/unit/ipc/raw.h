@@ -9,6 +9,8 @@
 int raw_attach(const struct test_daemon *daemon);
 /* A proper hello, so that token and number are known; the fd stays open, descriptors are closed. */
 int raw_hello(const struct test_daemon *daemon, struct kvl_attach_reply *reply);
+/* Says goodbye and closes it. */
+void raw_goodbye(int fd);
 /* Raw REQ socket, connected. */
 int raw_socket(const struct test_daemon *daemon);
 void raw_send(int socket, const void *data, size_t bytes);

@@ -143,7 +143,8 @@ static void fill_reply(uint32_t verb, union kvl_wire_reply *out) {
             .name = "acme", .tiers = {[KVL_TIER_DISK] = {.quota_bytes = 7}}, .admitted = true};
         break;
     case KVL_VERB_STATS_CLIENT:
-        out->client = (struct kvl_client_report){.client = 1, .pid = 2, .name = "engine"};
+        out->client =
+            (struct kvl_client_report){.client = 1, .pid = 2, .leaving = true, .name = "engine"};
         break;
     default:
         out->items = (struct kvl_wire_items){

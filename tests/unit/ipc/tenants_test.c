@@ -79,7 +79,7 @@ static void open_wire(struct wire_client *client, const char *tenant) {
 
 static void close_wire(struct wire_client *client) {
     nn_close(client->socket);
-    close(client->attach_fd);
+    raw_goodbye(client->attach_fd);
 }
 
 /* The reply's bytes, with the sequence and the client's number blanked. */

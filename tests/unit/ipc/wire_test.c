@@ -263,6 +263,14 @@ static void test_attach_messages(void **state) {
         assert_int_equal(kvl_attach_decode_reply(data, cut, &reply_out), KVL_ERR_INVALID);
     data[44] = KVL_TIER_COUNT + 1; /* more arenas than there is room for */
     assert_int_equal(kvl_attach_decode_reply(data, bytes, &reply_out), KVL_ERR_INVALID);
+
+    kvl_attach_encode_goodbye(data);
+    assert_memory_equal(data, "KVLG\0\0\0\0", KVL_GOODBYE_BYTES);
+    for (bytes = 0; bytes < sizeof data; bytes++)
+        assert_int_equal(kvl_attach_is_goodbye(data, bytes), bytes == KVL_GOODBYE_BYTES);
+    assert_int_equal(kvl_attach_decode_hello(data, KVL_GOODBYE_BYTES, &hello_out), KVL_ERR_INVALID);
+    data[KVL_GOODBYE_BYTES - 1] = 1;
+    assert_false(kvl_attach_is_goodbye(data, KVL_GOODBYE_BYTES));
 }
 
 int main(void) {
