@@ -3,7 +3,8 @@
  * Where the backend maps arenas by itself (GPU memory), an address is base + offset; otherwise the
  * client library has mapped the arena, and is asked for it. An arena outlives its daemon: each
  * block in it holds it, and the last one that lets go unmaps it. That matters on a GPU, where a new
- * daemon may find no memory before the old one's arena is unmapped everywhere.
+ * daemon may find no memory before the old one's arena has lost its last mapping and descriptor
+ * (the client library closes its own when it loses the daemon).
  *
  * Owns:    the backend's mapping; backend and client are borrowed. Threads: the engine's one. */
 #ifndef KVL_DEVICE_ARENA_H

@@ -99,10 +99,23 @@ static void call_end(struct kvl_client *client, struct kvl_call *call, kvl_err e
         plain(context, err);
 }
 
+/* A GPU's memory is free for the next daemon only when no descriptor of it is open. A memfd's costs
+ * nothing beside its mappings. */
+static void close_gpu_descriptors(struct kvl_mapping *mapping) {
+    for (uint32_t i = 0; i < KVL_TIER_COUNT; i++) {
+        if (mapping->arenas[i].info.memory != KVL_ARENA_CUDA || mapping->arenas[i].fd < 0)
+            continue;
+        close(mapping->arenas[i].fd);
+        mapping->arenas[i].fd = -1;
+    }
+}
+
 void kvl_client_lose(struct kvl_client *client) {
     struct kvl_mapping *mapping = kvl_client_mapping(client);
-    if (mapping)
+    if (mapping) {
         atomic_store(&mapping->lost, true);
+        close_gpu_descriptors(mapping);
+    }
     kvl_client_disconnect(client);
     while (client->queue)
         call_end(client, queue_pop(client), KVL_ERR_CLOSED, NULL);

@@ -238,7 +238,7 @@ kvl_err kvl_client_arena(const struct kvl_client *client, enum kvl_tier_kind tie
         return KVL_ERR_NOTFOUND;
     *info = kvl_client_mapping(client)->arenas[tier].info;
     *fd = kvl_client_mapping(client)->arenas[tier].fd;
-    return KVL_OK;
+    return *fd >= 0 ? KVL_OK : KVL_ERR_CLOSED;
 }
 
 static uint8_t *slot(uint8_t *base, uint64_t arena_bytes, uint64_t offset_bytes) {

@@ -95,9 +95,11 @@ KVL_MUST_CHECK kvl_err kvl_client_drain(struct kvl_client *client);
 
 /* Capacity of an arena, 0 when the tier is absent or this client is not attached. */
 uint64_t kvl_client_arena_bytes(const struct kvl_client *client, enum kvl_tier_kind tier);
-/* What the tier's arena is, and *fd its descriptor (borrowed: until the client closes or, after a
- * reconnect, kvl_client_unmap_old), for a caller that maps it by itself. NOTFOUND: no such arena.
- * Arenas of the CPU's memory are mapped already; those of a GPU never are. */
+/* What the tier's arena is, and *fd its descriptor (borrowed), for a caller that maps it by itself.
+ * Arenas of the CPU's memory are mapped already; those of a GPU never are. A GPU's descriptor lives
+ * until the daemon is lost or reconnect is called: its memory would stay allocated with it, and the
+ * next daemon find none. A memfd's lives until the client closes or, after a reconnect,
+ * kvl_client_unmap_old. NOTFOUND: no such arena; CLOSED: the descriptor is gone (fd -1). */
 KVL_MUST_CHECK kvl_err kvl_client_arena(
     const struct kvl_client *client, enum kvl_tier_kind tier, struct kvl_arena_info *info, int *fd);
 /* Read-only view of a slot; NULL when outside the arena, or when the CPU cannot address it (a

@@ -1,5 +1,6 @@
 /* attach_test.c - what a client learns of arenas: those it maps, those of a GPU, those it does not
  * know. The GPU's is a memfd that says otherwise and has no addresses in the daemon. */
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -119,6 +120,32 @@ static void arenas_of_the_cpu_are_mapped_and_keep_their_descriptor(void **state)
     stop(&world);
 }
 
+static bool is_open(int fd) {
+    return fcntl(fd, F_GETFD) >= 0;
+}
+
+/* A GPU's memory stays allocated as long as anybody has a descriptor of it. */
+static void a_gpus_descriptor_is_closed_when_the_daemon_is_lost(void **state) {
+    (void)state;
+    struct world world;
+    start(&world, true);
+    struct kvl_client *client = connect_pair(&world);
+    struct kvl_arena_info info;
+    int gpu_fd = -1, host_fd = -1, fd;
+    assert_int_equal(kvl_client_arena(client, KVL_TIER_DEVICE, &info, &gpu_fd), KVL_OK);
+    assert_int_equal(kvl_client_arena(client, KVL_TIER_HOST, &info, &host_fd), KVL_OK);
+    assert_true(is_open(gpu_fd) && is_open(host_fd));
+    stop(&world);
+    assert_false(kvl_client_is_connected(client));
+    assert_false(is_open(gpu_fd));
+    assert_true(is_open(host_fd));
+    assert_int_equal(kvl_client_arena(client, KVL_TIER_DEVICE, &info, &fd), KVL_ERR_CLOSED);
+    assert_int_equal(fd, -1);
+    assert_int_equal(kvl_client_arena(client, KVL_TIER_HOST, &info, &fd), KVL_OK);
+    assert_int_equal(fd, host_fd);
+    kvl_client_close(client);
+}
+
 /* The engine maps the descriptor by itself; the daemon hashes without an address. */
 static void a_gpus_arena_is_handed_out_and_not_mapped(void **state) {
     (void)state;
@@ -233,6 +260,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arenas_of_the_cpu_are_mapped_and_keep_their_descriptor),
         cmocka_unit_test(a_gpus_arena_is_handed_out_and_not_mapped),
+        cmocka_unit_test(a_gpus_descriptor_is_closed_when_the_daemon_is_lost),
         cmocka_unit_test(an_arena_of_unknown_memory_is_refused_with_a_reason),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
