@@ -174,16 +174,41 @@ bool kvl_connection_answers(const struct kvl_connection *connection, uint32_t pa
     return connection->connected && kvl_client_silence_ms(connection->client) < patience_ms;
 }
 
+static kvl_err join_again(struct kvl_connection *connection, struct kvl_errmsg *msg) {
+    kvl_err err = kvl_client_reconnect(connection->client, msg);
+    if (err != KVL_OK)
+        return err;
+    err = enter_namespace(connection, msg);
+    if (err != KVL_OK)
+        kvl_client_undo_reconnect(connection->client);
+    return err;
+}
+
+/* What another attempt at the same daemon would not change: another device, or too little room. */
+static bool is_final(kvl_err err) {
+    return err == KVL_ERR_UNSUPPORTED || err == KVL_ERR_TOOBIG || err == KVL_ERR_NOSPC;
+}
+
+static void give_up(struct kvl_connection *connection, const char *why) {
+    char text[sizeof(struct kvl_errmsg) + 128];
+    snprintf(text, sizeof text,
+        "a kvloft daemon answers again, but is of no use and will not be tried any more: %s", why);
+    connection->given_up = true;
+    tell(connection, text);
+}
+
 static bool attempt(struct kvl_connection *connection) {
     uint64_t began_ns = now_ns();
+    struct kvl_errmsg why = {{0}};
     kvl_client_set_timeout(connection->client, KVL_DECODE_PATIENCE_MS);
-    bool done = kvl_client_reconnect(connection->client, NULL) == KVL_OK &&
-                enter_namespace(connection, NULL) == KVL_OK;
+    kvl_err err = join_again(connection, &why);
     kvl_client_set_timeout(connection->client, 0);
     uint64_t rest_ns = (now_ns() - began_ns) * ATTEMPT_SHARE;
     connection->next_attempt_ns =
         now_ns() + (rest_ns > ATTEMPT_INTERVAL_NS ? rest_ns : ATTEMPT_INTERVAL_NS);
-    return done;
+    if (is_final(err))
+        give_up(connection, why.text);
+    return err == KVL_OK;
 }
 
 bool kvl_connection_revive(struct kvl_connection *connection) {
@@ -191,7 +216,7 @@ bool kvl_connection_revive(struct kvl_connection *connection) {
 }
 
 bool kvl_connection_revive_now(struct kvl_connection *connection) {
-    if (connection->client == NULL || connection->connected)
+    if (connection->client == NULL || connection->connected || connection->given_up)
         return false;
     if (!attempt(connection))
         return false;

@@ -37,6 +37,7 @@ struct kvl_connection {
     bool unmap_due;                 /* the client library keeps mappings of lost daemons */
     bool connected;
     bool lost_ever;
+    bool given_up; /* the daemon that came back cannot hold this model's blocks */
     uint64_t next_attempt_ns;
     /* Told in one line what happened; may be NULL. */
     void (*notice)(void *arg, const char *text);
@@ -76,7 +77,8 @@ kvl_err kvl_connection_check(struct kvl_connection *connection, kvl_err err);
  * every call that waits. */
 bool kvl_connection_answers(const struct kvl_connection *connection, uint32_t patience_ms);
 /* At most once a second and only while the daemon is lost: tries to reach one again. True when
- * that just succeeded. Attempts take at most a fortieth of the time. */
+ * that just succeeded. Attempts take at most a fortieth of the time. One that answers but cannot
+ * serve this engine (UNSUPPORTED, TOOBIG, NOSPC) ends them for good; notice is told why. */
 bool kvl_connection_revive(struct kvl_connection *connection);
 /* The same, however short ago the last attempt was: for a turn's end, which nobody waits behind. */
 bool kvl_connection_revive_now(struct kvl_connection *connection);

@@ -18,8 +18,12 @@ struct kvl_mapping *kvl_client_mapping(const struct kvl_client *client) {
     return atomic_load_explicit(&client->mapping, memory_order_acquire);
 }
 
+struct kvl_mapping *kvl_client_current(const struct kvl_client *client) {
+    return client->joining ? client->joining : kvl_client_mapping(client);
+}
+
 static int attach_fd(const struct kvl_client *client) {
-    const struct kvl_mapping *mapping = kvl_client_mapping(client);
+    const struct kvl_mapping *mapping = kvl_client_current(client);
     return mapping ? mapping->attach_fd : -1;
 }
 
@@ -111,7 +115,7 @@ static void close_gpu_descriptors(struct kvl_mapping *mapping) {
 }
 
 void kvl_client_lose(struct kvl_client *client) {
-    struct kvl_mapping *mapping = kvl_client_mapping(client);
+    struct kvl_mapping *mapping = kvl_client_current(client);
     if (mapping) {
         atomic_store(&mapping->lost, true);
         close_gpu_descriptors(mapping);
@@ -219,7 +223,7 @@ static void handle_reply(struct kvl_client *client, const uint8_t *data, uint64_
     if (err != KVL_OK || header.sequence != call->sequence || header.verb != call->verb)
         return;
     bool anonymous = header.status == KVL_ERR_STALE || header.status == KVL_ERR_PERM;
-    const struct kvl_mapping *mapping = kvl_client_mapping(client);
+    const struct kvl_mapping *mapping = kvl_client_current(client);
     bool other_daemon = anonymous && mapping->epoch != 0 && header.epoch != mapping->epoch;
     if (other_daemon || header.status == KVL_ERR_CLOSED) { /* or it has forgotten us */
         kvl_client_lose(client);
@@ -371,7 +375,7 @@ struct ending {
 
 static kvl_err submit(
     struct kvl_client *client, uint16_t verb, void *request, struct ending ending) {
-    const struct kvl_mapping *mapping = kvl_client_mapping(client);
+    const struct kvl_mapping *mapping = kvl_client_current(client);
     if (client->socket < 0)
         return KVL_ERR_CLOSED;
     struct kvl_call *call = client->free_calls;

@@ -50,7 +50,7 @@ static kvl_err check_daemon(struct kvl_client *client, const struct kvl_wire_hel
             msg, KVL_ERR_PERM, "%s: the daemon has another secret", client->address.text);
     client->number = reply->client;
     memcpy(client->token, reply->token, sizeof client->token);
-    kvl_client_mapping(client)->epoch = reply->epoch;
+    kvl_client_current(client)->epoch = reply->epoch;
     return KVL_OK;
 }
 
@@ -76,31 +76,44 @@ static kvl_err say_hello(struct kvl_client *client, struct kvl_errmsg *msg) {
     return remote ? check_daemon(client, &hello, &reply, msg) : KVL_OK;
 }
 
-/* Publishes a new mapping first, because requests carry its epoch. */
-static kvl_err establish(struct kvl_client *client, struct kvl_errmsg *msg) {
+static struct kvl_mapping *new_mapping(void) {
     struct kvl_mapping *mapping = calloc(1, sizeof *mapping);
     if (!mapping)
-        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+        return NULL;
     mapping->attach_fd = -1;
     for (uint32_t i = 0; i < KVL_TIER_COUNT; i++)
         mapping->arenas[i].fd = -1;
+    return mapping;
+}
+
+static kvl_err join(struct kvl_client *client, struct kvl_errmsg *msg) {
     kvl_err err = KVL_OK;
     client->number = 0;
     memset(client->token, 0, sizeof client->token);
     if (client->address.transport != KVL_TRANSPORT_TCP)
-        err = kvl_client_attach(client, mapping, msg);
+        err = kvl_client_attach(client, client->joining, msg);
+    if (err == KVL_OK)
+        err = kvl_client_connect(client, msg);
+    return err == KVL_OK ? say_hello(client, msg) : err;
+}
+
+/* A mapping is seen by other threads once it is of use: of what failed nothing is left. */
+static kvl_err establish(struct kvl_client *client, struct kvl_errmsg *msg) {
+    struct kvl_mapping *mapping = new_mapping();
+    if (!mapping)
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    client->joining = mapping;
+    kvl_err err = join(client, msg);
+    if (err != KVL_OK)
+        kvl_client_lose(client);
+    client->joining = NULL;
     if (err != KVL_OK) {
         kvl_mapping_free(mapping);
         return err;
     }
     mapping->older = kvl_client_mapping(client);
     atomic_store_explicit(&client->mapping, mapping, memory_order_release);
-    err = kvl_client_connect(client, msg);
-    if (err == KVL_OK)
-        err = say_hello(client, msg);
-    if (err != KVL_OK) /* stays as a lost one: other threads may have seen it */
-        kvl_client_lose(client);
-    return err;
+    return KVL_OK;
 }
 
 /* ---- life --------------------------------------------------------------------------------- */
@@ -203,6 +216,15 @@ void kvl_client_close(struct kvl_client *client) {
 kvl_err kvl_client_reconnect(struct kvl_client *client, struct kvl_errmsg *msg) {
     kvl_client_lose(client);
     return establish(client, msg);
+}
+
+void kvl_client_undo_reconnect(struct kvl_client *client) {
+    struct kvl_mapping *mapping = kvl_client_mapping(client);
+    kvl_client_lose(client);
+    if (!mapping->older)
+        return;
+    atomic_store_explicit(&client->mapping, mapping->older, memory_order_release);
+    kvl_mapping_free(mapping);
 }
 
 bool kvl_client_is_connected(struct kvl_client *client) {

@@ -75,6 +75,7 @@ struct kvl_client {
     uint8_t token[KVL_WIRE_TOKEN_BYTES];
     uint64_t sequence;
     _Atomic(struct kvl_mapping *) mapping; /* newest; NULL before the first hello */
+    struct kvl_mapping *joining;           /* while a hello is under way: nobody else sees it yet */
 
     struct kvl_call calls[KVL_CLIENT_CALLS_MAX];
     struct kvl_call *free_calls;
@@ -118,5 +119,7 @@ KVL_MUST_CHECK kvl_err kvl_call_submit_plain(
 /* late.c: releases what an answer grants that nobody waits for any more. */
 void kvl_late_reply(struct kvl_client *client, uint16_t verb, const union kvl_wire_reply *reply);
 struct kvl_mapping *kvl_client_mapping(const struct kvl_client *client);
+/* What requests go by: the one that is joining, else the newest. The client's own thread only. */
+struct kvl_mapping *kvl_client_current(const struct kvl_client *client);
 
 #endif

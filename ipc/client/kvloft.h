@@ -70,8 +70,12 @@ KVL_MUST_CHECK kvl_err kvl_client_open(
 /* Unmaps everything and says goodbye, which ends this client's leases at once. NULL is fine. */
 void kvl_client_close(struct kvl_client *client);
 /* A fresh hello at the same address. Pointers into arenas of earlier connections stay valid until
- * kvl_client_unmap_old or close; so do their leases, when the daemon is the same after all. */
+ * kvl_client_unmap_old or close; so do their leases, when the daemon is the same after all. On an
+ * error nothing of the attempt is left. */
 KVL_MUST_CHECK kvl_err kvl_client_reconnect(struct kvl_client *client, struct kvl_errmsg *msg);
+/* After a reconnect to a daemon that turned out to be of no use (another device, too small): says
+ * goodbye, unmaps what it mapped, and is as lost as before. No thread may use that any more. */
+void kvl_client_undo_reconnect(struct kvl_client *client);
 /* Unmaps the arenas of earlier connections and says goodbye to their daemons. */
 void kvl_client_unmap_old(struct kvl_client *client);
 /* False once the daemon's death was noticed (looks at the attach socket; costs one poll). */

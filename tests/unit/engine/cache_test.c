@@ -200,6 +200,112 @@ static void test_blocks_of_a_lost_daemon_move_to_the_next(void **state) {
     kvl_turn_report_deinit(&third);
 }
 
+struct notices {
+    uint32_t count;
+    char last[1024];
+};
+
+static void note(void *arg, const char *text) {
+    struct notices *notices = arg;
+    ++notices->count;
+    snprintf(notices->last, sizeof notices->last, "%s", text);
+}
+
+static kvl_err map_refusal;
+
+static kvl_err refuse_map(struct kvl_backend *backend, const struct kvl_arena_info *arena, int fd,
+    uint8_t **base, struct kvl_errmsg *msg) {
+    (void)backend;
+    (void)arena;
+    (void)fd;
+    (void)base;
+    return kvl_fail(msg, map_refusal, "refused by the test");
+}
+
+/* The daemon's too, which closes its own a little later. */
+static uint32_t open_descriptors(void) {
+    glob_t files;
+    assert_int_equal(glob("/proc/self/fd/*", 0, NULL, &files), 0);
+    uint32_t count = (uint32_t)files.gl_pathc;
+    globfree(&files);
+    return count;
+}
+
+static bool wait_for_descriptors(uint32_t count) {
+    for (int tries = 0; tries < 5000; ++tries, usleep(1000))
+        if (open_descriptors() == count)
+            return true;
+    return false;
+}
+
+/* The one who asks is one. */
+static uint64_t clients_of_the_daemon(void) {
+    struct kvl_client *client = NULL;
+    struct kvl_store_report report;
+    const struct kvl_client_options options = {.address = fixture.address, .look_only = true};
+    assert_int_equal(kvl_client_open(&options, &client, NULL), KVL_OK);
+    assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
+    kvl_client_close(client);
+    return report.clients;
+}
+
+static bool wait_for_clients(uint64_t clients) {
+    for (int tries = 0; tries < 5000; ++tries, usleep(1000))
+        if (clients_of_the_daemon() == clients)
+            return true;
+    return false;
+}
+
+/* A daemon that came back of no use: nothing of the attempts is left, and after an answer that no
+ * other attempt would change there is none. */
+static void test_attempts_at_a_useless_daemon_leave_nothing(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report first, second;
+    struct notices notices = {0};
+    char address[128];
+    snprintf(address, sizeof address, "ipc://%s/socket", fixture.disk_path);
+    fixture.address = address;
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&engine, &fixture, &stored);
+    engine.connection.notice = note;
+    engine.connection.notice_arg = &notices;
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
+    fixture_stop(&fixture);
+    kvl_connection_dispatch(&engine.connection);
+    assert_false(engine.connection.connected);
+    assert_int_equal(notices.count, 1);
+    fixture_start(&fixture, 32, 0, false);
+
+    const struct kvl_backend_ops *ops = engine.backend->ops;
+    struct kvl_backend_ops refusing = *ops;
+    refusing.map_arena = refuse_map;
+    engine.backend->ops = &refusing;
+    map_refusal = KVL_ERR_IO;
+    uint32_t open_before = open_descriptors();
+    for (int i = 0; i < 5; ++i)
+        assert_false(kvl_connection_revive_now(&engine.connection));
+    assert_true(wait_for_clients(1));
+    assert_true(wait_for_descriptors(open_before));
+    assert_int_equal(notices.count, 1);
+    map_refusal = KVL_ERR_UNSUPPORTED;
+    for (int i = 0; i < 5; ++i)
+        assert_false(kvl_connection_revive_now(&engine.connection));
+    assert_int_equal(notices.count, 2);
+    assert_non_null(strstr(notices.last, "--device"));
+    engine.backend->ops = ops;
+    assert_false(kvl_connection_revive_now(&engine.connection)); /* for good */
+    assert_true(wait_for_descriptors(open_before));
+
+    assert_int_equal(engine_turn(&engine, NULL, 0, 4, &second), KVL_OK); /* with what it has */
+    assert_answers_as_alone(&first, &second);
+    engine_close(&engine);
+    fixture_stop(&fixture);
+    fixture.address = NULL;
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
 /* Overwrites the middle of every segment file. */
 static void damage_segments(void) {
     char pattern[256];
@@ -267,6 +373,8 @@ int main(void) {
             test_private_blocks_move_in_at_the_end_of_a_turn, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_blocks_of_a_lost_daemon_move_to_the_next, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_attempts_at_a_useless_daemon_leave_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_blocks_are_computed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_session_longer_than_the_context_is_refused, set_up, tear_down),
