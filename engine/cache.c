@@ -60,13 +60,20 @@ kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cac
     return KVL_OK;
 }
 
+/* Whether the daemon that we are connected to holds a slot for it. */
+static bool is_leased(const struct kvl_cache_block *block) {
+    return block->lease != 0 &&
+           (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED ||
+               block->home == KVL_HOME_ORPHANED);
+}
+
 /* The answer is not looked at: a daemon that does not get this one sees the client close. */
 static void release_all(struct kvl_cache *cache) {
     uint64_t leases[RELEASE_MAX];
     uint32_t count = 0;
     for (uint32_t i = 0; i < cache->block_max; ++i) {
         struct kvl_cache_block *block = &cache->blocks[i];
-        if (block->home != KVL_HOME_FILLING && block->home != KVL_HOME_SEALED)
+        if (!is_leased(block))
             continue;
         if (!kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
             return; /* the client's end releases them */
@@ -200,10 +207,11 @@ void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index) {
     struct kvl_cache_block *block = &cache->blocks[index];
     if (block->home == KVL_HOME_PRIVATE)
         kvl_private_memory_give_back(cache->memory, cache->table[index]);
-    else if (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED)
+    else if (is_leased(block))
         kvl_cache_release(cache, block->lease);
     kvl_cache_leave_arena(cache, index);
     block->home = KVL_HOME_MISSING;
+    block->lease = 0;
     block->settled = block->sealing = false;
     cache->table[index] = NULL;
     if (cache->settled_count > index)

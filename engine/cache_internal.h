@@ -10,12 +10,12 @@ enum kvl_block_home {
     KVL_HOME_PRIVATE,
     KVL_HOME_FILLING,  /* a slot under a write lease */
     KVL_HOME_SEALED,   /* a slot under a read lease */
-    KVL_HOME_ORPHANED, /* a slot of a daemon that is gone: mapped, and ours alone */
+    KVL_HOME_ORPHANED, /* ours alone: a slot of a daemon that is gone, or one it would not seal */
 };
 
 struct kvl_cache_block {
     struct kvl_key key;             /* of the first named_count blocks */
-    uint64_t lease;                 /* FILLING and SEALED */
+    uint64_t lease;                 /* 0: none; FILLING, SEALED, ORPHANED by a refused seal */
     uint64_t offset_bytes;          /* of the slot, FILLING */
     struct kvl_device_arena *arena; /* held: FILLING, SEALED and ORPHANED */
     enum kvl_block_home home;

@@ -55,7 +55,8 @@ static void block_sealed(struct kvl_cache *cache, uint32_t index, const struct k
         return;
     block->settled = true;
     if (sealed->status != KVL_OK && sealed->status != KVL_ERR_EXISTS) {
-        /* Refused: the bytes are right and stay readable, the daemon just does not know them. */
+        /* Refused: the bytes are right and stay readable, the daemon just does not know them. Its
+         * lease stays too, as long as the block is here. */
         block->home = KVL_HOME_ORPHANED;
         return;
     }

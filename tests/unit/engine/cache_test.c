@@ -125,6 +125,42 @@ static void test_block_of_a_dead_filler_is_handed_over(void **state) {
     kvl_turn_report_deinit(&second);
 }
 
+/* A slot whose seal the daemon refuses stays this engine's, and goes back with its block. */
+static void test_slot_of_a_refused_seal_goes_back(void **state) {
+    (void)state;
+    struct engine engine, watcher;
+    struct kvl_store_report report;
+    uint32_t end, others[BLOCK];
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&engine, &fixture, &stored);
+    engine_open(&watcher, &fixture, &stored);
+    struct kvl_cache *cache = NULL;
+    const struct kvl_cache_options options = {.backend = engine.backend,
+        .connection = &engine.connection,
+        .hparams = &fixture.model->hparams,
+        .kv_dtype = KVL_KV_F16,
+        .block_tokens = BLOCK,
+        .context_max = FIXTURE_CONTEXT};
+    assert_int_equal(kvl_cache_create(&options, &cache), KVL_OK);
+    const struct kvl_cache_span span = {
+        .end = 1, .left_first = 0, .left_end = 1, .patience_ms = 10000};
+    assert_int_equal(kvl_cache_name_blocks(cache, prompt, BLOCK), KVL_OK);
+    assert_int_equal(kvl_cache_prepare(cache, &span, &end), KVL_OK);
+    assert_int_equal(kvl_cache_private_tokens(cache, BLOCK), 0);
+    for (uint32_t i = 0; i < BLOCK; ++i) /* of which the key is another */
+        others[i] = prompt[BLOCK - 1 - i] + 1;
+    kvl_cache_settle(cache, others, 1, false);
+    assert_int_equal(kvl_client_drain(engine.connection.client), KVL_OK);
+    assert_int_equal(kvl_cache_private_tokens(cache, BLOCK), BLOCK);
+    assert_int_equal(kvl_stats(watcher.connection.client, &report, NULL), KVL_OK);
+    assert_int_equal(report.leases, 1);
+    kvl_cache_destroy(cache); /* the connection stays */
+    assert_int_equal(kvl_stats(watcher.connection.client, &report, NULL), KVL_OK);
+    assert_int_equal(report.leases, 0);
+    engine_close(&engine);
+    engine_close(&watcher);
+}
+
 /* Takes most of a tier's slots. */
 static void hold_slots(struct engine *holder) {
     struct kvl_key no_keys[HELD] = {{{0}}};
@@ -384,6 +420,7 @@ int main(void) {
             test_blocks_of_a_lost_daemon_move_to_the_next, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_attempts_at_a_useless_daemon_leave_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_slot_of_a_refused_seal_goes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_blocks_are_computed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_session_longer_than_the_context_is_refused, set_up, tear_down),
