@@ -7,6 +7,8 @@
  * is full makes the second wait while anything moves that may give a slot back; when nothing does,
  * leases fill the host, and the second ends with NOSPC. The copy stays in the host: it makes a
  * later demotion free, and goes when its slot is needed. */
+#include <assert.h>
+
 #include "store_private.h"
 
 void kvl_stage_wait(struct kvl_store *store, struct kvl_transfer *second) {
@@ -59,9 +61,11 @@ static kvl_err stage(struct kvl_store *store, struct kvl_transfer *second) {
     }
     struct kvl_transfer *first = kvl_transfer_arriving(store, block, KVL_TIER_HOST);
     kvl_err err = first != NULL ? KVL_OK : fetch(store, second, &first);
-    if (err == KVL_OK)
-        first->second = second;
-    return err;
+    if (err != KVL_OK)
+        return err;
+    assert(first->second == NULL); /* a block goes to the device once at a time */
+    first->second = second;
+    return KVL_OK;
 }
 
 /* Something is under way that may leave a slot of the host free. */

@@ -38,8 +38,7 @@
 #define KVL_ORPHAN_BUCKETS 1024u
 #define KVL_BUSY_MAX 200u /* users of one copy at once, leases aside */
 #define KVL_RETRY_NS 2000000u
-#define KVL_FAR_HOST_BLOCKS_MIN 8u /* room in the host of a device that the CPU cannot address */
-#define KVL_STUCK_NS 1000000000u   /* without a block stored: the disk does not keep up */
+#define KVL_STUCK_NS 1000000000u /* without a block stored: the disk does not keep up */
 
 struct kvl_client {
     uint32_t id; /* uses of the place << 10 | place; 0: never used */
@@ -357,7 +356,9 @@ struct kvl_slot_wish {
     uint64_t slot_bytes;
 };
 /* A free slot within the tenant's quota, at the cost of its own copies there where the quota is
- * reached, of anybody's where the tier is full. behind never loses a block's last copy.
+ * reached, of anybody's where the tier is full. Copies go first; then blocks that no disk will ever
+ * have, though it is their last copy. behind ends there; otherwise, while the disk is stuck, blocks
+ * that wait for it go too. Never a pinned one's last copy.
  * Errors: NOSPC, AGAIN (memory not touched yet). */
 KVL_MUST_CHECK kvl_err kvl_slot_reserve(
     struct kvl_store *store, const struct kvl_slot_wish *wish, bool behind, uint64_t *location);
