@@ -180,7 +180,7 @@ static kvl_err check_passes(struct kvl_store *store, const struct kvl_namespace_
         request->label, (unsigned long long)layout->payload_bytes,
         store->tiers[KVL_TIER_DEVICE].tier->ops->name,
         (unsigned long long)((least_bytes + (1u << 20) - 1) >> 20));
-    return KVL_ERR_TOOBIG;
+    return KVL_ERR_NOSPC;
 }
 
 /* Sooner than at the first block that cannot be stored. */

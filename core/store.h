@@ -107,8 +107,9 @@ bool kvl_store_client_leave(struct kvl_store *store, uint32_t client);
 
 /* ---- namespaces --------------------------------------------------------------------------- */
 
-/* Errors: INVALID, LIMIT, NOMEM, TOOBIG (blocks that the disk cannot take, or of which too few fit
- * the host to pass through it; the log and status name the smallest capacity that works). */
+/* Errors: INVALID, LIMIT, NOMEM, TOOBIG (blocks that the disk cannot take), NOSPC (too few fit the
+ * host to pass through it to the device); the log and status name the smallest capacity that works.
+ */
 KVL_MUST_CHECK kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
 /* By position; false past the last. */

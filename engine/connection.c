@@ -80,19 +80,28 @@ kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmet
     return kvl_key_of_namespace(&desc, &out->key);
 }
 
+#define LARGER(option)                                                                             \
+    "give its owner (kvloftd, or --embedded) a larger " option                                     \
+    " (its log and `kvloft status` say how large)"
+
+static kvl_err refuse_namespace(kvl_err err, struct kvl_errmsg *msg) {
+    if (err == KVL_ERR_TOOBIG)
+        return kvl_fail(msg, err,
+            "a block of this model does not fit a segment of the disk tier; " LARGER(
+                "--disk-bytes"));
+    if (err == KVL_ERR_NOSPC)
+        return kvl_fail(msg, err,
+            "too few blocks of this model fit the host tier, through which they pass to the GPU "
+            "and back; " LARGER("--host-bytes"));
+    return kvl_fail(msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));
+}
+
 /* Opens the namespace and checks that the arena can hold its blocks at all. */
 static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_errmsg *msg) {
     kvl_err err =
         kvl_client_namespace(connection->client, &connection->request, &connection->space);
-    if (err == KVL_ERR_TOOBIG)
-        return kvl_fail(msg, err,
-            "a block of this model is too large for a segment of the disk tier, or for the host "
-            "tier "
-            "beside a GPU; give its owner (kvloftd, or --embedded) larger --disk-bytes or "
-            "--host-bytes (its log and `kvloft status` say which, and how large)");
     if (err != KVL_OK)
-        return kvl_fail(
-            msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));
+        return refuse_namespace(err, msg);
     struct kvl_device_arena *arena = NULL;
     err = kvl_device_arena_open(
         connection->backend, connection->client, &connection->arena_count, &arena, msg);

@@ -64,7 +64,8 @@ KVL_MUST_CHECK kvl_err kvl_engine_namespace(const struct kvl_model *model,
     const char *arithmetic_id, enum kvl_kv_dtype kv_dtype, uint32_t block_tokens,
     struct kvl_namespace_request *out);
 
-/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block);
+/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block, or
+ * its host tier too few to pass through); TOOBIG (nor the disk tier; msg says what to enlarge);
  * UNSUPPORTED (its memory is another device's than the backend's; msg says what to do). */
 KVL_MUST_CHECK kvl_err kvl_connection_open(struct kvl_connection *connection,
     const struct kvl_connection_options *options, struct kvl_errmsg *msg);

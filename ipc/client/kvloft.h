@@ -116,6 +116,9 @@ uint8_t *kvl_client_block_writable(
 
 /* ---- blocks (the semantics of each verb: core/store.h says the same to the server) ---------- */
 
+/* TOOBIG: a block does not fit a segment of the disk tier; NOSPC: too few of them fit the host
+ * tier, through which those of a GPU pass. INVALID: the key belongs to another geometry, or tenant.
+ */
 KVL_MUST_CHECK kvl_err kvl_client_namespace(struct kvl_client *client,
     const struct kvl_namespace_request *request, struct kvl_namespace_info *out);
 /* By position; NOTFOUND past the last. */

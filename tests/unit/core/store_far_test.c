@@ -586,7 +586,7 @@ static void blocks_that_cannot_pass_through_the_host_are_refused(void **state) {
     memset(request.key.bytes, 0x33, KVL_KEY_BYTES);
     open_far(&f, (struct fixture_options){.device_blocks = 64, .host_blocks = 8});
     assert_int_equal(
-        kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &info), KVL_ERR_TOOBIG);
+        kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &info), KVL_ERR_NOSPC);
     request.block_bytes = BLOCK_BYTES;
     assert_int_equal(
         kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &info), KVL_OK);
