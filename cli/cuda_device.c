@@ -53,11 +53,11 @@ static void describe(
         snprintf(out->text, sizeof out->text, "cuda:%u %.60s: %.60s", number, info.name, text);
         return;
     }
-    out->is_good = info.maps_memory && info.exports_fds;
-    snprintf(out->text, sizeof out->text, "cuda:%u %.60s, %s, %.1f GiB free, memory %s, host %s",
-        number, info.name, driver->name, (double)bytes / (double)(1u << 30),
-        out->is_good ? "can be shared" : "cannot be shared",
-        info.pins_host ? "can be pinned" : "cannot be pinned");
+    const char *lacks = kvl_cuda_device_lacks(&info);
+    out->is_good = lacks == NULL;
+    snprintf(out->text, sizeof out->text, "cuda:%u %.50s, %.20s, %.1f GiB free, %s%s", number,
+        info.name, driver->name, (double)bytes / (double)(1u << 30),
+        lacks ? "lacks " : "can be used", lacks ? lacks : "");
 }
 
 bool kvl_cuda_device_look(uint32_t number, struct kvl_cuda_device_view *out) {

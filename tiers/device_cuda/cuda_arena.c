@@ -17,24 +17,30 @@
 kvl_err kvl_cuda_fail(const struct cuda_tier *tier, struct kvl_errmsg *msg, kvl_cuda_status status,
     const char *doing) {
     kvl_err err = tier->driver->err_from(status);
-    return kvl_fail(msg, err == KVL_ERR_CLOSED ? KVL_ERR_IO : err, "GPU %u (%s): cannot %s: %s",
-        tier->device, tier->info.name, doing, tier->driver->text(tier->driver, status));
+    const char *name = tier->info.name; /* empty until it was read */
+    return kvl_fail(msg, err == KVL_ERR_CLOSED ? KVL_ERR_IO : err, "GPU %u%s%s%s: cannot %s: %s",
+        tier->device, name[0] ? " (" : "", name, name[0] ? ")" : "", doing,
+        tier->driver->text(tier->driver, status));
 }
 
 /* ---- the GPU ------------------------------------------------------------------------------- */
 
+const char *kvl_cuda_device_lacks(const struct kvl_cuda_device_info *info) {
+    if (!info->maps_memory)
+        return "virtual memory management";
+    if (!info->exports_fds)
+        return "the export of memory as a file descriptor (in a container?)";
+    if (!info->pins_host)
+        return "pinning of host memory";
+    return info->is_addressed ? NULL : "unified addressing";
+}
+
 static kvl_err check_abilities(const struct cuda_tier *tier, struct kvl_errmsg *msg) {
-    const struct kvl_cuda_device_info *info = &tier->info;
-    const char *lacks = !info->maps_memory ? "virtual memory management"
-                        : !info->exports_fds
-                            ? "the export of memory as a file descriptor (in a container?)"
-                        : !info->pins_host    ? "pinning of host memory"
-                        : !info->is_addressed ? "unified addressing"
-                                              : NULL;
+    const char *lacks = kvl_cuda_device_lacks(&tier->info);
     if (lacks == NULL)
         return KVL_OK;
     return kvl_fail(msg, KVL_ERR_UNSUPPORTED, "GPU %u (%s) lacks %s: use --device cpu",
-        tier->device, info->name, lacks);
+        tier->device, tier->info.name, lacks);
 }
 
 static kvl_err find_device(struct cuda_tier *tier, struct kvl_errmsg *msg) {

@@ -238,10 +238,6 @@ bool kvl_cuda_tier_is_lost(const struct kvl_tier *tier) {
     return atomic_load(&cuda_tier_of(tier)->lost);
 }
 
-const char *kvl_cuda_tier_device_name(const struct kvl_tier *tier) {
-    return cuda_tier_of(tier)->info.name;
-}
-
 /* ---- life ----------------------------------------------------------------------------------- */
 
 static void tier_destroy(struct cuda_tier *tier) {

@@ -56,7 +56,9 @@ uint64_t kvl_cuda_tier_pinned_bytes(const struct kvl_tier *tier);
 
 /* True from the first sticky error of the driver on, for ever. Any thread. */
 bool kvl_cuda_tier_is_lost(const struct kvl_tier *tier);
-/* The GPU's name, for logs and status; lives as long as the tier. */
-const char *kvl_cuda_tier_device_name(const struct kvl_tier *tier);
+
+/* What this GPU cannot do and a tier needs, to be put after "lacks"; NULL: nothing, a tier can be
+ * created there. Static storage. Any thread. */
+const char *kvl_cuda_device_lacks(const struct kvl_cuda_device_info *info);
 
 #endif

@@ -604,6 +604,25 @@ static void what_cannot_be_is_refused_with_a_reason(void **state) {
     cuda_twin_destroy(twin);
 }
 
+static void what_a_gpu_lacks_is_said(void **state) {
+    (void)state;
+    const struct kvl_cuda_device_info good = {
+        .maps_memory = true, .exports_fds = true, .pins_host = true, .is_addressed = true};
+    struct kvl_cuda_device_info info = good;
+    assert_null(kvl_cuda_device_lacks(&info));
+    info.maps_memory = false;
+    assert_non_null(strstr(kvl_cuda_device_lacks(&info), "virtual memory"));
+    info = good;
+    info.exports_fds = false;
+    assert_non_null(strstr(kvl_cuda_device_lacks(&info), "file descriptor"));
+    info = good;
+    info.pins_host = false;
+    assert_non_null(strstr(kvl_cuda_device_lacks(&info), "pinning"));
+    info = good;
+    info.is_addressed = false;
+    assert_non_null(strstr(kvl_cuda_device_lacks(&info), "unified addressing"));
+}
+
 static void a_driver_that_fails_at_any_call_is_refused(void **state) {
     (void)state;
     struct cuda_twin *twin = cuda_twin_create(10 * MIB);
@@ -657,6 +676,7 @@ int main(void) {
         WITH_TIER(a_refused_copy_fails_its_blocks_alone),
         WITH_TIER(a_lost_device_ends_everything),
         WITH_TIER(so_it_is_whenever_it_is_lost),
+        cmocka_unit_test(what_a_gpu_lacks_is_said),
         cmocka_unit_test(what_cannot_be_is_refused_with_a_reason),
         cmocka_unit_test(a_driver_that_fails_at_any_call_is_refused),
         cmocka_unit_test(a_capacity_is_never_passed),
