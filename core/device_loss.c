@@ -1,17 +1,17 @@
 /* device_loss.c - a device that answers no more: its copies are gone, host and disk go on.
  *
- * Taken as lost is a device of which so many transfers in a row ended with IO. From then on nothing
- * is placed there. What only it held is gone (and counted as shed, if it was to become durable);
- * slots under a lease stay their owners' until they release them or go. */
+ * It is lost once its tier says so, with CLOSED, and not before: a transfer that ends with another
+ * error failed alone, and blocks that it was not about are as good as they were. From then on
+ * nothing is placed there. What only it held is gone (and counted as shed, if it was to become
+ * durable); slots under a lease stay their owners' until they release them or go. */
 #include "store_private.h"
 
-#define KVL_LOST_AFTER 16u /* transfers in a row */
-
-void kvl_device_answered(struct kvl_store *store, kvl_err status) {
-    if (status == KVL_ERR_IO)
-        store->device_failures++;
-    else if (status != KVL_ERR_CANCELED)
-        store->device_failures = 0;
+kvl_err kvl_device_answered(struct kvl_store *store, kvl_err status) {
+    if (status != KVL_ERR_CLOSED)
+        return status;
+    store->device_lost = true;
+    store->retry |= !store->device_forgotten;
+    return KVL_ERR_IO;
 }
 
 /* False: nothing was lost with it. */
@@ -39,9 +39,9 @@ static void tell_those_who_flush(struct kvl_store *store) {
 }
 
 void kvl_device_pump(struct kvl_store *store) {
-    if (store->device_lost || store->device_failures < KVL_LOST_AFTER)
+    if (!store->device_lost || store->device_forgotten)
         return;
-    store->device_lost = true;
+    store->device_forgotten = true;
     uint64_t lost = 0;
     uint32_t end = kvl_table_end(store->table);
     for (uint32_t block = 0; block < end; block++)

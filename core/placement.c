@@ -131,6 +131,8 @@ kvl_err kvl_slot_take(
     if (!is_within_quota(wish) || (wish->tier == KVL_TIER_DEVICE && store->device_lost))
         return KVL_ERR_NOSPC;
     kvl_err err = owner->ops->alloc(owner, wish->slot_bytes, location);
+    if (wish->tier == KVL_TIER_DEVICE && kvl_device_answered(store, err) != err)
+        return KVL_ERR_NOSPC;
     if (err == KVL_OK)
         wish->tenant->tiers[wish->tier].used_bytes += wish->slot_bytes;
     return err;
@@ -430,6 +432,8 @@ kvl_err kvl_slot_reserve(
         kvl_err err = kvl_slot_take(store, wish, location);
         if (err != KVL_ERR_NOSPC)
             return err == KVL_ERR_TOOBIG ? KVL_ERR_NOSPC : err;
+        if (wish->tier == KVL_TIER_DEVICE && store->device_lost)
+            return KVL_ERR_NOSPC; /* whatever goes */
         uint32_t victim = find_victim(store, wish->tier, payer, behind);
         if (victim == KVL_BLOCK_NONE)
             return KVL_ERR_NOSPC;

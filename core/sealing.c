@@ -67,8 +67,7 @@ static void hash_done(struct kvl_job *job) {
 
 static void on_hashed(struct kvl_io *io) {
     struct kvl_sealing *sealing = io->owner;
-    kvl_device_answered(sealing->store, io->status);
-    sealing_end(sealing, io->status);
+    sealing_end(sealing, kvl_device_answered(sealing->store, io->status));
 }
 
 /* ---- start -------------------------------------------------------------------------------- */
@@ -131,10 +130,8 @@ void kvl_sealing_pump(struct kvl_store *store) {
             return;
         }
         struct kvl_sealing *sealing = pop(store);
-        if (err != KVL_OK) {
-            kvl_device_answered(store, err);
-            sealing_end(sealing, err);
-        }
+        if (err != KVL_OK)
+            sealing_end(sealing, kvl_device_answered(store, err));
     }
 }
 

@@ -4,7 +4,7 @@
  * answers from RAM. A block is in zero or more tiers at once; it is visible only when sealed and
  * its hash taken. Sealed blocks are persisted behind (disk tier present), demoted device -> host
  * when the device runs full, dropped from host when that is full; children before parents. A device
- * that is lost (every transfer ends with IO) is told of once, in log and status; from then on it
+ * that is lost (its tier answers CLOSED) is told of once, in log and status; from then on it
  * says NOSPC, and host and disk go on.
  *
  * Tenants (tenant.h): keys are inside keys everywhere here but in sessions, whose names are

@@ -234,10 +234,10 @@ struct kvl_store {
     bool closing; /* destroy: nothing new is started */
     bool retry;   /* something waits that no fd will announce */
     bool timer_armed;
-    bool demote_rests;  /* no victim: until a block becomes one, or a transfer ends */
-    bool device_is_far; /* the CPU cannot address it */
-    bool device_lost;
-    uint32_t device_failures; /* transfers in a row that ended with IO */
+    bool demote_rests;     /* no victim: until a block becomes one, or a transfer ends */
+    bool device_is_far;    /* the CPU cannot address it */
+    bool device_lost;      /* its tier said so */
+    bool device_forgotten; /* and so are its copies */
     uint64_t epoch;
     uint64_t start_ns;
     uint32_t now_s; /* wall clock, as of the last poll */
@@ -446,8 +446,9 @@ void kvl_stage_landed(struct kvl_store *store, struct kvl_transfer *first, kvl_e
 void kvl_stage_cancel_waiting(struct kvl_store *store);
 
 /* ---- device_loss.c ------------------------------------------------------------------------ */
-/* Told of every io of the device that has ended. */
-void kvl_device_answered(struct kvl_store *store, kvl_err status);
+/* Told of every answer of the device's tier; returns what it is to whoever waits: IO for CLOSED,
+ * which to a client would mean its connection. */
+KVL_MUST_CHECK kvl_err kvl_device_answered(struct kvl_store *store, kvl_err status);
 void kvl_device_pump(struct kvl_store *store);
 
 /* ---- sealing.c ---------------------------------------------------------------------------- */

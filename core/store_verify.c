@@ -118,13 +118,15 @@ static void disk_loaded(struct kvl_io *io) {
 
 static void tier_hashed(struct kvl_io *io) {
     struct checker *checker = io->owner;
-    kvl_device_answered(checker->verify->store, io->status);
+    kvl_err status = io->status;
+    if (checker->tier == KVL_TIER_DEVICE)
+        status = kvl_device_answered(checker->verify->store, status);
     checker->hash = io->record.content_hash;
     io->record.content_hash = checker->expected;
-    if (io->status == KVL_OK)
+    if (status == KVL_OK)
         hash_done(&checker->job);
     else
-        copy_end(checker, io->status);
+        copy_end(checker, status);
 }
 
 static void io_submit(struct checker *checker) {
@@ -135,6 +137,8 @@ static void io_submit(struct checker *checker) {
     kvl_err err = tier->ops->submit(tier, &checker->io);
     checker->unsubmitted = err == KVL_ERR_AGAIN;
     store->retry |= checker->unsubmitted;
+    if (checker->tier == KVL_TIER_DEVICE)
+        err = kvl_device_answered(store, err);
     if (err != KVL_OK && err != KVL_ERR_AGAIN)
         copy_end(checker, err);
 }

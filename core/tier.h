@@ -18,7 +18,11 @@
  *   LOAD   tier at location -> buffer. frame_ready (may be NULL) reports the growing number of
  *          leading frames that are in the buffer and verified. CORRUPT when key, generation or a
  *          checksum differ; nothing of it may then be used.
- * A tier whose device is lost ends every io with IO, from then on for ever. */
+ * A tier whose device is lost ends every io with CLOSED, from then on for ever, those that were on
+ * their way included, and alloc answers CLOSED. It says so of nothing else: IO, or any other error,
+ * is that one io's alone, and the tier and all that it holds go on. An io ends only when nothing
+ * reads or writes its buffer any more; where a lost device leaves that open, the io stays in flight
+ * until drain, so that its buffer is not used again. */
 #ifndef KVL_TIER_H
 #define KVL_TIER_H
 
@@ -87,7 +91,7 @@ struct kvl_tier_ops {
     /* Frees the block at location. Not while an io of it is under way. Persistent tiers: gone for
      * ever once the next flush is done. */
     void (*discard)(struct kvl_tier *tier, const struct kvl_key *key, uint64_t location);
-    /* Memory tiers only, NULL otherwise. Errors as kvl_arena_alloc. */
+    /* Memory tiers only, NULL otherwise. Errors as kvl_arena_alloc; CLOSED of a lost device. */
     kvl_err (*alloc)(struct kvl_tier *tier, uint64_t slot_bytes, uint64_t *location);
     /* Memory tiers: host address of a location, or NULL where the CPU cannot reach it. */
     uint8_t *(*address)(struct kvl_tier *tier, uint64_t location);

@@ -79,9 +79,10 @@ static void on_frames(struct kvl_io *io, uint32_t frames) {
 
 static void on_complete(struct kvl_io *io) {
     struct kvl_transfer *transfer = io->owner;
+    kvl_err status = io->status;
     if (transfer->carrier == KVL_TIER_DEVICE)
-        kvl_device_answered(transfer->store, io->status);
-    kvl_transfer_end(transfer, io->status);
+        status = kvl_device_answered(transfer->store, status);
+    kvl_transfer_end(transfer, status);
 }
 
 static void prepare_hop(struct kvl_store *store, struct kvl_transfer *transfer) {
@@ -321,8 +322,8 @@ static void pump_tier(struct kvl_store *store, struct kvl_tier_state *state) {
             if (!submit(store, queue->first, &status))
                 return;
             struct kvl_transfer *transfer = kvl_transfer_queue_pop(queue);
-            if (status != KVL_OK && transfer->carrier == KVL_TIER_DEVICE)
-                kvl_device_answered(store, status);
+            if (transfer->carrier == KVL_TIER_DEVICE)
+                status = kvl_device_answered(store, status);
             if (status != KVL_OK)
                 kvl_transfer_end(transfer, status);
         }

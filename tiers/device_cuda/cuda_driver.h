@@ -37,7 +37,8 @@ enum kvl_cuda_direction { KVL_CUDA_TO_DEVICE, KVL_CUDA_TO_HOST };
 struct kvl_cuda_driver {
     const char *name; /* "libcuda 13.0" */
 
-    /* AGAIN: not ready yet. CLOSED: the device is lost to this process; no call works any more. */
+    /* AGAIN: not ready yet. CLOSED: an error documented as the end of the context; no call works
+     * any more. Every other is of one call only, for all that is known. */
     kvl_err (*err_from)(kvl_cuda_status status);
     /* One line, static storage. */
     const char *(*text)(const struct kvl_cuda_driver *driver, kvl_cuda_status status);
@@ -94,7 +95,7 @@ struct kvl_cuda_driver {
     /* Why copies are not as fast as they could be, or NULL; static storage. */
     const char *(*shortfall)(const struct kvl_cuda_driver *driver);
     /* Enqueues a write of *word, once everything before it is done and seen. device is the device's
-     * address of a word in pinned memory. */
+     * address of a word in pinned memory. After an error nothing is enqueued. */
     kvl_cuda_status (*write_word)(
         const struct kvl_cuda_driver *driver, void *stream, uint64_t device, uint32_t value);
 };

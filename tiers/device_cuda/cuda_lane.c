@@ -44,8 +44,8 @@ static void move_issued(struct cuda_move *move) {
 
 /* Whether it is to end before all of it was copied; sets its status. */
 static bool move_is_over(struct cuda_move *move) {
-    if (move->status == KVL_OK && atomic_load(&move->tier->lost))
-        move->status = KVL_ERR_IO;
+    if (atomic_load(&move->tier->lost))
+        move->status = KVL_ERR_CLOSED;
     if (move->status == KVL_OK && atomic_load(&move->canceled))
         move->status = KVL_ERR_CANCELED;
     return move->status != KVL_OK;
@@ -263,17 +263,36 @@ static uint32_t piece_copies(const struct cuda_piece *piece, struct kvl_cuda_cop
     return count;
 }
 
-/* An error that the device survives fails this piece alone; what was enqueued of it is waited for.
- */
+/* An error that the device survives fails this piece alone. What was enqueued of it is waited for,
+ * either way. */
 static void note_copy_error(struct cuda_piece *piece, kvl_cuda_status status) {
     struct cuda_tier *tier = piece->lane->tier;
     if (tier->driver->err_from(status) == KVL_ERR_CLOSED) {
         kvl_cuda_lose(tier, "copy", status);
+        piece->status = KVL_ERR_CLOSED;
         return;
     }
     piece->status = KVL_ERR_IO;
     KVL_WARN(tier->log, "event=copy_failed gpu=%u copies=%u why=\"%s\"", tier->device,
         piece->part_count, tier->driver->text(tier->driver, status));
+}
+
+/* Without it, the word of a later piece stands for this one too, or the stream's being idle. */
+static void write_word(struct cuda_piece *piece, struct cuda_stream *stream) {
+    struct cuda_tier *tier = piece->lane->tier;
+    piece->stream = stream;
+    piece->word = stream->issued + 1;
+    stream->word_due = true;
+    if (atomic_load(&tier->lost))
+        return;
+    const kvl_cuda_status status =
+        tier->driver->write_word(tier->driver, stream->handle, stream->word_device, piece->word);
+    if (status == KVL_CUDA_OK) {
+        stream->issued = piece->word;
+        stream->word_due = false;
+    } else if (tier->driver->err_from(status) == KVL_ERR_CLOSED) {
+        kvl_cuda_lose(tier, "write a word", status);
+    }
 }
 
 /* The copies of a piece, and its word behind them. */
@@ -282,29 +301,20 @@ void kvl_cuda_piece_enqueue(struct cuda_piece *piece) {
     struct cuda_tier *tier = lane->tier;
     struct cuda_stream *stream = &lane->streams[lane->next_stream];
     struct kvl_cuda_copy copies[KVL_CUDA_PIECE_COPIES];
+    if (atomic_load(&tier->lost)) {
+        kvl_cuda_piece_retire(piece, KVL_ERR_CLOSED);
+        return;
+    }
     const uint32_t count = piece_copies(piece, copies);
-    kvl_cuda_status status = KVL_CUDA_OK;
-    if (!atomic_load(&tier->lost))
-        status = tier->driver->copy(tier->driver, stream->handle, lane->direction, copies, count);
+    const kvl_cuda_status status =
+        tier->driver->copy(tier->driver, stream->handle, lane->direction, copies, count);
     if (status != KVL_CUDA_OK)
         note_copy_error(piece, status);
     if (tier->driver->shortfall(tier->driver) != NULL)
         kvl_log_fallback(tier->log, "%s", tier->driver->shortfall(tier->driver));
-    piece->stream = stream;
-    piece->word = stream->issued + 1;
-    if (!atomic_load(&tier->lost)) {
-        status = tier->driver->write_word(
-            tier->driver, stream->handle, stream->word_device, piece->word);
-        if (status != KVL_CUDA_OK)
-            kvl_cuda_lose(tier, "write a word", status);
-    }
-    if (atomic_load(&tier->lost)) {
-        kvl_cuda_piece_retire(piece, KVL_ERR_IO);
-        return;
-    }
+    write_word(piece, stream);
     if (lane->flying_count == 0)
-        lane->asked_ns = kvl_clock_ns();
-    stream->issued = piece->word;
+        lane->asked_ns = lane->moved_ns = kvl_clock_ns();
     lane->next_stream = (lane->next_stream + 1) % lane->stream_count;
     lane->flying[lane->flying_count++] = piece;
 }
@@ -342,33 +352,27 @@ static struct cuda_piece *flying_pop(struct cuda_lane *lane) {
     return piece;
 }
 
-/* A stream that stopped for an error writes no word. */
-static void ask_for_errors(struct cuda_lane *lane) {
-    struct cuda_tier *tier = lane->tier;
-    const uint64_t now_ns = kvl_clock_ns();
-    if (lane->flying_count == 0 || now_ns - lane->asked_ns < ASK_EVERY_NS)
-        return;
-    lane->asked_ns = now_ns;
-    for (uint32_t i = 0; i < lane->stream_count; i++) {
-        kvl_cuda_status status = tier->driver->stream_query(tier->driver, lane->streams[i].handle);
-        kvl_err err = tier->driver->err_from(status);
-        if (err != KVL_OK && err != KVL_ERR_AGAIN)
-            kvl_cuda_lose(tier, "finish copies", status);
-    }
-}
-
-bool kvl_cuda_lane_land(struct cuda_lane *lane) {
+static bool land_flying(struct cuda_lane *lane) {
     bool progress = false;
     while (kvl_cuda_lane_has_landed(lane)) {
         piece_landed(flying_pop(lane));
-        lane->asked_ns = kvl_clock_ns();
+        lane->asked_ns = lane->moved_ns = kvl_clock_ns();
         progress = true;
     }
-    ask_for_errors(lane);
-    while (lane->flying_count > 0 && atomic_load(&lane->tier->lost)) {
-        kvl_cuda_piece_retire(flying_pop(lane), KVL_ERR_IO);
-        progress = true;
-    }
+    return progress;
+}
+
+/* A stream that stopped for an error writes no word: after a while without one it is asked. */
+bool kvl_cuda_lane_land(struct cuda_lane *lane) {
+    bool progress = land_flying(lane);
+    const uint64_t now_ns = kvl_clock_ns();
+    if (lane->flying_count == 0 || now_ns - lane->asked_ns < ASK_EVERY_NS)
+        return progress;
+    lane->asked_ns = now_ns;
+    const bool is_still = kvl_cuda_lane_ask(lane, now_ns);
+    progress = land_flying(lane) || progress;
+    if (atomic_load(&lane->tier->lost))
+        progress = kvl_cuda_lane_end_lost(lane, is_still, now_ns) || progress;
     return progress;
 }
 

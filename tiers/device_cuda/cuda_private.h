@@ -4,6 +4,7 @@
  *   cuda_arena.c   the GPU's memory, streams, ring and words: made and given back
  *   cuda_thread.c  the driver thread: takes ios, watches the words, hands results back
  *   cuda_lane.c    one direction: which frame is copied next, pieces and their way
+ *   cuda_loss.c    streams that say nothing, and the end of copies on a lost device
  *   cuda_hash.c    what CPUs do with a piece: its hashes, and its way between ring and buffers
  *   cuda_pins.c    host memory that is pinned
  *
@@ -121,9 +122,10 @@ struct cuda_piece {
 
 struct cuda_stream {
     void *handle;
-    const uint32_t *word; /* written by the stream */
+    uint32_t *word; /* written by the stream */
     uint64_t word_device;
     uint32_t issued; /* words given to it, so far */
+    bool word_due;   /* the next could not be given; it stands for all pieces without one */
 };
 
 /* With several streams, pieces go to them in turns; they are taken as landed in their order all the
@@ -138,6 +140,7 @@ struct cuda_lane {
     uint32_t waiting_count; /* and those ios */
     uint64_t picks;         /* pieces filled, for fairness */
     uint64_t asked_ns;      /* when the streams were last asked for errors, or moved */
+    uint64_t moved_ns;      /* when a piece last landed, or flew as the only one */
     struct cuda_queue queues[KVL_CUDA_PRIORITIES];
     struct cuda_piece *flying[KVL_CUDA_LANE_PIECES]; /* oldest first */
     uint32_t flying_count;
@@ -189,6 +192,7 @@ struct cuda_tier {
     int event_fd; /* readable while there is news */
 
     atomic_bool lost;
+    atomic_bool draining; /* the owner waits for the end of everything */
     atomic_uint_fast64_t pinned_bytes;
 
     /* the driver thread's */
@@ -201,6 +205,9 @@ struct cuda_tier {
     struct cuda_lane lanes[KVL_CUDA_LANES];
     struct cuda_pin *pins;
     uint64_t pins_due_ns;
+    uint64_t lost_ns;      /* when it was; */
+    uint64_t lost_wait_ns; /* so long copies under way are waited for, then they stay so: */
+    bool gave_up;
 
     struct cuda_move *moves; /* KVL_CUDA_MOVES */
 };
@@ -256,8 +263,16 @@ void kvl_cuda_thread_stop(struct cuda_tier *tier);
 /* The rest on the driver thread. The owner is told how far a move is, when the outbox next goes
  * out; ended: and that this is all. */
 void kvl_cuda_tell(struct cuda_move *move, bool ended);
-/* Once: logs, and from then on every io ends with IO. */
+
+/* ---- cuda_loss.c: on the driver thread ------------------------------------------------------ */
+
+/* Once: logs, and from then on every io ends with CLOSED. */
 void kvl_cuda_lose(struct cuda_tier *tier, const char *doing, kvl_cuda_status status);
+/* Asks the streams of pieces that have not landed for a while, and writes words that could not be
+ * enqueued. True: all stand still, idle or in error for good. */
+bool kvl_cuda_lane_ask(struct cuda_lane *lane, uint64_t now_ns);
+/* Of a lost device's pieces under way, ends what may end. True: there was one. */
+bool kvl_cuda_lane_end_lost(struct cuda_lane *lane, bool is_still, uint64_t now_ns);
 
 /* ---- cuda_lane.c: on the driver thread ------------------------------------------------------ */
 

@@ -19,6 +19,7 @@
 
 #define SPIN_NS 20000u
 #define STEP_NS 20000u
+#define LOST_STEP_NS 5000000u
 #define SLACK_NS 1000u
 #define HASH_THREADS_DEFAULT_MAX 12u
 
@@ -79,15 +80,6 @@ static void send_outbox(struct cuda_tier *tier) {
         pthread_cond_signal(&tier->told);
     }
     pthread_mutex_unlock(&tier->mutex);
-}
-
-void kvl_cuda_lose(struct cuda_tier *tier, const char *doing, kvl_cuda_status status) {
-    if (atomic_exchange(&tier->lost, true))
-        return;
-    KVL_ERROR(tier->log, "event=gpu_lost gpu=%u name=\"%s\" doing=\"%s\" why=\"%s\"", tier->device,
-        tier->info.name, doing, tier->driver->text(tier->driver, status));
-    kvl_log_fallback(tier->log, "GPU %u (%s) is lost: going on without the device tier",
-        tier->device, tier->info.name);
 }
 
 /* ---- from the owner ------------------------------------------------------------------------- */
@@ -159,7 +151,7 @@ static void pause_busy(struct cuda_tier *tier, uint64_t *idle_since_ns) {
     if (*idle_since_ns == 0)
         *idle_since_ns = now_ns;
     if (now_ns - *idle_since_ns > SPIN_NS) {
-        nanosleep(&(struct timespec){.tv_nsec = STEP_NS}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = tier->gave_up ? LOST_STEP_NS : STEP_NS}, NULL);
         return;
     }
     for (int i = 0; i < 64; i++) {

@@ -10,6 +10,7 @@
 #include "cuda_private.h"
 
 #define PIN_BYTES (UINT64_C(512) << 20)
+#define LOST_WAIT_MS 10000u
 
 static struct cuda_tier *cuda_tier_of(const struct kvl_tier *tier) {
     return kvl_container_of((struct kvl_tier *)tier, struct cuda_tier, base);
@@ -165,8 +166,10 @@ static uint32_t cuda_poll(struct kvl_tier *base) {
 
 static kvl_err cuda_drain(struct kvl_tier *base) {
     struct cuda_tier *tier = cuda_tier_of(base);
+    atomic_store(&tier->draining, true);
     while (tier->stats.inflight > 0)
         handle_news(tier, take_news(tier, true));
+    atomic_store(&tier->draining, false);
     return KVL_OK;
 }
 
@@ -179,7 +182,7 @@ static void cuda_quiesce(struct kvl_tier *base) {
 static kvl_err cuda_alloc(struct kvl_tier *base, uint64_t slot_bytes, uint64_t *location) {
     struct cuda_tier *tier = cuda_tier_of(base);
     if (atomic_load(&tier->lost))
-        return KVL_ERR_NOSPC;
+        return KVL_ERR_CLOSED;
     return kvl_slabs_alloc(tier->slabs, slot_bytes, location);
 }
 
@@ -232,10 +235,6 @@ kvl_err kvl_cuda_tier_pin_host(struct kvl_tier *base, void *address, uint64_t ra
 
 uint64_t kvl_cuda_tier_pinned_bytes(const struct kvl_tier *tier) {
     return atomic_load(&cuda_tier_of(tier)->pinned_bytes);
-}
-
-bool kvl_cuda_tier_is_lost(const struct kvl_tier *tier) {
-    return atomic_load(&cuda_tier_of(tier)->lost);
 }
 
 /* ---- life ----------------------------------------------------------------------------------- */
@@ -310,6 +309,8 @@ static struct cuda_tier *tier_new(const struct kvl_cuda_tier_options *options) {
     tier->driver = options->driver;
     tier->device = options->device;
     tier->pin_bytes = options->pin_bytes ? options->pin_bytes : PIN_BYTES;
+    tier->lost_wait_ns =
+        UINT64_C(1000000) * (options->lost_wait_ms ? options->lost_wait_ms : LOST_WAIT_MS);
     tier->share_fd = tier->event_fd = -1;
     locks_init(tier);
     cuda_moves_init(&tier->free);

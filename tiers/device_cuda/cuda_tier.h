@@ -18,8 +18,12 @@
  * that waits, so that none starves; what is on its way is at most six pieces a direction. A piece
  * is a twelfth of the ring, at most 16 MiB. cancel ends what has not been copied whole yet.
  *
- * When the device is lost, every io ends with IO, those under way and all later ones, and
- * kvl_cuda_tier_is_lost says so: whoever owns the tier goes on without it. */
+ * The device is lost from the first error on that CUDA documents as the end of the context, or when
+ * copies do not land and the driver answers nothing but errors. Then every io ends with CLOSED,
+ * those that wait and all later ones at once, and alloc says CLOSED; those on their way once the
+ * GPU's copies have stopped. Where it does not say that within lost_wait_ms, ios whose buffers the
+ * copy engines reach stay in flight until drain: their memory might still be written. An error that
+ * the device survives ends with IO the ios of one piece, at most 128, and nothing else. */
 #ifndef KVL_CUDA_TIER_H
 #define KVL_CUDA_TIER_H
 
@@ -34,6 +38,7 @@ struct kvl_cuda_tier_options {
     uint64_t pin_bytes;      /* of host memory in one call, pages; 0: 512 MiB */
     uint32_t copy_streams;   /* a direction, at most 2; 0: 1 */
     uint32_t hash_threads;   /* 0: as many as keep up with a link, at most 5/8 of the CPUs */
+    uint32_t lost_wait_ms;   /* for copies of a lost device to stop; 0: 10 s */
     struct kvl_log *log;
     const struct kvl_cuda_driver *driver; /* outlives the tier; NULL: the real one */
 };
@@ -53,9 +58,6 @@ KVL_MUST_CHECK kvl_err kvl_cuda_tier_pin_host(
     struct kvl_tier *tier, void *address, uint64_t range_bytes);
 /* Bytes pinned so far. Any thread. */
 uint64_t kvl_cuda_tier_pinned_bytes(const struct kvl_tier *tier);
-
-/* True from the first sticky error of the driver on, for ever. Any thread. */
-bool kvl_cuda_tier_is_lost(const struct kvl_tier *tier);
 
 /* What this GPU cannot do and a tier needs, to be put after "lacks"; NULL: nothing, a tier can be
  * created there. Static storage. Any thread. */

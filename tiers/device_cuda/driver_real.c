@@ -82,6 +82,34 @@ struct real_driver {
 
 /* ---- statuses ------------------------------------------------------------------------------- */
 
+/* Those of which cuda.h says that further work returns the same error, that the context cannot be
+ * used or is gone, or that the driver or its server ends; and the two of hardware, after which
+ * nothing that the device holds is to be trusted. */
+static bool ends_context(kvl_cuda_status status) {
+    switch (status) {
+    case CUDA_ERROR_DEINITIALIZED:
+    case CUDA_ERROR_ECC_UNCORRECTABLE:
+    case CUDA_ERROR_NVLINK_UNCORRECTABLE:
+    case CUDA_ERROR_CONTAINED:
+    case CUDA_ERROR_ILLEGAL_ADDRESS:
+    case CUDA_ERROR_LAUNCH_TIMEOUT:
+    case CUDA_ERROR_CONTEXT_IS_DESTROYED:
+    case CUDA_ERROR_ASSERT:
+    case CUDA_ERROR_HARDWARE_STACK_ERROR:
+    case CUDA_ERROR_ILLEGAL_INSTRUCTION:
+    case CUDA_ERROR_MISALIGNED_ADDRESS:
+    case CUDA_ERROR_INVALID_ADDRESS_SPACE:
+    case CUDA_ERROR_INVALID_PC:
+    case CUDA_ERROR_LAUNCH_FAILED:
+    case CUDA_ERROR_TENSOR_MEMORY_LEAK:
+    case CUDA_ERROR_MPS_CLIENT_TERMINATED:
+    case CUDA_ERROR_EXTERNAL_DEVICE:
+        return true;
+    default:
+        return false;
+    }
+}
+
 static kvl_err cuda_err_from(kvl_cuda_status status) {
     switch (status) {
     case CUDA_SUCCESS:
@@ -106,15 +134,8 @@ static kvl_err cuda_err_from(kvl_cuda_status status) {
     case CUDA_ERROR_COMPAT_NOT_SUPPORTED_ON_DEVICE:
     case CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER:
         return KVL_ERR_VERSION;
-    case CUDA_ERROR_OPERATING_SYSTEM:
-    case CUDA_ERROR_MAP_FAILED:
-    case CUDA_ERROR_UNMAP_FAILED:
-    case CUDA_ERROR_ALREADY_MAPPED:
-    case CUDA_ERROR_NOT_MAPPED:
-    case CUDA_ERROR_NOT_FOUND:
-        return KVL_ERR_IO;
-    default: /* what is left ends the context: ECC, MMU faults, a GPU off the bus, ... */
-        return KVL_ERR_CLOSED;
+    default:
+        return ends_context(status) ? KVL_ERR_CLOSED : KVL_ERR_IO;
     }
 }
 

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "cuda_twin.h"
 #include "decorators/delay.h"
 #include "decorators/far.h"
 #include "decorators/fault.h"
@@ -649,7 +650,7 @@ static void a_device_lost_while_restoring(void **state) {
     fixture_store_chain(&f, f.a, 100000, 24);
     assert_int_equal(flush(&f), KVL_OK);
     demote(&f, 100000, 24, KVL_TIER_DISK);
-    fail_all(&f, ALL_IOS, KVL_ERR_IO);
+    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
     struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 100000, 24, blocks);
     assert_int_equal(reply.count, 24);
     assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
@@ -664,7 +665,7 @@ static void a_device_lost_while_sealing(void **state) {
     struct kvl_key keys[20];
     uint8_t found[20];
     struct kvl_log *log = open_to_lose(&f);
-    fail_all(&f, ALL_IOS, KVL_ERR_IO);
+    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
     fixture_keys(&f, 100000, 20, keys);
     for (uint32_t i = 0; i < 20; i++) {
         struct kvl_allocated block = alloc_one(&f, f.b, &keys[i], NULL);
@@ -688,13 +689,83 @@ static void a_device_lost_while_demoting(void **state) {
     fixture_store_chain(&f, f.a, 100000, 20);
     fixture_settle(&f);
     assert_int_equal(restore(&f, f.b, KVL_TIER_DEVICE, 100000, 20, blocks).count, 20);
-    fail_all(&f, ALL_IOS, KVL_ERR_IO);
+    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
     assert_int_equal(flush(&f), KVL_ERR_IO); /* copies all 20 */
     fixture_settle(&f);
     assert_int_equal(fixture_lookup(&f, 100000, 20, found), 0); /* only the device had them */
     assert_true(report_of(&f).shed_blocks > 0);
     assert_int_equal(report_of(&f).leases, 20);
     assert_goes_on_without_device(&f, log);
+}
+
+/* By one io, of which nobody is told more than that it failed. */
+static void a_device_is_lost_at_once(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_restored block;
+    struct kvl_log *log = open_to_lose(&f);
+    demote(&f, 1, 4, KVL_TIER_HOST);
+    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
+    struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 1, 1, &block);
+    assert_int_equal(reply.count, 1);
+    assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
+    fixture_settle(&f);
+    assert_goes_on_without_device(&f, log);
+}
+
+/* The same through the CUDA tier: the first io after the loss tells the store. */
+static void a_lost_gpu_is_lost_to_the_store(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key key;
+    assert_int_equal(setenv("KVL_STORE_DEVICE", "pinned", 1), 0);
+    struct kvl_log *log = open_to_lose(&f);
+    unsetenv("KVL_STORE_DEVICE");
+    fixture_keys(&f, 100000, 1, &key);
+    struct kvl_allocated block = alloc_one(&f, f.b, &key, NULL);
+    assert_int_equal(block.status, KVL_ALLOC_GRANTED);
+    cuda_twin_lose(f.twin.twin, 0);
+    assert_int_equal(fixture_seal(&f, f.b, block.lease, block.offset_bytes, 100000, 0), KVL_OK);
+    assert_int_equal(flush(&f), KVL_ERR_IO);
+    assert_goes_on_without_device(&f, log);
+}
+
+/* Nor is one of its blocks evicted for a slot that will never come. */
+static void a_device_lost_while_nothing_moves(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key key;
+    struct kvl_log *log = open_to_lose(&f);
+    fail_all(&f, KVL_FAULT_ALLOC, KVL_ERR_CLOSED);
+    const uint64_t asked = kvl_fault_tier_injected(f.device);
+    fixture_keys(&f, 100000, 1, &key);
+    assert_int_equal(alloc_one(&f, f.a, &key, NULL).status, KVL_ALLOC_NOSPC);
+    assert_int_equal(kvl_fault_tier_injected(f.device), asked + 1);
+    fixture_settle(&f);
+    assert_goes_on_without_device(&f, log);
+}
+
+/* However many: each is its own transfer's. */
+static void failed_copies_lose_no_device(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_restored blocks[24];
+    struct kvl_log *log = open_to_lose(&f);
+    fixture_store_chain(&f, f.a, 100000, 24);
+    assert_int_equal(flush(&f), KVL_OK);
+    demote(&f, 100000, 24, KVL_TIER_HOST);
+    fail_all(&f, ALL_IOS, KVL_ERR_IO);
+    struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 100000, 24, blocks);
+    assert_int_equal(reply.count, 24);
+    assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
+    release(&f, f.b, blocks, 24);
+    fixture_settle(&f);
+    assert_int_equal(device_lost_lines, 0);
+    work_again(&f);
+    assert_int_equal(fixture_check_chain(&f, f.b, 1, 4, KVL_TIER_DEVICE), 4);
+    assert_int_equal(fixture_check_chain(&f, f.b, 100000, 24, KVL_TIER_DEVICE), 24);
+    fixture_close(&f);
+    kvl_log_destroy(log);
 }
 
 int main(void) {
@@ -722,6 +793,10 @@ int main(void) {
         FAR_TEST(a_device_lost_while_restoring),
         FAR_TEST(a_device_lost_while_sealing),
         FAR_TEST(a_device_lost_while_demoting),
+        FAR_TEST(a_device_is_lost_at_once),
+        FAR_TEST(a_lost_gpu_is_lost_to_the_store),
+        FAR_TEST(a_device_lost_while_nothing_moves),
+        FAR_TEST(failed_copies_lose_no_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

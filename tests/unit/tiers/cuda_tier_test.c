@@ -37,10 +37,10 @@ struct fixture {
     struct cuda_twin *twin;
     struct kvl_tier *tier;
     struct kvl_log *log;
-    atomic_uint lost_lines, fallback_lines; /* counted on the driver thread */
-    struct kvl_layout small;                /* one frame of 8 KiB */
-    struct kvl_layout layers;               /* four frames of 256 KiB */
-    uint8_t *host;                          /* the buffers: a slot of `layers` each */
+    atomic_uint lost_lines, open_lines, fallback_lines; /* counted on the driver thread */
+    struct kvl_layout small;                            /* one frame of 8 KiB */
+    struct kvl_layout layers;                           /* four frames of 256 KiB */
+    uint8_t *host;                                      /* the buffers: a slot of `layers` each */
     uint64_t host_bytes;
     uint8_t *arena; /* the device's memory as an engine maps it */
     uint32_t completed;
@@ -53,6 +53,7 @@ static void on_line(void *arg, enum kvl_log_level level, const char *line) {
     struct fixture *fixture = arg;
     (void)level;
     fixture->lost_lines += strstr(line, "event=gpu_lost") != NULL;
+    fixture->open_lines += strstr(line, "event=gpu_copies_open") != NULL;
     fixture->fallback_lines += strstr(line, "not pinned") != NULL;
 }
 
@@ -86,6 +87,8 @@ static void layouts_init(struct fixture *fixture) {
     assert_int_equal(fixture->layers.frame_bytes, 262144);
 }
 
+static uint32_t lost_wait_ms;
+
 static int setup(void **state) {
     struct fixture *fixture = calloc(1, sizeof *fixture);
     assert_non_null(fixture);
@@ -97,6 +100,7 @@ static int setup(void **state) {
         .staging_bytes = STAGING_BYTES,
         .pin_bytes = PIN_BYTES,
         .hash_threads = 2,
+        .lost_wait_ms = lost_wait_ms,
         .log = fixture->log,
         .driver = cuda_twin_driver(fixture->twin)};
     struct kvl_errmsg msg = {""};
@@ -109,6 +113,13 @@ static int setup(void **state) {
         fixture->tier->ops->share_fd(fixture->tier), 0);
     assert_true(fixture->arena != MAP_FAILED);
     return 0;
+}
+
+static int setup_impatient(void **state) {
+    lost_wait_ms = 1;
+    int failed = setup(state);
+    lost_wait_ms = 0;
+    return failed;
 }
 
 static int teardown(void **state) {
@@ -510,7 +521,7 @@ static void a_refused_copy_fails_its_blocks_alone(void **state) {
     struct block *bad = make(fixture, 0, &fixture->small);
     cuda_twin_fail_copies(fixture->twin, 0);
     assert_int_equal(store(bad), KVL_ERR_IO);
-    assert_false(kvl_cuda_tier_is_lost(fixture->tier));
+    assert_int_equal(fixture->lost_lines, 0);
     struct block *good = make(fixture, 1, &fixture->layers);
     assert_int_equal(store(good), KVL_OK);
     for (uint32_t call = 0; call < 5; call++) { /* of a block of many pieces, each in turn */
@@ -521,9 +532,9 @@ static void a_refused_copy_fails_its_blocks_alone(void **state) {
     assert_int_equal(fixture->tier->ops->stats(fixture->tier).errors, 6);
 }
 
-static void all_end_with_io(struct fixture *fixture, uint32_t count) {
+static void all_end_with_closed(struct fixture *fixture, uint32_t count) {
     for (uint32_t i = 0; i < count; i++)
-        assert_int_equal(finish(&fixture->blocks[i]), KVL_ERR_IO);
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_ERR_CLOSED);
 }
 
 static void a_lost_device_ends_everything(void **state) {
@@ -534,13 +545,12 @@ static void a_lost_device_ends_everything(void **state) {
         submit(make(fixture, i, &fixture->layers), i % 2 ? KVL_IO_STORE : KVL_IO_LOAD,
             (enum kvl_io_priority)(i % 3));
     cuda_twin_lose(fixture->twin, 0);
-    all_end_with_io(fixture, BLOCKS);
-    assert_int_equal(finish(dummy), KVL_ERR_IO);
-    assert_true(kvl_cuda_tier_is_lost(fixture->tier));
+    all_end_with_closed(fixture, BLOCKS);
+    assert_int_equal(finish(dummy), KVL_ERR_CLOSED);
     uint64_t location;
-    assert_int_equal(fixture->tier->ops->alloc(fixture->tier, 4096, &location), KVL_ERR_NOSPC);
+    assert_int_equal(fixture->tier->ops->alloc(fixture->tier, 4096, &location), KVL_ERR_CLOSED);
     submit(dummy, KVL_IO_LOAD, KVL_IO_RESTORE); /* and so does what comes later */
-    assert_int_equal(finish(dummy), KVL_ERR_IO);
+    assert_int_equal(finish(dummy), KVL_ERR_CLOSED);
     assert_int_equal(fixture->lost_lines, 1);
 }
 
@@ -558,15 +568,81 @@ static void so_it_is_whenever_it_is_lost(void **state) {
         for (uint32_t i = 0; i < 8; i++) {
             struct block *block = &fixture->blocks[i];
             kvl_err err = finish(block);
-            assert_true(err == KVL_OK || err == KVL_ERR_IO);
+            assert_true(err == KVL_OK || err == KVL_ERR_CLOSED);
             if (err == KVL_OK) /* it was there before */
                 assert_memory_equal(fixture->arena + block->io.location, block->io.buffer,
                     fixture->layers.payload_bytes);
         }
-        assert_true(kvl_cuda_tier_is_lost(fixture->tier));
+        assert_int_equal(fixture->lost_lines, 1);
         teardown(state);
         setup(state);
     }
+}
+
+/* Its pieces land by the words of later ones, or when the stream is idle. */
+static void words_that_are_refused_lose_nothing(void **state) {
+    struct fixture *fixture = *state;
+    struct block *block = make(fixture, 0, &fixture->layers);
+    cuda_twin_refuse_words(fixture->twin, true);
+    assert_int_equal(store(block), KVL_OK);
+    assert_int_equal(load(block), KVL_OK);
+    submit(block, KVL_IO_HASH, KVL_IO_RESTORE);
+    cuda_twin_refuse_words(fixture->twin, false);
+    assert_int_equal(finish(block), KVL_OK);
+    assert_int_equal(load(block), KVL_OK);
+    assert_int_equal(fixture->lost_lines, 0);
+}
+
+/* Loses the device with the copies of block 0 to its buffer under way, which go on. */
+static struct block *lose_in_flight(struct fixture *fixture) {
+    struct block *flying = make(fixture, 0, &fixture->small);
+    struct block *other = make(fixture, 1, &fixture->small);
+    assert_int_equal(store(flying), KVL_OK);
+    memset(flying->io.buffer, 0xEE, flying->io.layout->payload_bytes);
+    cuda_twin_hold(fixture->twin, true);
+    const uint32_t before = cuda_twin_calls(fixture->twin);
+    submit(flying, KVL_IO_LOAD, KVL_IO_RESTORE);
+    wait_for_calls(fixture, before + 1);
+    cuda_twin_lose_calls(fixture->twin);
+    submit(other, KVL_IO_STORE, KVL_IO_RESTORE);
+    assert_int_equal(finish(other), KVL_ERR_CLOSED);
+    assert_int_equal(fixture->lost_lines, 1);
+    return flying;
+}
+
+static void a_copy_under_way_ends_when_it_has_stopped(void **state) {
+    struct fixture *fixture = *state;
+    pin_host(fixture);
+    struct block *flying = lose_in_flight(fixture);
+    poll_once(fixture, 50); /* its stream was asked meanwhile */
+    assert_int_equal(flying->completions, 0);
+    cuda_twin_hold(fixture->twin, false);
+    const kvl_err err = finish(flying);
+    assert_true(err == KVL_OK || err == KVL_ERR_CLOSED);
+    fill(fixture->host + 2 * fixture->layers.slot_bytes, 8192, 0);
+    assert_memory_equal(
+        flying->io.buffer, fixture->host + 2 * fixture->layers.slot_bytes, 8192); /* it was made */
+}
+
+static void one_that_does_not_stop_keeps_its_buffer_until_drain(void **state) {
+    struct fixture *fixture = *state;
+    pin_host(fixture);
+    struct block *flying = lose_in_flight(fixture);
+    for (int i = 0; i < 3000 && fixture->open_lines == 0; i++)
+        sleep_ms(1);
+    poll_once(fixture, 50);
+    assert_int_equal(flying->completions, 0);
+    assert_int_equal(fixture->tier->ops->drain(fixture->tier), KVL_OK);
+    assert_int_equal(flying->completions, 1);
+    assert_int_equal(flying->io.status, KVL_ERR_CLOSED);
+    assert_int_equal(fixture->open_lines, 1);
+}
+
+static void one_by_the_ring_ends_all_the_same(void **state) {
+    struct fixture *fixture = *state;
+    struct block *flying = lose_in_flight(fixture);
+    assert_int_equal(finish(flying), KVL_ERR_CLOSED);
+    assert_int_equal(fixture->open_lines, 0);
 }
 
 /* ---- start ---------------------------------------------------------------------------------- */
@@ -626,9 +702,11 @@ static void what_a_gpu_lacks_is_said(void **state) {
 static void a_driver_that_fails_at_any_call_is_refused(void **state) {
     (void)state;
     struct cuda_twin *twin = cuda_twin_create(10 * MIB);
-    cuda_twin_lose(twin, 0);
     const struct kvl_cuda_tier_options options = {.capacity_bytes = 4 * MIB};
-    check_refused(twin, options, KVL_ERR_IO, "cannot");
+    cuda_twin_lose_calls(twin);
+    check_refused(twin, options, KVL_ERR_IO, "GPU 0 (twin): cannot ask for");
+    cuda_twin_lose(twin, 0);
+    check_refused(twin, options, KVL_ERR_IO, "GPU 0: cannot count GPUs");
     cuda_twin_destroy(twin);
 }
 
@@ -656,6 +734,7 @@ static void a_capacity_is_never_passed(void **state) {
 
 int main(void) {
 #define WITH_TIER(test) cmocka_unit_test_setup_teardown(test, setup, teardown)
+#define IMPATIENT(test) cmocka_unit_test_setup_teardown(test, setup_impatient, teardown)
     const struct CMUnitTest tests[] = {
         WITH_TIER(a_chains_layers_go_one_after_another),
         WITH_TIER(so_they_do_from_pinned_memory),
@@ -676,6 +755,10 @@ int main(void) {
         WITH_TIER(a_refused_copy_fails_its_blocks_alone),
         WITH_TIER(a_lost_device_ends_everything),
         WITH_TIER(so_it_is_whenever_it_is_lost),
+        WITH_TIER(words_that_are_refused_lose_nothing),
+        WITH_TIER(a_copy_under_way_ends_when_it_has_stopped),
+        IMPATIENT(one_that_does_not_stop_keeps_its_buffer_until_drain),
+        IMPATIENT(one_by_the_ring_ends_all_the_same),
         cmocka_unit_test(what_a_gpu_lacks_is_said),
         cmocka_unit_test(what_cannot_be_is_refused_with_a_reason),
         cmocka_unit_test(a_driver_that_fails_at_any_call_is_refused),

@@ -33,7 +33,7 @@ int cuda_twin_enter_call(struct cuda_twin *twin) {
     cuda_twin_lock(twin);
     if (contexts_entered == 0)
         cuda_twin_violated(twin, "a call outside the context");
-    return twin->lost ? TWIN_LOST : TWIN_OK;
+    return twin->lost || twin->lost_calls ? TWIN_LOST : TWIN_OK;
 }
 
 int cuda_twin_leave_call(struct cuda_twin *twin, int status) {
@@ -108,9 +108,12 @@ static const char *twin_text(const struct kvl_cuda_driver *driver, kvl_cuda_stat
 }
 
 static kvl_cuda_status device_count(const struct kvl_cuda_driver *driver, uint32_t *count) {
-    (void)driver;
+    struct cuda_twin *twin = cuda_twin_of(driver);
+    cuda_twin_lock(twin);
+    const int status = twin->lost ? TWIN_LOST : TWIN_OK;
+    cuda_twin_unlock(twin);
     *count = 1;
-    return TWIN_OK;
+    return status;
 }
 
 static kvl_cuda_status device_info(
@@ -398,6 +401,18 @@ void cuda_twin_lose(struct cuda_twin *twin, uint32_t calls) {
     twin->lose_in = calls;
     twin->lost = calls == 0;
     pthread_cond_broadcast(&twin->changed);
+    cuda_twin_unlock(twin);
+}
+
+void cuda_twin_lose_calls(struct cuda_twin *twin) {
+    cuda_twin_lock(twin);
+    twin->lost_calls = true;
+    cuda_twin_unlock(twin);
+}
+
+void cuda_twin_refuse_words(struct cuda_twin *twin, bool refuse) {
+    cuda_twin_lock(twin);
+    twin->refuse_words = refuse;
     cuda_twin_unlock(twin);
 }
 

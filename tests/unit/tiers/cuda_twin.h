@@ -38,6 +38,10 @@ void cuda_twin_set_delay(struct cuda_twin *twin, uint64_t delay_ns);
 void cuda_twin_fail_copies(struct cuda_twin *twin, uint32_t calls);
 /* After `calls` more calls of copies were made, the device is lost; 0: now. */
 void cuda_twin_lose(struct cuda_twin *twin, uint32_t calls);
+/* It is lost to the caller at once, but not to its streams, which go on with what they have. */
+void cuda_twin_lose_calls(struct cuda_twin *twin);
+/* Writes of words are refused, with an error that the device survives. */
+void cuda_twin_refuse_words(struct cuda_twin *twin, bool refuse);
 void cuda_twin_refuse_pins(struct cuda_twin *twin, bool refuse);
 /* The device cannot export its memory. */
 void cuda_twin_refuse_export(struct cuda_twin *twin, bool refuse);

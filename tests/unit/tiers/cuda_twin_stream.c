@@ -119,7 +119,7 @@ void cuda_twin_stream_destroy(const struct kvl_cuda_driver *driver, void *handle
     struct cuda_twin *twin = cuda_twin_of(driver);
     struct stream *stream = handle;
     cuda_twin_enter_call(twin);
-    if (stream->head != NULL && !twin->lost)
+    if (stream->head != NULL && !twin->lost && !twin->lost_calls)
         cuda_twin_violated(twin, "a stream was destroyed that had work");
     stream->stopping = true;
     twin->streams--;
@@ -138,7 +138,7 @@ kvl_cuda_status cuda_twin_stream_query(const struct kvl_cuda_driver *driver, voi
     struct cuda_twin *twin = cuda_twin_of(driver);
     const struct stream *stream = handle;
     int status = cuda_twin_enter_call(twin);
-    if (status == TWIN_OK && stream->head != NULL)
+    if (stream->running || (stream->head != NULL && !twin->lost))
         status = TWIN_NOT_READY;
     return cuda_twin_leave_call(twin, status);
 }
@@ -199,6 +199,8 @@ kvl_cuda_status cuda_twin_write_word(
     const struct kvl_cuda_driver *driver, void *stream, uint64_t device, uint32_t value) {
     struct cuda_twin *twin = cuda_twin_of(driver);
     int status = cuda_twin_enter_call(twin);
+    if (status == TWIN_OK && twin->refuse_words)
+        status = TWIN_NOMEM;
     if (status == TWIN_OK &&
         cuda_twin_range_of(twin, false, (uintptr_t)device, sizeof value) == NULL) {
         cuda_twin_violated(twin, "a word outside pinned memory");
