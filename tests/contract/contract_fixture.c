@@ -151,7 +151,8 @@ struct test_block *block_make(
     assert_true(number < BLOCKS_MAX);
     struct test_block *block = &fixture->blocks[number];
     free(block->io.buffer);
-    *block = (struct test_block){.fixture = fixture, .layout = layout, .number = number};
+    *block = (struct test_block){.fixture = fixture, .own_layout = *layout, .number = number};
+    block->layout = layout = &block->own_layout;
     struct kvl_io *io = &block->io;
     io->buffer = aligned_alloc(KVL_PAGE_BYTES, layout->slot_bytes);
     assert_non_null(io->buffer);

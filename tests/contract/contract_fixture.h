@@ -32,6 +32,7 @@ struct contract_fixture {
 struct test_block {
     struct kvl_io io;
     struct contract_fixture *fixture;
+    struct kvl_layout own_layout; /* a test that fails leaves ios behind, and its own is gone */
     const struct kvl_layout *layout;
     uint32_t number;
     uint32_t submits, completions;

@@ -24,7 +24,7 @@ static kvl_err make(const struct kvl_tier_contract *contract, struct kvl_tier **
     const struct kvl_cuda_tier_options options = {.capacity_bytes = contract->capacity_bytes,
         .staging_bytes = running->staging_bytes,
         .copy_streams = running->copy_streams,
-        .hash_threads = 2,
+        .hash_threads = running->hash_threads,
         .driver = running->driver};
     struct kvl_errmsg msg = {""};
     kvl_err err = kvl_cuda_tier_create(&options, out, &msg);

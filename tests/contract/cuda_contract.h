@@ -8,7 +8,7 @@
 struct cuda_contract_options {
     const struct kvl_cuda_driver *driver;
     uint64_t staging_bytes;
-    uint32_t copy_streams;
+    uint32_t copy_streams, hash_threads;
     uint64_t order_block_bytes; /* so large that 301 of them take longer than being asked for */
     uint32_t schedules;         /* random ones */
     uint64_t seed;              /* 0: KVL_SEED from the environment, otherwise by the clock */

@@ -68,17 +68,14 @@ static void done(struct kvl_job *base) {
         kvl_cuda_piece_retire(piece, KVL_OK);
 }
 
-static void start(
-    struct cuda_piece *piece, struct kvl_workers *workers, uint32_t runners, bool urgent) {
+/* In the order of pieces: which io goes before which was decided when they were copied. Were jobs
+ * of RESTORE to overtake others here, a stream of them that CPUs are the bottleneck of would starve
+ * a piece of BEHIND that was copied long ago. */
+static void start(struct cuda_piece *piece, struct kvl_workers *workers, uint32_t runners) {
     atomic_store(&piece->next_part, 0);
     piece->runners_out = runners;
     for (uint32_t i = 0; i < runners; i++)
-        kvl_workers_submit(workers, &piece->runners[i].job, urgent);
-}
-
-/* The ring worker keeps the order of pieces, so none is urgent there. */
-static void start_in_order(struct cuda_piece *piece) {
-    start(piece, piece->lane->tier->ring_worker, 1, false);
+        kvl_workers_submit(workers, &piece->runners[i].job, false);
 }
 
 static uint32_t runners_for(const struct cuda_piece *piece) {
@@ -90,15 +87,15 @@ static uint32_t runners_for(const struct cuda_piece *piece) {
 }
 
 void kvl_cuda_piece_gather(struct cuda_piece *piece) {
-    start_in_order(piece);
+    start(piece, piece->lane->tier->ring_worker, 1);
 }
 
 void kvl_cuda_piece_finish(struct cuda_piece *piece) {
-    const bool urgent = piece->parts[0].move->io->priority == KVL_IO_RESTORE;
+    const struct cuda_tier *tier = piece->lane->tier;
     if (piece->cut && !piece->direct)
-        start_in_order(piece);
+        start(piece, tier->ring_worker, 1);
     else
-        start(piece, piece->lane->tier->hash_workers, runners_for(piece), urgent);
+        start(piece, tier->hash_workers, runners_for(piece));
 }
 
 void kvl_cuda_piece_init(struct cuda_lane *lane, struct cuda_piece *piece) {

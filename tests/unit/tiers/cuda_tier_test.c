@@ -23,6 +23,7 @@
 #define PIN_BYTES (MIB + 12288) /* ends in the midst of blocks, and of frames */
 #define BLOCKS_MAX 64u
 #define COPIES_MAX 4096u
+#define LARGE_BYTES (8 * MIB)
 
 struct block {
     struct kvl_io io;
@@ -88,6 +89,21 @@ static void layouts_init(struct fixture *fixture) {
 }
 
 static uint32_t lost_wait_ms;
+static void make_tier(struct fixture *fixture, uint64_t staging_bytes, uint32_t hash_threads) {
+    const struct kvl_cuda_tier_options options = {.capacity_bytes = 72 * MIB,
+        .staging_bytes = staging_bytes,
+        .pin_bytes = PIN_BYTES,
+        .hash_threads = hash_threads,
+        .lost_wait_ms = lost_wait_ms,
+        .log = fixture->log,
+        .driver = cuda_twin_driver(fixture->twin)};
+    struct kvl_errmsg msg = {""};
+    if (kvl_cuda_tier_create(&options, &fixture->tier, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    fixture->arena = mmap(NULL, 72 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED,
+        fixture->tier->ops->share_fd(fixture->tier), 0);
+    assert_true(fixture->arena != MAP_FAILED);
+}
 
 static int setup(void **state) {
     struct fixture *fixture = calloc(1, sizeof *fixture);
@@ -96,22 +112,11 @@ static int setup(void **state) {
     layouts_init(fixture);
     fixture->twin = cuda_twin_create(80 * MIB);
     fixture->log = kvl_log_create(KVL_LOG_INFO, on_line, fixture);
-    const struct kvl_cuda_tier_options options = {.capacity_bytes = 72 * MIB,
-        .staging_bytes = STAGING_BYTES,
-        .pin_bytes = PIN_BYTES,
-        .hash_threads = 2,
-        .lost_wait_ms = lost_wait_ms,
-        .log = fixture->log,
-        .driver = cuda_twin_driver(fixture->twin)};
-    struct kvl_errmsg msg = {""};
-    assert_int_equal(kvl_cuda_tier_create(&options, &fixture->tier, &msg), KVL_OK);
+    make_tier(fixture, STAGING_BYTES, 2);
     fixture->host_bytes = BLOCKS_MAX * fixture->layers.slot_bytes;
     fixture->host =
         mmap(NULL, fixture->host_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     assert_true(fixture->host != MAP_FAILED);
-    fixture->arena = mmap(NULL, 72 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED,
-        fixture->tier->ops->share_fd(fixture->tier), 0);
-    assert_true(fixture->arena != MAP_FAILED);
     return 0;
 }
 
@@ -320,6 +325,42 @@ static void what_is_urgent_overtakes_all_but_what_is_on_its_way(void **state) {
         assert_true(copies[c].call <= first + PIECES);
     }
     assert_int_equal(found, 1);
+}
+
+/* RESTORE keeps coming, and CPUs are slower than the link, so that pieces wait for them: the one of
+ * BEHIND that was copied early is hashed all the same. */
+static void what_was_copied_is_not_starved_of_a_cpu(void **state) {
+    struct fixture *fixture = *state;
+    enum { BLOCKS = 30, BEHIND = 2, ENOUGH = 300 };
+    fixture->tier->ops->deinit(fixture->tier);
+    munmap(fixture->arena, 72 * MIB);
+    make_tier(fixture, 12 * LARGE_BYTES, 1); /* a block is a piece */
+    static struct kvl_layout large;          /* outlives a test that fails */
+    assert_int_equal(kvl_layout_of_bytes(LARGE_BYTES, &large), KVL_OK);
+    assert_int_equal(store(make(fixture, 0, &large)), KVL_OK);
+    for (uint32_t i = 1; i < BLOCKS; i++) { /* all of one slot, which they only read */
+        fixture->blocks[i] = fixture->blocks[0];
+        fixture->blocks[i].io.owner = &fixture->blocks[i];
+    }
+    struct block *behind = &fixture->blocks[BEHIND];
+    const uint32_t before = cuda_twin_calls(fixture->twin);
+    cuda_twin_hold(fixture->twin, true);
+    for (uint32_t i = 0; i < BLOCKS; i++) {
+        submit(&fixture->blocks[i], KVL_IO_HASH, i == BEHIND ? KVL_IO_BEHIND : KVL_IO_RESTORE);
+        wait_for_calls(fixture, before + (i < PIECES ? i + 1 : PIECES));
+    }
+    fixture->completed = 0;
+    cuda_twin_skip_copies(fixture->twin, true);
+    cuda_twin_hold(fixture->twin, false);
+    while (fixture->completed < ENOUGH && behind->completions == 0) {
+        poll_once(fixture, 10);
+        for (uint32_t i = 0; i < BLOCKS; i++)
+            if (i != BEHIND && fixture->blocks[i].completions > 0)
+                submit(&fixture->blocks[i], KVL_IO_HASH, KVL_IO_RESTORE);
+    }
+    assert_int_equal(behind->completions, 1);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
 }
 
 /* The stream has work with two pieces, so the others become one. */
@@ -741,6 +782,7 @@ int main(void) {
         WITH_TIER(what_is_told_is_there),
         WITH_TIER(nothing_ends_before_its_bytes_are_there),
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
+        WITH_TIER(what_was_copied_is_not_starved_of_a_cpu),
         WITH_TIER(what_trickles_in_waits_for_company),
         WITH_TIER(one_wrong_bit_in_any_frame_is_found),
         WITH_TIER(so_it_is_in_pinned_memory),

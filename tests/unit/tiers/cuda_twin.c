@@ -384,6 +384,12 @@ void cuda_twin_hold(struct cuda_twin *twin, bool hold) {
     cuda_twin_unlock(twin);
 }
 
+void cuda_twin_skip_copies(struct cuda_twin *twin, bool skip) {
+    cuda_twin_lock(twin);
+    twin->skip = skip;
+    cuda_twin_unlock(twin);
+}
+
 void cuda_twin_set_delay(struct cuda_twin *twin, uint64_t delay_ns) {
     cuda_twin_lock(twin);
     twin->delay_ns = delay_ns;

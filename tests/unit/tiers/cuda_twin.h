@@ -34,6 +34,8 @@ const struct kvl_cuda_driver *cuda_twin_driver(const struct cuda_twin *twin);
 void cuda_twin_hold(struct cuda_twin *twin, bool hold);
 /* Every call's copies take so much longer. */
 void cuda_twin_set_delay(struct cuda_twin *twin, uint64_t delay_ns);
+/* Copies take no time, and move nothing: a link that is faster than any CPU. */
+void cuda_twin_skip_copies(struct cuda_twin *twin, bool skip);
 /* The call of copies after `calls` more is refused, with an error that the device survives. */
 void cuda_twin_fail_copies(struct cuda_twin *twin, uint32_t calls);
 /* After `calls` more calls of copies were made, the device is lost; 0: now. */

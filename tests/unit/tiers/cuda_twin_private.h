@@ -42,7 +42,7 @@ struct cuda_twin {
     pthread_cond_t changed;
     uint64_t memory_bytes, used_bytes;
     uint64_t delay_ns;
-    bool hold, lost, lost_calls, refuse_words, refuse_pins, refuse_export;
+    bool hold, skip, lost, lost_calls, refuse_words, refuse_pins, refuse_export;
     uint32_t calls, fail_in, lose_in; /* UINT32_MAX: never */
     uint32_t contexts, streams;
     struct memory memories[MEMORIES_MAX];

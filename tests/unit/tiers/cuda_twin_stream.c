@@ -64,8 +64,10 @@ static void run_operation(struct cuda_twin *twin, const struct operation *operat
     }
     twin->lose_in -= twin->lose_in != UINT32_MAX;
     const uint64_t delay_ns = twin->delay_ns;
+    const bool skip = twin->skip;
     cuda_twin_unlock(twin);
-    make_copies(operation, delay_ns);
+    if (!skip)
+        make_copies(operation, delay_ns);
     cuda_twin_lock(twin);
     for (uint32_t i = 0; i < operation->count; i++)
         log_copy(twin, operation, &operation->copies[i]);
