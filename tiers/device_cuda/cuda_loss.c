@@ -64,7 +64,7 @@ bool kvl_cuda_lane_end_lost(struct cuda_lane *lane, bool is_still, uint64_t now_
         return end_flying(lane, true);
     if (now_ns - tier->lost_ns < tier->lost_wait_ns)
         return false;
-    const bool progress = end_flying(lane, false);
+    const bool progress = end_flying(lane, atomic_load(&tier->draining));
     if (lane->flying_count > 0 && !tier->gave_up) {
         tier->gave_up = true;
         KVL_WARN(tier->log,
