@@ -61,7 +61,9 @@ kvl_err kvl_address_check_directory(const struct kvl_address *address, struct kv
             address->directory);
     if (info.st_mode & 077)
         return kvl_fail(msg, KVL_ERR_PERM,
-            "%s: open to other users; chmod 700 it, or use another address", address->directory);
+            "%s: open to other users; give the socket a folder of its own with mode 0700, for "
+            "example ipc:///tmp/kvloft-%u/kvloft.sock",
+            address->directory, (unsigned)geteuid());
     return KVL_OK;
 }
 
