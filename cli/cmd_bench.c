@@ -27,10 +27,16 @@ static int list_benchmarks(const char *folder) {
     struct dirent *entry;
     if (!dir)
         return cli_error("cannot read %s: %m", folder);
-    fputs("kvloft: bench takes one NAME of:", stderr);
+    uint32_t count = 0;
     while ((entry = readdir(dir)))
         if (strncmp(entry->d_name, BENCH_PREFIX, strlen(BENCH_PREFIX)) == 0)
-            fprintf(stderr, " %s", entry->d_name + strlen(BENCH_PREFIX));
+            fprintf(stderr, "%s%s", count++ == 0 ? "kvloft: bench takes one NAME of: " : " ",
+                entry->d_name + strlen(BENCH_PREFIX));
+    if (count == 0)
+        fprintf(stderr,
+            "kvloft: no benchmark stands in %s: they are not installed, run the build's own "
+            "kvloft (build/release/bin)",
+            folder);
     fputc('\n', stderr);
     closedir(dir);
     return CLI_USAGE;

@@ -160,13 +160,17 @@ static kvl_err open_embedded(struct decode_engine *engine, struct kvl_errmsg *ms
                : err;
 }
 
-/* Nobody at the default address: without a session the engine's own cache does. */
+/* Nobody at the default address, or one that does not answer: without a session the engine's own
+ * cache does. */
 static kvl_err open_default(struct decode_engine *engine, struct kvl_errmsg *msg) {
     kvl_err err = open_connection(engine, NULL, -1, msg);
-    if (err != KVL_ERR_NOTFOUND)
+    if (err != KVL_ERR_NOTFOUND && err != KVL_ERR_TIMEOUT)
         return err;
-    if (engine->options->session == NULL)
+    if (engine->options->session == NULL) {
+        if (err == KVL_ERR_TIMEOUT)
+            show_notice(engine, "the kvloft daemon does not answer; going on without it");
         return KVL_OK;
+    }
     return kvl_fail(msg, err,
         "no daemon answers at the default address, and --session needs one: start kvloftd, or "
         "give --connect ADDR or --embedded DIR");
