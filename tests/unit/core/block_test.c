@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include <cmocka.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
 
 static void frames_cover_the_payload_in_whole_layers(void **state) {
     (void)state;
@@ -86,12 +88,30 @@ static void the_hash_sees_every_byte_and_its_place(void **state) {
     free(payload);
 }
 
+/* Hashes stand on disk: whatever vectors the CPU has, they are those of plain XXH3-64. */
+static void the_hash_is_the_same_on_every_cpu(void **state) {
+    (void)state;
+    enum { BYTES = 4200 };
+    uint8_t *bytes = malloc(BYTES + 64 + (1u << 20));
+    assert_non_null(bytes);
+    for (uint32_t i = 0; i < BYTES + 64 + (1u << 20); i++)
+        bytes[i] = (uint8_t)(i * 2654435761u >> 23);
+    for (uint32_t count = 0; count <= BYTES; count++) {
+        const uint8_t *at = bytes + count % 61;
+        assert_true(kvl_bytes_hash(at, count) == XXH3_64bits(at, count));
+    }
+    for (uint32_t i = 0; i < 64; i += 7)
+        assert_true(kvl_bytes_hash(bytes + i, 1u << 20) == XXH3_64bits(bytes + i, 1u << 20));
+    free(bytes);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(frames_cover_the_payload_in_whole_layers),
         cmocka_unit_test(the_demo_model_has_five_frames_of_six_layers),
         cmocka_unit_test(absurd_sizes_are_refused),
         cmocka_unit_test(the_hash_sees_every_byte_and_its_place),
+        cmocka_unit_test(the_hash_is_the_same_on_every_cpu),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
