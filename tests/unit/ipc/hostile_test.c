@@ -404,7 +404,7 @@ static void test_directories_open_to_others_are_refused(void **state) {
     assert_int_equal(chmod(open.directory, 0755), 0);
     assert_false(daemon_start(&open));
     assert_non_null(strstr(open.output, "PERM"));
-    assert_non_null(strstr(open.output, "chmod 700"));
+    assert_non_null(strstr(open.output, "mode 0700"));
     struct kvl_client_options options = {.address = open.address};
     assert_int_equal(kvl_client_open(&options, &client, &msg), KVL_ERR_PERM);
     daemon_remove(&open);
