@@ -50,9 +50,16 @@ static kvl_err demote_to_host(struct kvl_store *store, uint32_t block) {
     return KVL_OK;
 }
 
+/* The slot in the host is being filled, from disk perhaps: a second copy into it would race with
+ * that one, and when it has come the device's copy may just go. */
+static bool arrives_in_host(const struct kvl_entry *entry) {
+    return (entry->flags & (KVL_ENTRY_ARRIVING << KVL_TIER_HOST)) != 0;
+}
+
 static bool may_leave_device(void *arg, uint32_t block) {
     struct kvl_store *store = arg;
-    return kvl_entry_may_leave(kvl_table_at(store->table, block), KVL_TIER_DEVICE);
+    const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    return kvl_entry_may_leave(entry, KVL_TIER_DEVICE) && !arrives_in_host(entry);
 }
 
 static void make_room_ahead(struct kvl_store *store, struct kvl_tenant *tenant) {
@@ -125,7 +132,7 @@ static bool item_to_host(
         return false;
     if (item->copying || kvl_entry_is_in(entry, KVL_TIER_HOST))
         return leave_tier(store, demote, item->block, KVL_TIER_DEVICE);
-    if (store->demoting >= KVL_DEMOTIONS_MAX)
+    if (store->demoting >= KVL_DEMOTIONS_MAX || arrives_in_host(entry))
         return false;
     kvl_err err = demote_to_host(store, item->block);
     item->copying = err == KVL_OK;
