@@ -50,16 +50,13 @@ static kvl_err demote_to_host(struct kvl_store *store, uint32_t block) {
     return KVL_OK;
 }
 
-/* The slot in the host is being filled, from disk perhaps: a second copy into it would race with
- * that one, and when it has come the device's copy may just go. */
-static bool arrives_in_host(const struct kvl_entry *entry) {
-    return (entry->flags & (KVL_ENTRY_ARRIVING << KVL_TIER_HOST)) != 0;
-}
-
+/* Not while its slot in the host is being filled, from disk perhaps: when that has come, the
+ * device's copy may just go. */
 static bool may_leave_device(void *arg, uint32_t block) {
     struct kvl_store *store = arg;
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
-    return kvl_entry_may_leave(entry, KVL_TIER_DEVICE) && !arrives_in_host(entry);
+    return kvl_entry_may_leave(entry, KVL_TIER_DEVICE) &&
+           kvl_transfer_arriving(store, block, KVL_TIER_HOST) == NULL;
 }
 
 static void make_room_ahead(struct kvl_store *store, struct kvl_tenant *tenant) {
@@ -132,7 +129,8 @@ static bool item_to_host(
         return false;
     if (item->copying || kvl_entry_is_in(entry, KVL_TIER_HOST))
         return leave_tier(store, demote, item->block, KVL_TIER_DEVICE);
-    if (store->demoting >= KVL_DEMOTIONS_MAX || arrives_in_host(entry))
+    if (store->demoting >= KVL_DEMOTIONS_MAX ||
+        kvl_transfer_arriving(store, item->block, KVL_TIER_HOST) != NULL)
         return false;
     kvl_err err = demote_to_host(store, item->block);
     item->copying = err == KVL_OK;

@@ -30,7 +30,6 @@ enum kvl_entry_flag {
     KVL_ENTRY_STORE_FAILED = 1 << 6, /* disk refused it: memory only */
     KVL_ENTRY_OVER_QUOTA = 1 << 7,   /* its tenant's disk quota has no room: memory only */
     KVL_ENTRY_SLOT = 1 << 8,         /* << tier: slot_page[tier] is taken (8, 9) */
-    KVL_ENTRY_ARRIVING = 1 << 10,    /* << tier: a transfer fills that slot (10, 11) */
     KVL_ENTRY_LISTED = 1 << 12,      /* << tier: the tier's policy knows it (12, 13) */
 };
 

@@ -153,7 +153,6 @@ struct kvl_transfer *kvl_transfer_start(
         struct kvl_transfer **bucket = bucket_of(store, block, to);
         transfer->next_arriving = *bucket;
         *bucket = transfer;
-        entry->flags |= (uint16_t)(KVL_ENTRY_ARRIVING << to);
     }
     transfer_link(store, transfer);
     if (transfer->from == KVL_TIER_DISK && to == KVL_TIER_DEVICE && store->device_is_far)
@@ -214,7 +213,6 @@ static void land(struct kvl_store *store, struct kvl_transfer *transfer, kvl_err
     if (!kvl_entry_is(store, block, transfer->io.record.generation))
         return;
     struct kvl_entry *entry = kvl_table_at(store->table, block);
-    entry->flags &= (uint16_t) ~(KVL_ENTRY_ARRIVING << transfer->to);
     if (status != KVL_OK) {
         if (!transfer->uncounted)
             source_failed(store, transfer, status);
