@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "cuda_device.h"
 #include "size.h"
 
 static const char usage_text[] =
@@ -233,12 +234,11 @@ static bool parse_kv_dtype(struct parse *parse, const char *text) {
 /* An embedded service's device tier is where the engine computes. */
 static bool parse_device(struct parse *parse, const char *text) {
     struct decode_options *options = parse->options;
-    uint64_t number = 0;
-    bool is_numbered = strncmp(text, "cuda:", 5) == 0 && kvl_parse_number(text + 5, 1023, &number);
-    if (strcmp(text, "cpu") != 0 && strcmp(text, "cuda") != 0 && !is_numbered)
+    uint32_t number = 0;
+    if (strcmp(text, "cpu") != 0 && !kvl_cuda_device_parse(text, &number))
         return wrong(parse, "--device %s: it is cpu or cuda[:N]", text);
     options->device = options->embedded.device = text;
-    options->device_number = (uint32_t)number;
+    options->device_number = number;
     return true;
 }
 
