@@ -112,8 +112,8 @@ static uint32_t named_token(
 static const char *const end_texts[] = {"<|im_end|>", "<|endoftext|>", "<|end_of_text|>",
     "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "</s>", "<eos>", "<EOT>", "_<EOT>",
     "[EOT]", "[EOS]", "<end_of_utterance>", "<|return|>", "<|call|>",
-    "<\xef\xbd\x9c"
-    "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>"};
+    ("<\xef\xbd\x9c"
+     "end\xe2\x96\x81of\xe2\x96\x81sentence\xef\xbd\x9c>")};
 /* Marks of filling in the middle. */
 static const char *const middle_texts[] = {"<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>",
     "<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<|fim_middle|>", "<fim-middle>",
