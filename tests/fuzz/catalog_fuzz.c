@@ -110,7 +110,7 @@ static void check_sessions(const struct kvl_session_set *sessions) {
     for (uint32_t i = 0; i < kvl_session_count(sessions); i++) {
         const struct kvl_session *session = kvl_session_set_at(sessions, i);
         uint64_t count = session->info.token_count;
-        if (!kvl_session_name_is_valid(session->info.name) || count > KVL_SESSION_TOKENS_MAX ||
+        if (!kvl_session_full_name_is_valid(session->info.name) || count > KVL_SESSION_TOKENS_MAX ||
             kvl_session_find(sessions, session->info.name) != session)
             abort();
         write_again(session, copies);
