@@ -10,7 +10,6 @@
 #define STAGING_BYTES (UINT64_C(64) << 20)
 #define PIECE_BYTES_MIN (UINT64_C(64) << 10)
 #define PIECE_BYTES_MAX (UINT64_C(16) << 20)
-#define PIECES (KVL_CUDA_LANES * KVL_CUDA_LANE_PIECES)
 #define WORD_STRIDE 32u /* words: a pair of cache lines */
 #define PROBE_NS UINT64_C(10000000000)
 
@@ -141,16 +140,16 @@ static kvl_err make_ring(struct cuda_tier *tier, uint64_t staging_bytes, struct 
     const struct kvl_cuda_driver *driver = tier->driver;
     if (staging_bytes == 0)
         staging_bytes = STAGING_BYTES;
-    tier->piece_bytes = staging_bytes / PIECES / KVL_PAGE_BYTES * KVL_PAGE_BYTES;
+    tier->piece_bytes = staging_bytes / KVL_CUDA_PIECES / KVL_PAGE_BYTES * KVL_PAGE_BYTES;
     if (tier->piece_bytes < PIECE_BYTES_MIN)
         return kvl_fail(msg, KVL_ERR_INVALID, "a pinned ring has at least %" PRIu64 " bytes",
-            PIECE_BYTES_MIN * PIECES);
+            PIECE_BYTES_MIN * KVL_CUDA_PIECES);
     if (tier->piece_bytes > PIECE_BYTES_MAX)
         tier->piece_bytes = PIECE_BYTES_MAX;
     void *address = NULL;
     uint64_t device;
     kvl_cuda_status status =
-        driver->host_alloc(driver, tier->piece_bytes * PIECES, &address, &device);
+        driver->host_alloc(driver, tier->piece_bytes * KVL_CUDA_PIECES, &address, &device);
     if (status != KVL_CUDA_OK)
         return kvl_cuda_fail(tier, msg, status, "pin host memory for its ring");
     tier->ring = address;

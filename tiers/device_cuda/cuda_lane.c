@@ -1,6 +1,6 @@
 /* cuda_lane.c - one direction of the copying.
  *
- *   waiting -> batch: bucket 0 | bucket 1 | ...      (ios, by the frame that is next)
+ *   waiting -> batch: bucket 0 | bucket 1 | ...      (ios, by the frame that is next: lowest first)
  *                         \        |
  *   to device, direct:     piece: copies + word -> stream -> landed
  *   to device, by the ring:piece: ring worker fills -> copies + word -> stream -> landed
@@ -67,7 +67,14 @@ static void part_landed(const struct cuda_part *part, kvl_err status) {
 
 /* ---- queues --------------------------------------------------------------------------------- */
 
-static void queue_begin_batch(struct cuda_queue *queue) {
+/* What waits joins the batch, or begins one. A batch closes when it has cost those in its later
+ * buckets a ring of bytes, 1.2 ms of a link of 55 GB/s: of its later frames, which is how far what
+ * joins must catch up, and of ios that are through, without which none could come for ever. */
+static void queue_admit(struct cuda_queue *queue, uint64_t ring_bytes) {
+    if (queue->batch_count == 0)
+        queue->behind_bytes = 0;
+    if (queue->waiting.head == NULL || queue->behind_bytes >= ring_bytes)
+        return;
     for (const struct cuda_move *move = queue->waiting.head; move; move = move->next)
         queue->batch_count++;
     cuda_moves_append(&queue->buckets[0], &queue->waiting);
@@ -81,10 +88,9 @@ static struct cuda_moves *queue_first(struct cuda_queue *queue) {
 }
 
 /* The io of which a part is copied next, still in its bucket; NULL: none. */
-static struct cuda_move *queue_next(struct cuda_queue *queue) {
+static struct cuda_move *queue_next(struct cuda_queue *queue, uint64_t ring_bytes) {
     for (;;) {
-        if (queue->batch_count == 0)
-            queue_begin_batch(queue);
+        queue_admit(queue, ring_bytes);
         if (queue->batch_count == 0)
             return NULL;
         struct cuda_moves *bucket = queue_first(queue);
@@ -99,9 +105,12 @@ static struct cuda_move *queue_next(struct cuda_queue *queue) {
 static void queue_advance(struct cuda_queue *queue, enum kvl_cuda_direction direction) {
     struct cuda_moves *bucket = queue_first(queue);
     struct cuda_move *move = bucket->head;
+    const struct kvl_layout *layout = move->io->layout;
+    const bool is_last = move->frame + 1 == layout->frame_count;
+    if (move->frame > 0 || is_last)
+        queue->behind_bytes += kvl_layout_frame_bytes(layout, move->frame);
     move->frame_at_bytes = 0;
     move->frame++;
-    const bool is_last = move->frame == move->io->layout->frame_count;
     if (!is_last && direction == KVL_CUDA_TO_HOST)
         return;
     cuda_moves_pop(bucket);
@@ -202,8 +211,9 @@ static bool would_cut(const struct cuda_piece *piece, const struct cuda_move *mo
 
 /* False: the piece takes no more, full or not. A piece's copies are all direct, or none. */
 static bool piece_take_from(struct cuda_piece *piece, struct cuda_queue *queue) {
+    const uint64_t ring_bytes = piece->lane->tier->piece_bytes * KVL_CUDA_PIECES;
     struct cuda_move *move;
-    while (!piece_is_full(piece) && (move = queue_next(queue)) != NULL) {
+    while (!piece_is_full(piece) && (move = queue_next(queue, ring_bytes)) != NULL) {
         if (move->payload_at_bytes == 0) /* its first part; it stays what it is now */
             move->direct = move_is_direct(move);
         if (piece->part_count > 0 && (piece->direct != move->direct || would_cut(piece, move)))

@@ -31,6 +31,7 @@
 #define KVL_CUDA_PRIORITIES 3
 #define KVL_CUDA_LANES 2 /* by enum kvl_cuda_direction */
 #define KVL_CUDA_LANE_PIECES 6u
+#define KVL_CUDA_PIECES (KVL_CUDA_LANES * KVL_CUDA_LANE_PIECES) /* the ring holds as much */
 #define KVL_CUDA_LANE_STREAMS_MAX 2u
 #define KVL_CUDA_HASH_THREADS_MAX 16u
 #define KVL_CUDA_PIECE_COPIES 128u
@@ -78,14 +79,15 @@ struct cuda_moves {
     struct cuda_move **tail;
 };
 
-/* Ios of one priority in one lane. A batch is what waited together: bucket f holds those of it
- * whose frame f is the next. To the host there is only bucket 0: a block is of use when it is
- * whole. */
+/* Ios of one priority in one lane. A batch is what waited together, and what came while it had not
+ * gone far: bucket f holds those of it whose frame f is the next. To the host there is only bucket
+ * 0: a block is of use when it is whole. */
 struct cuda_queue {
     struct cuda_moves waiting;
     struct cuda_moves buckets[KVL_FRAMES_MAX];
     uint32_t batch_count;  /* ios in the buckets */
     uint32_t first_bucket; /* those before are empty */
+    uint64_t behind_bytes; /* of the batch, in pieces: of frames but the first, and of last ones */
 };
 
 struct cuda_part {

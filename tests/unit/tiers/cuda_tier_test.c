@@ -272,6 +272,101 @@ static void so_they_do_from_pinned_memory(void **state) {
     check_layer_by_layer(*state, KVL_IO_PREFETCH);
 }
 
+/* Whether a copy is of one of these blocks, and of which frame. */
+static bool is_copy_of(const struct fixture *fixture, const struct cuda_twin_copy *copy,
+    uint32_t first, uint32_t end, uint64_t *frame) {
+    for (uint32_t i = first; i < end; i++) {
+        const uint64_t location = fixture->blocks[i].io.location;
+        *frame = (copy->device_offset - location) / fixture->layers.frame_bytes;
+        if (copy->device_offset >= location && *frame < fixture->layers.frame_count)
+            return true;
+    }
+    return false;
+}
+
+/* From `call` on: first the late ones' first layer, then all go layer by layer. */
+static void check_catching_up(
+    struct fixture *fixture, uint32_t call, uint32_t early, uint32_t blocks) {
+    static struct cuda_twin_copy copies[COPIES_MAX];
+    const uint64_t first_layers_bytes = (blocks - early) * fixture->layers.frame_bytes;
+    const uint32_t count = cuda_twin_take_copies(fixture->twin, copies, COPIES_MAX);
+    uint64_t frame = 0, last_frame = 0, late_bytes = 0;
+    for (uint32_t c = 0; c < count; c++) {
+        assert_true(is_copy_of(fixture, &copies[c], 0, blocks, &frame));
+        if (copies[c].call >= call) {
+            assert_true(frame >= last_frame && (frame == 0 || late_bytes == first_layers_bytes));
+            last_frame = frame;
+        }
+        if (is_copy_of(fixture, &copies[c], early, blocks, &frame) && frame == 0)
+            late_bytes += copies[c].copy_bytes;
+    }
+    assert_int_equal(last_frame, fixture->layers.frame_count - 1);
+}
+
+/* A batch is under way, and stands still with all pieces out; others come, and it goes on. What
+ * was decided meanwhile, while they were on their way to the thread that decides, is at most all
+ * pieces once more. */
+static void check_late_ones_catch_up(struct fixture *fixture, uint32_t early) {
+    enum { BLOCKS = 9 };
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        make(fixture, i, &fixture->layers);
+    const uint32_t before = cuda_twin_calls(fixture->twin);
+    cuda_twin_hold(fixture->twin, true);
+    for (uint32_t i = 0; i < early; i++)
+        submit(&fixture->blocks[i], KVL_IO_STORE, KVL_IO_RESTORE);
+    wait_for_calls(fixture, before + PIECES);
+    for (uint32_t i = early; i < BLOCKS; i++)
+        submit(&fixture->blocks[i], KVL_IO_STORE, KVL_IO_RESTORE);
+    cuda_twin_hold(fixture->twin, false);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
+    check_catching_up(fixture, before + 2 * PIECES, early, BLOCKS);
+}
+
+static void late_ones_catch_up_with_a_batch_under_way(void **state) {
+    check_late_ones_catch_up(*state, 5); /* in its first layer, */
+}
+
+static void so_they_do_in_its_later_layers(void **state) {
+    check_late_ones_catch_up(*state, 1); /* or behind it */
+}
+
+static void and_from_pinned_memory(void **state) {
+    pin_host(*state);
+    check_late_ones_catch_up(*state, 3);
+}
+
+/* Blocks of one frame keep coming, more than pieces hold: a batch does not take them in for ever.
+ */
+static void layers_are_not_starved_by_blocks_of_one_frame(void **state) {
+    struct fixture *fixture = *state;
+    enum { SMALL = 200, ENOUGH = 20000 };
+    static struct block small[SMALL]; /* all of one slot, and of the same bytes */
+    struct block *layers = make(fixture, 0, &fixture->layers);
+    small[0] = *make(fixture, 1, &fixture->small);
+    cuda_twin_hold(fixture->twin, true);
+    for (uint32_t i = 0; i < SMALL; i++) {
+        small[i] = small[0];
+        small[i].io.owner = &small[i];
+        small[i].io.frame_ready = NULL;
+        submit(&small[i], KVL_IO_STORE, KVL_IO_RESTORE);
+        if (i == SMALL / 2)
+            submit(layers, KVL_IO_STORE, KVL_IO_RESTORE);
+    }
+    fixture->completed = 0;
+    cuda_twin_hold(fixture->twin, false);
+    while (fixture->completed < ENOUGH && layers->completions == 0) {
+        poll_once(fixture, 10);
+        for (uint32_t i = 0; i < SMALL && layers->completions == 0; i++)
+            if (small[i].completions > 0)
+                submit(&small[i], KVL_IO_STORE, KVL_IO_RESTORE);
+    }
+    assert_int_equal(finish(layers), KVL_OK);
+    assert_in_range(layers->completed_as, 0, ENOUGH);
+    for (uint32_t i = 0; i < SMALL; i++)
+        assert_int_equal(finish(&small[i]), KVL_OK);
+}
+
 /* on_frame_ready compares the bytes; copies are slow, and made last to first. */
 static void what_is_told_is_there(void **state) {
     struct fixture *fixture = *state;
@@ -779,6 +874,10 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         WITH_TIER(a_chains_layers_go_one_after_another),
         WITH_TIER(so_they_do_from_pinned_memory),
+        WITH_TIER(late_ones_catch_up_with_a_batch_under_way),
+        WITH_TIER(so_they_do_in_its_later_layers),
+        WITH_TIER(and_from_pinned_memory),
+        WITH_TIER(layers_are_not_starved_by_blocks_of_one_frame),
         WITH_TIER(what_is_told_is_there),
         WITH_TIER(nothing_ends_before_its_bytes_are_there),
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
