@@ -56,7 +56,7 @@ static void run(struct kvl_job *base) {
     }
 }
 
-/* ---- on the driver thread ------------------------------------------------------------------- */
+/* ---- on the lane's thread -------------------------------------------------------------------- */
 
 static void done(struct kvl_job *base) {
     struct cuda_piece *piece = kvl_container_of(base, struct cuda_runner, job)->piece;
@@ -87,15 +87,14 @@ static uint32_t runners_for(const struct cuda_piece *piece) {
 }
 
 void kvl_cuda_piece_gather(struct cuda_piece *piece) {
-    start(piece, piece->lane->tier->ring_worker, 1);
+    start(piece, piece->lane->ring_worker, 1);
 }
 
 void kvl_cuda_piece_finish(struct cuda_piece *piece) {
-    const struct cuda_tier *tier = piece->lane->tier;
     if (piece->cut && !piece->direct)
-        start(piece, tier->ring_worker, 1);
+        start(piece, piece->lane->ring_worker, 1);
     else
-        start(piece, tier->hash_workers, runners_for(piece));
+        start(piece, piece->lane->hash_workers, runners_for(piece));
 }
 
 void kvl_cuda_piece_init(struct cuda_lane *lane, struct cuda_piece *piece) {

@@ -29,12 +29,12 @@ static void move_copied(struct cuda_move *move) {
     kvl_cuda_tell(move, true);
 }
 
-static struct cuda_lane *lane_of(const struct cuda_move *move) {
-    return &move->tier->lanes[move->io->op == KVL_IO_STORE ? KVL_CUDA_TO_DEVICE : KVL_CUDA_TO_HOST];
+struct cuda_lane *kvl_cuda_lane_of(struct cuda_tier *tier, const struct kvl_io *io) {
+    return &tier->lanes[io->op == KVL_IO_STORE ? KVL_CUDA_TO_DEVICE : KVL_CUDA_TO_HOST];
 }
 
 static void move_issued(struct cuda_move *move) {
-    struct cuda_lane *lane = lane_of(move);
+    struct cuda_lane *lane = kvl_cuda_lane_of(move->tier, move->io);
     lane->waiting_bytes -= move->io->layout->payload_bytes - move->payload_at_bytes;
     lane->waiting_count--;
     move->issued = true;
@@ -148,12 +148,14 @@ void kvl_cuda_lane_purge(struct cuda_lane *lane) {
     }
 }
 
-void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves) {
-    for (const struct cuda_move *move = moves->head; move != NULL; move = move->next) {
-        lane->waiting_bytes += move->io->layout->payload_bytes;
-        lane->waiting_count++;
+void kvl_cuda_lane_take(struct cuda_lane *lane) {
+    for (int i = 0; i < KVL_CUDA_PRIORITIES; i++) {
+        for (const struct cuda_move *move = lane->inbox[i].head; move; move = move->next) {
+            lane->waiting_bytes += move->io->layout->payload_bytes;
+            lane->waiting_count++;
+        }
+        cuda_moves_append(&lane->queues[i].waiting, &lane->inbox[i]);
     }
-    cuda_moves_append(&lane->queues[priority].waiting, moves);
 }
 
 /* ---- filling a piece ------------------------------------------------------------------------ */
@@ -345,7 +347,7 @@ static void piece_landed(struct cuda_piece *piece) {
         kvl_cuda_piece_retire(piece, KVL_OK);
 }
 
-/* ---- on the driver thread ------------------------------------------------------------------- */
+/* ---- what its thread does over and over ------------------------------------------------------ */
 
 bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane) {
     if (lane->flying_count == 0)
@@ -419,7 +421,9 @@ void kvl_cuda_lane_init(
     struct cuda_tier *tier, enum kvl_cuda_direction direction, struct cuda_lane *lane) {
     lane->tier = tier;
     lane->direction = direction;
+    lane->outbox_tail = &lane->outbox;
     for (int i = 0; i < KVL_CUDA_PRIORITIES; i++) {
+        cuda_moves_init(&lane->inbox[i]);
         cuda_moves_init(&lane->queues[i].waiting);
         for (uint32_t frame = 0; frame < KVL_FRAMES_MAX; frame++)
             cuda_moves_init(&lane->queues[i].buckets[frame]);

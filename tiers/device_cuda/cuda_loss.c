@@ -8,10 +8,10 @@
 #include "cuda_private.h"
 
 void kvl_cuda_lose(struct cuda_tier *tier, const char *doing, kvl_cuda_status status) {
-    if (atomic_load(&tier->lost))
+    uint_fast64_t never = 0;
+    atomic_compare_exchange_strong(&tier->lost_ns, &never, kvl_clock_ns());
+    if (atomic_exchange(&tier->lost, true)) /* two threads may find out at once */
         return;
-    tier->lost_ns = kvl_clock_ns();
-    atomic_store(&tier->lost, true);
     KVL_ERROR(tier->log, "event=gpu_lost gpu=%u name=\"%s\" doing=\"%s\" why=\"%s\"", tier->device,
         tier->info.name, doing, tier->driver->text(tier->driver, status));
     kvl_log_fallback(tier->log, "GPU %u (%s) is lost: going on without the device tier",
@@ -62,11 +62,10 @@ bool kvl_cuda_lane_end_lost(struct cuda_lane *lane, bool is_still, uint64_t now_
     struct cuda_tier *tier = lane->tier;
     if (is_still)
         return end_flying(lane, true);
-    if (now_ns - tier->lost_ns < tier->lost_wait_ns)
+    if (now_ns - atomic_load(&tier->lost_ns) < tier->lost_wait_ns)
         return false;
     const bool progress = end_flying(lane, atomic_load(&tier->draining));
-    if (lane->flying_count > 0 && !tier->gave_up) {
-        tier->gave_up = true;
+    if (lane->flying_count > 0 && !atomic_exchange(&tier->gave_up, true)) {
         KVL_WARN(tier->log,
             "event=gpu_copies_open gpu=%u why=\"the lost GPU does not say that its copies have "
             "stopped: their host memory is not used again\"",

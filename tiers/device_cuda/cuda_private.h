@@ -2,14 +2,18 @@
  *
  *   cuda_tier.c    the owner's side: operations, completions
  *   cuda_arena.c   the GPU's memory, streams, ring and words: made and given back
- *   cuda_thread.c  the driver thread: takes ios, watches the words, hands results back
+ *   cuda_thread.c  the driver threads: take ios, watch the words, hand results back
  *   cuda_lane.c    one direction: which frame is copied next, pieces and their way
  *   cuda_loss.c    streams that say nothing, and the end of copies on a lost device
  *   cuda_hash.c    what CPUs do with a piece: its hashes, and its way between ring and buffers
  *   cuda_pins.c    host memory that is pinned
  *
- *   owner: submit -> inbox[lane][priority] ==mutex==> driver thread: queue -> pieces -> stream
- *   owner: poll  <- news[priority]         <==mutex== outbox: landed, hashed, ended
+ *   owner: submit -> lane's inbox[priority] ==mutex==> its thread: queue -> pieces -> stream
+ *   owner: poll   <- news[priority]         <==mutex== outbox: landed, hashed, ended
+ *
+ * A lane belongs to one driver thread, and with it all that its pieces and ios are while they are
+ * under way; two lanes share nothing but what is atomic or under the mutex. The last thread also
+ * pins host memory.
  *
  * A piece is a batch of copies in one direction, with one write of the lane's word behind it. It is
  * also what is handed over between threads: locks, wake-ups and queues cost once a piece, not once
@@ -46,7 +50,7 @@ struct cuda_move {
     struct cuda_move *next; /* of the list it is in: free, inbox, a queue's */
     atomic_bool canceled;   /* set by the owner thread */
 
-    /* the driver thread's */
+    /* its lane's thread's */
     bool direct;             /* the buffer is pinned */
     bool issued;             /* nothing of it will be copied any more */
     uint32_t frame;          /* the next to be copied, */
@@ -69,7 +73,7 @@ struct cuda_move {
     uint32_t told_frames, new_frames;
     struct cuda_move *taken_next;
 
-    /* LOAD and HASH: the workers', each frame one's; then the driver thread's */
+    /* LOAD and HASH: the workers', each frame one's; then its lane's thread's */
     uint64_t frame_hashes[KVL_FRAMES_MAX];
     XXH3_state_t hashing; /* the ring worker's, of a frame that comes in several parts */
 };
@@ -110,7 +114,7 @@ struct cuda_piece {
     struct cuda_lane *lane;
     uint8_t *ring; /* its part of the ring */
     struct cuda_runner runners[KVL_CUDA_HASH_THREADS_MAX];
-    uint32_t runners_out;  /* the driver thread's */
+    uint32_t runners_out;  /* the lane's thread's */
     atomic_uint next_part; /* that no runner has taken */
     bool busy, direct;
     bool cut; /* has parts that are not a whole frame */
@@ -135,6 +139,17 @@ struct cuda_stream {
 struct cuda_lane {
     struct cuda_tier *tier;
     enum kvl_cuda_direction direction;
+
+    /* between the owner and the lane's thread, under the mutex */
+    struct cuda_moves inbox[KVL_CUDA_PRIORITIES];
+    bool canceling;
+    struct cuda_thread *thread; /* set before any of them runs */
+
+    /* its thread's */
+    struct kvl_workers *ring_worker;         /* one thread: a move's parts stay in order */
+    struct kvl_workers *hash_workers;        /* to the host only, otherwise NULL */
+    struct cuda_move *outbox, **outbox_tail; /* what the owner is to be told */
+    bool purging;                            /* some of what waits is canceled */
     struct cuda_stream streams[KVL_CUDA_LANE_STREAMS_MAX];
     uint32_t stream_count;
     uint32_t next_stream;
@@ -149,13 +164,25 @@ struct cuda_lane {
     struct cuda_piece pieces[KVL_CUDA_LANE_PIECES];
 };
 
-/* A range of host memory, pinned chunk by chunk from its start. */
+/* A range of host memory, pinned chunk by chunk from its start. Any driver thread may read how far
+ * that is; the rest is the last one's. */
 struct cuda_pin {
     struct cuda_pin *next;
     uint8_t *address;
     uint64_t range_bytes;
-    uint64_t pinned_bytes; /* the driver thread's */
+    atomic_uint_fast64_t pinned_bytes; /* grows only */
     bool given_up;
+};
+
+/* One that makes calls of the driver: for one lane, or for all. */
+struct cuda_thread {
+    struct cuda_tier *tier;
+    struct cuda_lane *lanes; /* the first of */
+    uint32_t lane_count;
+    bool has_pins; /* it also pins host memory */
+    bool is_running;
+    pthread_t id;
+    pthread_cond_t work; /* of its lanes: inbox, canceling; new_pins, stopping */
 };
 
 struct cuda_tier {
@@ -183,33 +210,29 @@ struct cuda_tier {
     struct cuda_moves free;
     struct kvl_tier_stats stats;
 
-    /* between the two, under the mutex */
+    /* between owner and driver threads, under the mutex */
     pthread_mutex_t mutex;
-    pthread_cond_t work; /* inbox, canceling, new_pins, stopping */
     pthread_cond_t told; /* news */
-    struct cuda_moves inbox[KVL_CUDA_LANES][KVL_CUDA_PRIORITIES];
     struct cuda_move *news[KVL_CUDA_PRIORITIES], **news_tails[KVL_CUDA_PRIORITIES];
     struct cuda_pin *new_pins;
-    bool canceling, stopping;
+    bool stopping;
     int event_fd; /* readable while there is news */
 
     atomic_bool lost;
+    atomic_uint_fast64_t lost_ns; /* when it was; 0: never */
+    uint64_t lost_wait_ns;        /* so long copies under way are waited for, then they stay so: */
+    atomic_bool gave_up;
     atomic_bool draining; /* the owner waits for the end of everything */
     atomic_uint_fast64_t pinned_bytes;
 
-    /* the driver thread's */
-    pthread_t thread;
-    bool has_thread;
-    struct kvl_workers *ring_worker; /* one thread: a move's parts stay in order */
-    struct kvl_workers *hash_workers;
-    uint32_t hash_threads;
-    struct cuda_move *outbox, **outbox_tail; /* what the owner is to be told */
     struct cuda_lane lanes[KVL_CUDA_LANES];
-    struct cuda_pin *pins;
-    uint64_t pins_due_ns;
-    uint64_t lost_ns;      /* when it was; */
-    uint64_t lost_wait_ns; /* so long copies under way are waited for, then they stay so: */
-    bool gave_up;
+    struct cuda_thread threads[KVL_CUDA_LANES];
+    uint32_t thread_count;
+    uint32_t hash_threads;
+
+    /* of pins: the list is read by all driver threads, and grows at its head only */
+    struct cuda_pin *_Atomic pins;
+    uint64_t pins_due_ns; /* the last thread's */
 
     struct cuda_move *moves; /* KVL_CUDA_MOVES */
 };
@@ -249,7 +272,7 @@ static inline void cuda_moves_append(struct cuda_moves *to, struct cuda_moves *f
 /* Everything on the GPU and what is pinned for it. Errors as kvl_cuda_tier_create. */
 KVL_MUST_CHECK kvl_err kvl_cuda_arena_open(
     struct cuda_tier *tier, const struct kvl_cuda_tier_options *options, struct kvl_errmsg *msg);
-/* Of a half opened one too. The driver thread is gone. */
+/* Of a half opened one too. The driver threads are gone. */
 void kvl_cuda_arena_close(struct cuda_tier *tier);
 
 /* What a failed call of the driver is worth to a caller: the message says which call it was. */
@@ -258,15 +281,15 @@ KVL_MUST_CHECK kvl_err kvl_cuda_fail(const struct cuda_tier *tier, struct kvl_er
 
 /* ---- cuda_thread.c -------------------------------------------------------------------------- */
 
-KVL_MUST_CHECK kvl_err kvl_cuda_thread_start(
-    struct cuda_tier *tier, uint32_t hash_threads, struct kvl_errmsg *msg);
-/* Nothing is in flight. Of one that was never started too. */
-void kvl_cuda_thread_stop(struct cuda_tier *tier);
-/* The rest on the driver thread. The owner is told how far a move is, when the outbox next goes
+KVL_MUST_CHECK kvl_err kvl_cuda_threads_start(
+    struct cuda_tier *tier, const struct kvl_cuda_tier_options *options, struct kvl_errmsg *msg);
+/* Nothing is in flight. Of such as were never started too. */
+void kvl_cuda_threads_stop(struct cuda_tier *tier);
+/* The rest on the lane's thread. The owner is told how far a move is, when the outbox next goes
  * out; ended: and that this is all. */
 void kvl_cuda_tell(struct cuda_move *move, bool ended);
 
-/* ---- cuda_loss.c: on the driver thread ------------------------------------------------------ */
+/* ---- cuda_loss.c: on any driver thread ------------------------------------------------------ */
 
 /* Once: logs, and from then on every io ends with CLOSED. */
 void kvl_cuda_lose(struct cuda_tier *tier, const char *doing, kvl_cuda_status status);
@@ -276,12 +299,13 @@ bool kvl_cuda_lane_ask(struct cuda_lane *lane, uint64_t now_ns);
 /* Of a lost device's pieces under way, ends what may end. True: there was one. */
 bool kvl_cuda_lane_end_lost(struct cuda_lane *lane, bool is_still, uint64_t now_ns);
 
-/* ---- cuda_lane.c: on the driver thread ------------------------------------------------------ */
+/* ---- cuda_lane.c: on the lane's thread ------------------------------------------------------ */
 
 void kvl_cuda_lane_init(
     struct cuda_tier *tier, enum kvl_cuda_direction direction, struct cuda_lane *lane);
-/* Takes new ios of one priority. */
-void kvl_cuda_lane_take(struct cuda_lane *lane, int priority, struct cuda_moves *moves);
+struct cuda_lane *kvl_cuda_lane_of(struct cuda_tier *tier, const struct kvl_io *io);
+/* Takes what is in its inbox. Under the mutex. */
+void kvl_cuda_lane_take(struct cuda_lane *lane);
 /* Pieces that have landed go on their way. True: there was one. */
 bool kvl_cuda_lane_land(struct cuda_lane *lane);
 /* Free pieces are filled and given to the stream: while it would soon have nothing to do, of what
@@ -296,7 +320,7 @@ void kvl_cuda_lane_purge(struct cuda_lane *lane);
 /* The word has come that the oldest piece waits for. */
 bool kvl_cuda_lane_has_landed(const struct cuda_lane *lane);
 
-/* ---- cuda_hash.c: on the driver thread ------------------------------------------------------ */
+/* ---- cuda_hash.c: on the lane's thread ------------------------------------------------------ */
 
 void kvl_cuda_piece_init(struct cuda_lane *lane, struct cuda_piece *piece);
 /* Fills its part of the ring from the buffers; then kvl_cuda_piece_enqueue. */
@@ -304,17 +328,20 @@ void kvl_cuda_piece_gather(struct cuda_piece *piece);
 /* What came to the host: from the ring into buffers, and its hashes; then kvl_cuda_piece_retire. */
 void kvl_cuda_piece_finish(struct cuda_piece *piece);
 
-/* ---- cuda_pins.c: on the driver thread ------------------------------------------------------ */
+/* ---- cuda_pins.c: on the last driver thread ------------------------------------------------- */
 
 /* Pins a chunk of what has come. True: there was one. */
 bool kvl_cuda_pins_advance(struct cuda_tier *tier);
 /* Nanoseconds until the next look is due; UINT64_MAX: nothing is left to pin. */
 uint64_t kvl_cuda_pins_due_in_ns(const struct cuda_tier *tier);
+void kvl_cuda_pins_forget(struct cuda_tier *tier); /* unpins too; no io is under way */
+
+/* ---- cuda_pins.c: on any driver thread ------------------------------------------------------ */
+
 /* How many of these bytes are in one pinned piece of memory; 0: the first is not pinned. */
 uint64_t kvl_cuda_pins_run_bytes(
     const struct cuda_tier *tier, const uint8_t *address, uint64_t bytes);
 /* Whether all of them are pinned. */
 bool kvl_cuda_pins_cover(const struct cuda_tier *tier, const uint8_t *address, uint64_t bytes);
-void kvl_cuda_pins_forget(struct cuda_tier *tier); /* unpins too */
 
 #endif

@@ -49,10 +49,10 @@ static kvl_err cuda_submit(struct kvl_tier *base, struct kvl_io *io) {
     move_init(move, io);
     io->tier_private = move;
     tier->stats.inflight++;
-    const int lane = io->op == KVL_IO_STORE ? KVL_CUDA_TO_DEVICE : KVL_CUDA_TO_HOST;
+    struct cuda_lane *lane = kvl_cuda_lane_of(tier, io);
     pthread_mutex_lock(&tier->mutex);
-    cuda_moves_push(&tier->inbox[lane][io->priority], move);
-    pthread_cond_signal(&tier->work);
+    cuda_moves_push(&lane->inbox[io->priority], move);
+    pthread_cond_signal(&lane->thread->work);
     pthread_mutex_unlock(&tier->mutex);
     return KVL_OK;
 }
@@ -63,9 +63,10 @@ static void cuda_cancel(struct kvl_tier *base, struct kvl_io *io) {
     if (!move)
         return;
     atomic_store(&move->canceled, true);
+    struct cuda_lane *lane = kvl_cuda_lane_of(tier, io);
     pthread_mutex_lock(&tier->mutex);
-    tier->canceling = true;
-    pthread_cond_signal(&tier->work);
+    lane->canceling = true;
+    pthread_cond_signal(&lane->thread->work);
     pthread_mutex_unlock(&tier->mutex);
 }
 
@@ -228,7 +229,7 @@ kvl_err kvl_cuda_tier_pin_host(struct kvl_tier *base, void *address, uint64_t ra
     pthread_mutex_lock(&tier->mutex);
     pin->next = tier->new_pins;
     tier->new_pins = pin;
-    pthread_cond_signal(&tier->work);
+    pthread_cond_signal(&tier->threads[tier->thread_count - 1].work);
     pthread_mutex_unlock(&tier->mutex);
     return KVL_OK;
 }
@@ -240,11 +241,12 @@ uint64_t kvl_cuda_tier_pinned_bytes(const struct kvl_tier *tier) {
 /* ---- life ----------------------------------------------------------------------------------- */
 
 static void tier_destroy(struct cuda_tier *tier) {
-    kvl_cuda_thread_stop(tier);
+    kvl_cuda_threads_stop(tier);
     kvl_cuda_arena_close(tier);
     kvl_cuda_driver_close(tier->own_driver);
     pthread_cond_destroy(&tier->told);
-    pthread_cond_destroy(&tier->work);
+    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++)
+        pthread_cond_destroy(&tier->threads[i].work);
     pthread_mutex_destroy(&tier->mutex);
     free(tier->moves);
     free(tier);
@@ -282,7 +284,10 @@ static void locks_init(struct cuda_tier *tier) {
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&tier->mutex, NULL);
-    pthread_cond_init(&tier->work, &monotonic);
+    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++) {
+        tier->threads[i].tier = tier;
+        pthread_cond_init(&tier->threads[i].work, &monotonic);
+    }
     pthread_cond_init(&tier->told, NULL);
     pthread_condattr_destroy(&monotonic);
 }
@@ -314,12 +319,8 @@ static struct cuda_tier *tier_new(const struct kvl_cuda_tier_options *options) {
     tier->share_fd = tier->event_fd = -1;
     locks_init(tier);
     cuda_moves_init(&tier->free);
-    tier->outbox_tail = &tier->outbox;
-    for (int lane = 0; lane < KVL_CUDA_LANES; lane++) {
+    for (int lane = 0; lane < KVL_CUDA_LANES; lane++)
         kvl_cuda_lane_init(tier, (enum kvl_cuda_direction)lane, &tier->lanes[lane]);
-        for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)
-            cuda_moves_init(&tier->inbox[lane][i]);
-    }
     for (int i = 0; i < KVL_CUDA_PRIORITIES; i++)
         tier->news_tails[i] = &tier->news[i];
     return tier;
@@ -345,7 +346,7 @@ kvl_err kvl_cuda_tier_create(
     if (err == KVL_OK && !make_moves(tier))
         err = kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for a tier");
     if (err == KVL_OK)
-        err = kvl_cuda_thread_start(tier, options->hash_threads, msg);
+        err = kvl_cuda_threads_start(tier, options, msg);
     if (err != KVL_OK) {
         tier_destroy(tier);
         return err;

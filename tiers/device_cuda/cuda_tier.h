@@ -5,14 +5,15 @@
  *   io buffer in pinned memory ----------------+-+
  *   any other io buffer <--- memcpy ---> ring -+-+
  *
- * Slots come from alloc and go back by discard; the CPU has no address of them. One thread makes
- * every driver call but those of create and deinit; the owner thread never waits for the driver.
+ * Slots come from alloc and go back by discard; the CPU has no address of them. A thread for each
+ * direction makes every driver call but those of create and deinit; the owner thread never waits
+ * for the driver.
  *
  *   STORE  is not checked against record.content_hash: its source was when it arrived. The frames
- * of the STOREs that wait together are copied layer by layer over all of them, and frame_ready
- * tells how many leading frames of a block have reached the device. LOAD   is hashed where it
- * landed: CORRUPT when it is not record.content_hash; frame_ready is called once, with all frames.
- *   HASH   is taken by the CPU, from a copy in the ring.
+ * of the STOREs that wait together, or come soon after, are copied layer by layer over all of them,
+ * and frame_ready tells how many leading frames of a block have reached the device. LOAD   is
+ * hashed where it landed: CORRUPT when it is not record.content_hash; frame_ready is called once,
+ * with all frames. HASH   is taken by the CPU, from a copy in the ring.
  *
  * RESTORE goes before PREFETCH goes before BEHIND, but every eighth piece is taken from the lowest
  * that waits, so that none starves; what is on its way is at most six pieces a direction. A piece
@@ -38,6 +39,7 @@ struct kvl_cuda_tier_options {
     uint64_t pin_bytes;      /* of host memory in one call, pages; 0: 512 MiB */
     uint32_t copy_streams;   /* a direction, at most 2; 0: 1 */
     uint32_t hash_threads;   /* 0: as many as keep up with a link, at most 5/8 of the CPUs */
+    uint32_t driver_threads; /* 1: one for both directions; otherwise one for each */
     uint32_t lost_wait_ms;   /* for copies of a lost device to stop; 0: 10 s */
     struct kvl_log *log;
     const struct kvl_cuda_driver *driver; /* outlives the tier; NULL: the real one */

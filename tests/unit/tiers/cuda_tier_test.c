@@ -88,12 +88,13 @@ static void layouts_init(struct fixture *fixture) {
     assert_int_equal(fixture->layers.frame_bytes, 262144);
 }
 
-static uint32_t lost_wait_ms;
+static uint32_t lost_wait_ms, driver_threads;
 static void make_tier(struct fixture *fixture, uint64_t staging_bytes, uint32_t hash_threads) {
     const struct kvl_cuda_tier_options options = {.capacity_bytes = 72 * MIB,
         .staging_bytes = staging_bytes,
         .pin_bytes = PIN_BYTES,
         .hash_threads = hash_threads,
+        .driver_threads = driver_threads,
         .lost_wait_ms = lost_wait_ms,
         .log = fixture->log,
         .driver = cuda_twin_driver(fixture->twin)};
@@ -130,6 +131,8 @@ static int setup_impatient(void **state) {
 static int teardown(void **state) {
     struct fixture *fixture = *state;
     cuda_twin_hold(fixture->twin, false);
+    cuda_twin_stall(fixture->twin, KVL_CUDA_TO_DEVICE, false);
+    cuda_twin_stall(fixture->twin, KVL_CUDA_TO_HOST, false);
     assert_int_equal(fixture->tier->ops->drain(fixture->tier), KVL_OK);
     fixture->tier->ops->deinit(fixture->tier);
     const char *violation = cuda_twin_violation(fixture->twin);
@@ -476,6 +479,86 @@ static void what_trickles_in_waits_for_company(void **state) {
     for (uint32_t i = 0; i < BLOCKS; i++)
         assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
     wait_for_calls(fixture, before + 3);
+}
+
+/* ---- driver threads ------------------------------------------------------------------------- */
+
+/* The driver is in a call of one direction: the other has a thread of its own. */
+static void check_the_other_way_is_free(struct fixture *fixture, enum kvl_cuda_direction stalled) {
+    enum { BLOCKS = 20 };
+    const bool stores = stalled == KVL_CUDA_TO_DEVICE;
+    for (uint32_t i = 0; i <= BLOCKS; i++)
+        assert_int_equal(store(make(fixture, i, &fixture->layers)), KVL_OK);
+    struct block *held = &fixture->blocks[BLOCKS];
+    cuda_twin_stall(fixture->twin, stalled, true);
+    submit(held, stores ? KVL_IO_STORE : KVL_IO_LOAD, KVL_IO_RESTORE);
+    sleep_ms(5);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        submit(&fixture->blocks[i], stores ? KVL_IO_LOAD : KVL_IO_STORE, KVL_IO_BEHIND);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
+    assert_int_equal(held->completions, 0);
+    cuda_twin_stall(fixture->twin, stalled, false);
+    assert_int_equal(finish(held), KVL_OK);
+}
+
+static void a_call_one_way_holds_up_that_way_alone(void **state) {
+    check_the_other_way_is_free(*state, KVL_CUDA_TO_HOST);
+    check_the_other_way_is_free(*state, KVL_CUDA_TO_DEVICE);
+}
+
+/* Ring first, then pinned memory, chunk by chunk; cancels meanwhile. */
+static void both_ways_at_once_keep_their_bytes(void **state) {
+    struct fixture *fixture = *state;
+    enum { BLOCKS = 40, ROUNDS = 20 };
+    memset(fixture->host, 0, fixture->host_bytes);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(
+            store(make(fixture, i, i % 3 ? &fixture->small : &fixture->layers)), KVL_OK);
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        if (round == ROUNDS / 4)
+            assert_int_equal(
+                kvl_cuda_tier_pin_host(fixture->tier, fixture->host, fixture->host_bytes), KVL_OK);
+        for (uint32_t i = 0; i < BLOCKS; i++)
+            submit(&fixture->blocks[i], (enum kvl_io_op)((i + round) % 3),
+                (enum kvl_io_priority)(i % 3));
+        struct block *canceled = &fixture->blocks[round % BLOCKS];
+        fixture->tier->ops->cancel(fixture->tier, &canceled->io);
+        for (uint32_t i = 0; i < BLOCKS; i++) {
+            struct block *block = &fixture->blocks[i];
+            const kvl_err err = finish(block);
+            assert_true(err == KVL_OK || (err == KVL_ERR_CANCELED && block == canceled));
+            assert_int_equal(block->io.record.content_hash, block->right_hash);
+            assert_memory_equal(fixture->arena + block->io.location, block->io.buffer,
+                block->io.layout->payload_bytes);
+        }
+    }
+    assert_null(cuda_twin_violation(fixture->twin));
+}
+
+/* A full piece is one call of copies and one word, either way. */
+static void check_calls_of_a_batch(struct fixture *fixture, enum kvl_io_op op) {
+    enum { BLOCKS = 56, BLOCKS_A_PIECE = PIECE_BYTES / 8192 };
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(store(make(fixture, i, &fixture->small)), KVL_OK);
+    const uint32_t pieces = 2 * (uint32_t)(fixture->layers.payload_bytes / PIECE_BYTES) +
+                            BLOCKS / BLOCKS_A_PIECE; /* of the dummy, stored and moved, and these */
+    const uint32_t calls = cuda_twin_calls(fixture->twin);
+    const uint32_t words = cuda_twin_words(fixture->twin);
+    struct block *dummy = hold_all_pieces(fixture, op);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        submit(&fixture->blocks[i], op, KVL_IO_RESTORE);
+    cuda_twin_hold(fixture->twin, false);
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_int_equal(finish(&fixture->blocks[i]), KVL_OK);
+    assert_int_equal(finish(dummy), KVL_OK);
+    assert_int_equal(cuda_twin_calls(fixture->twin) - calls, pieces);
+    assert_int_equal(cuda_twin_words(fixture->twin) - words, pieces);
+}
+
+static void a_piece_is_two_calls_of_the_driver(void **state) {
+    check_calls_of_a_batch(*state, KVL_IO_STORE);
+    check_calls_of_a_batch(*state, KVL_IO_LOAD);
 }
 
 /* ---- the check ------------------------------------------------------------------------------ */
@@ -883,6 +966,8 @@ int main(void) {
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
         WITH_TIER(what_was_copied_is_not_starved_of_a_cpu),
         WITH_TIER(what_trickles_in_waits_for_company),
+        WITH_TIER(both_ways_at_once_keep_their_bytes),
+        WITH_TIER(a_piece_is_two_calls_of_the_driver),
         WITH_TIER(one_wrong_bit_in_any_frame_is_found),
         WITH_TIER(so_it_is_in_pinned_memory),
         WITH_TIER(pinned_buffers_are_copied_in_place),
@@ -905,5 +990,10 @@ int main(void) {
         cmocka_unit_test(a_driver_that_fails_at_any_call_is_refused),
         cmocka_unit_test(a_capacity_is_never_passed),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const struct CMUnitTest of_two[] = {WITH_TIER(a_call_one_way_holds_up_that_way_alone)};
+    int failed = cmocka_run_group_tests_name("a driver thread a direction", tests, NULL, NULL);
+    failed += cmocka_run_group_tests(of_two, NULL, NULL);
+    driver_threads = 1;
+    failed += cmocka_run_group_tests_name("one driver thread for both", tests, NULL, NULL);
+    return failed;
 }

@@ -384,6 +384,13 @@ void cuda_twin_hold(struct cuda_twin *twin, bool hold) {
     cuda_twin_unlock(twin);
 }
 
+void cuda_twin_stall(struct cuda_twin *twin, enum kvl_cuda_direction direction, bool stall) {
+    cuda_twin_lock(twin);
+    twin->stalled[direction] = stall;
+    pthread_cond_broadcast(&twin->changed);
+    cuda_twin_unlock(twin);
+}
+
 void cuda_twin_skip_copies(struct cuda_twin *twin, bool skip) {
     cuda_twin_lock(twin);
     twin->skip = skip;
@@ -449,6 +456,13 @@ uint32_t cuda_twin_calls(struct cuda_twin *twin) {
     const uint32_t calls = twin->calls;
     cuda_twin_unlock(twin);
     return calls;
+}
+
+uint32_t cuda_twin_words(struct cuda_twin *twin) {
+    cuda_twin_lock(twin);
+    const uint32_t words = twin->words;
+    cuda_twin_unlock(twin);
+    return words;
 }
 
 const char *cuda_twin_violation(struct cuda_twin *twin) {

@@ -32,6 +32,9 @@ const struct kvl_cuda_driver *cuda_twin_driver(const struct cuda_twin *twin);
 
 /* Streams stop before their next copies, or go on. */
 void cuda_twin_hold(struct cuda_twin *twin, bool hold);
+/* Calls of copies in this direction do not return until it is let go, as where another call has the
+ * driver's lock for long. */
+void cuda_twin_stall(struct cuda_twin *twin, enum kvl_cuda_direction direction, bool stall);
 /* Every call's copies take so much longer. */
 void cuda_twin_set_delay(struct cuda_twin *twin, uint64_t delay_ns);
 /* Copies take no time, and move nothing: a link that is faster than any CPU. */
@@ -50,8 +53,9 @@ void cuda_twin_refuse_export(struct cuda_twin *twin, bool refuse);
 
 /* Copies made since the last call of it: at most max are written, all are forgotten. */
 uint32_t cuda_twin_take_copies(struct cuda_twin *twin, struct cuda_twin_copy *copies, uint32_t max);
-/* Calls of copies accepted so far. */
+/* Calls of copies accepted so far, and of words. */
 uint32_t cuda_twin_calls(struct cuda_twin *twin);
+uint32_t cuda_twin_words(struct cuda_twin *twin);
 /* The first violation; NULL: none. */
 const char *cuda_twin_violation(struct cuda_twin *twin);
 /* Contexts, memories, mappings, pins and streams that were not given back. */

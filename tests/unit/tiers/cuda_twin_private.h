@@ -43,7 +43,9 @@ struct cuda_twin {
     uint64_t memory_bytes, used_bytes;
     uint64_t delay_ns;
     bool hold, skip, lost, lost_calls, refuse_words, refuse_pins, refuse_export;
+    bool stalled[2];                  /* by direction */
     uint32_t calls, fail_in, lose_in; /* UINT32_MAX: never */
+    uint32_t words;
     uint32_t contexts, streams;
     struct memory memories[MEMORIES_MAX];
     struct range ranges[RANGES_MAX];

@@ -177,6 +177,8 @@ kvl_cuda_status cuda_twin_copy(const struct kvl_cuda_driver *driver, void *strea
     enum kvl_cuda_direction direction, const struct kvl_cuda_copy *copies, uint32_t count) {
     struct cuda_twin *twin = cuda_twin_of(driver);
     int status = cuda_twin_enter_call(twin);
+    while (twin->stalled[direction])
+        pthread_cond_wait(&twin->changed, &twin->mutex);
     if (status == TWIN_OK)
         status = check_copies(twin, copies, count);
     if (status == TWIN_OK && twin->fail_in == 0)
@@ -215,6 +217,7 @@ kvl_cuda_status cuda_twin_write_word(
             operation->value = value;
         }
         status = enqueue(twin, stream, operation);
+        twin->words += status == TWIN_OK;
     }
     return cuda_twin_leave_call(twin, status);
 }
