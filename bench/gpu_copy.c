@@ -6,8 +6,8 @@
  * one more row shows blocks that are neighbours. Blocks of 1 MiB and more have the frames of 256
  * KiB that those of an engine have; one more row shows such that are opaque, of one frame.
  *
- * Limits are what plain copies reach: one way the best of large ones, both ways of the same sizes
- * in batches, over a stream a direction. */
+ * The smallest blocks are measured in other ways too, for what they wait for: over the other number
+ * of driver threads, and with twice as many under way. */
 #include "gpu_copy.h"
 
 #include <inttypes.h>
@@ -19,26 +19,22 @@
 
 #include "clock.h"
 #include "device_cuda/cuda_tier.h"
+#include "gpu_copy_limit.h"
 #include "memory/memory_tier.h"
 
-#define BATCH 64u
+#define BATCH BENCH_COPY_BATCH
 #define BATCHES 4u
-#define BLOCKS_MAX (BATCH * BATCHES) /* a direction */
+#define BLOCKS_MAX (2 * BATCH * BATCHES) /* a direction */
 #define REGION_BYTES (UINT64_C(1) << 30)
 #define WARM_NS UINT64_C(60000000)
 #define MEASURE_NS UINT64_C(250000000)
-#define PEAK_COPY_BYTES (UINT64_C(64) << 20)
-#define PEAK_COPIES 16u
-#define PEAK_ROUNDS 5u
 #define PIN_WAIT_NS UINT64_C(60000000000)
 #define TOUCH_THREADS 8u
 
-#define RAW_BYTES (UINT64_C(4) << 30) /* a direction, of a measurement of both */
-
-enum { STORE, LOAD, DIRECTIONS };
+enum { STORE = BENCH_COPY_TO_DEVICE, LOAD = BENCH_COPY_TO_HOST, DIRECTIONS };
 enum shape { APART, NEIGHBOURS, OPAQUE };
 
-#define SIZES 4u
+#define SIZES BENCH_COPY_SIZES_MAX
 static const uint64_t sizes[SIZES] = {128u << 10, 512u << 10, 2u << 20, 8u << 20};
 
 struct bench {
@@ -48,8 +44,9 @@ struct bench {
     struct kvl_tier *tier, *host;
     uint8_t *memory;         /* the host's arena: a region of stores, then one of loads */
     uint64_t location;       /* of the same in the tier */
-    double peak[DIRECTIONS]; /* GB/s */
-    double both_peak[SIZES];
+    uint32_t driver_threads; /* the tier's */
+    uint32_t blocks_wanted;  /* a direction; fewer where they do not fit */
+    struct bench_copy_limit limit;
 
     struct kvl_layout layout;
     uint32_t blocks; /* a direction, a power of two */
@@ -80,6 +77,7 @@ static kvl_err make_device(struct bench *bench, struct kvl_errmsg *msg) {
         .staging_bytes = bench->options->staging_bytes,
         .copy_streams = bench->options->copy_streams,
         .hash_threads = bench->options->hash_threads,
+        .driver_threads = bench->driver_threads,
         .driver = bench->driver};
     kvl_err err = kvl_cuda_tier_create(&options, &bench->tier, msg);
     if (err != KVL_OK)
@@ -105,155 +103,6 @@ static kvl_err pin(struct bench *bench, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
-/* ---- the limit ------------------------------------------------------------------------------ */
-
-struct raw {
-    uint64_t memory, address;
-    void *streams[DIRECTIONS];
-};
-
-static kvl_cuda_status raw_open(const struct bench *bench, struct raw *raw) {
-    const struct kvl_cuda_driver *driver = bench->driver;
-    struct kvl_arena_info arena;
-    *raw = (struct raw){0};
-    bench->tier->ops->describe_arena(bench->tier, &arena);
-    kvl_cuda_status status =
-        driver->memory_import(driver, bench->tier->ops->share_fd(bench->tier), &raw->memory);
-    if (status == KVL_CUDA_OK)
-        status = driver->memory_map(driver, bench->device, raw->memory, arena.bytes, &raw->address);
-    for (int i = 0; i < DIRECTIONS && status == KVL_CUDA_OK; i++)
-        status = driver->stream_create(driver, true, &raw->streams[i]);
-    return status;
-}
-
-static void raw_close(const struct bench *bench, struct raw *raw) {
-    const struct kvl_cuda_driver *driver = bench->driver;
-    for (int i = 0; i < DIRECTIONS; i++)
-        if (raw->streams[i] != NULL)
-            driver->stream_destroy(driver, raw->streams[i]);
-    if (raw->address != 0)
-        driver->memory_unmap(
-            driver, raw->address, bench->tier->ops->stats(bench->tier).capacity_bytes);
-    if (raw->memory != 0)
-        driver->memory_release(driver, raw->memory);
-}
-
-static kvl_cuda_status raw_wait(const struct bench *bench, void *stream) {
-    for (;;) {
-        kvl_cuda_status status = bench->driver->stream_query(bench->driver, stream);
-        if (bench->driver->err_from(status) != KVL_ERR_AGAIN)
-            return status;
-    }
-}
-
-static kvl_cuda_status raw_copy(const struct bench *bench, const struct raw *raw, int direction,
-    const struct kvl_cuda_copy *copies, uint32_t count) {
-    return bench->driver->copy(bench->driver, raw->streams[direction],
-        direction == STORE ? KVL_CUDA_TO_DEVICE : KVL_CUDA_TO_HOST, copies, count);
-}
-
-/* GB/s of large copies, one call each, one after another. */
-static kvl_cuda_status raw_round(
-    const struct bench *bench, const struct raw *raw, int direction, double *speed) {
-    kvl_cuda_status status = KVL_CUDA_OK;
-    const uint64_t since_ns = kvl_clock_ns();
-    for (uint32_t i = 0; i < PEAK_COPIES && status == KVL_CUDA_OK; i++) {
-        const uint64_t at = i * PEAK_COPY_BYTES % REGION_BYTES;
-        const struct kvl_cuda_copy copy = {.device = raw->address + bench->location + at,
-            .host = bench->memory + at,
-            .copy_bytes = PEAK_COPY_BYTES};
-        status = raw_copy(bench, raw, direction, &copy, 1);
-    }
-    if (status == KVL_CUDA_OK)
-        status = raw_wait(bench, raw->streams[direction]);
-    *speed = (double)(PEAK_COPIES * PEAK_COPY_BYTES) / (double)(kvl_clock_ns() - since_ns);
-    return status;
-}
-
-/* A batch one way: copies of this size, of places that are not neighbours. */
-static kvl_cuda_status raw_batch(const struct bench *bench, const struct raw *raw, int direction,
-    uint64_t copy_bytes, uint32_t count) {
-    struct kvl_cuda_copy copies[BATCH];
-    const uint64_t region = direction == STORE ? 0 : REGION_BYTES;
-    const uint64_t places = REGION_BYTES / copy_bytes; /* a power of two */
-    for (uint32_t i = 0; i < count; i++)
-        copies[i] = (struct kvl_cuda_copy){
-            .device = raw->address + bench->location + region + i * 51 % places * copy_bytes,
-            .host = bench->memory + region + i * 37 % places * copy_bytes,
-            .copy_bytes = copy_bytes};
-    return raw_copy(bench, raw, direction, copies, count);
-}
-
-/* GB/s of both ways together. */
-static kvl_cuda_status raw_both(
-    const struct bench *bench, const struct raw *raw, uint64_t copy_bytes, double *speed) {
-    const uint32_t count =
-        REGION_BYTES / copy_bytes / 2 < BATCH ? (uint32_t)(REGION_BYTES / copy_bytes / 2) : BATCH;
-    const uint64_t rounds = RAW_BYTES / (count * copy_bytes);
-    kvl_cuda_status status = KVL_CUDA_OK;
-    const uint64_t since_ns = kvl_clock_ns();
-    for (uint64_t i = 0; i < rounds * DIRECTIONS && status == KVL_CUDA_OK; i++)
-        status = raw_batch(bench, raw, (int)(i % DIRECTIONS), copy_bytes, count);
-    for (int i = 0; i < DIRECTIONS && status == KVL_CUDA_OK; i++)
-        status = raw_wait(bench, raw->streams[i]);
-    *speed =
-        (double)(rounds * DIRECTIONS * count * copy_bytes) / (double)(kvl_clock_ns() - since_ns);
-    return status;
-}
-
-static kvl_cuda_status raw_boths(struct bench *bench, const struct raw *raw) {
-    for (uint32_t i = 0; i < SIZES; i++) {
-        for (uint32_t round = 0; round < 2; round++) {
-            double speed = 0;
-            kvl_cuda_status status = raw_both(bench, raw, sizes[i], &speed);
-            if (status != KVL_CUDA_OK)
-                return status;
-            if (speed > bench->both_peak[i])
-                bench->both_peak[i] = speed;
-        }
-    }
-    return KVL_CUDA_OK;
-}
-
-/* The best of some rounds. */
-static kvl_cuda_status raw_peaks(struct bench *bench, const struct raw *raw) {
-    for (int direction = 0; direction < DIRECTIONS; direction++) {
-        for (uint32_t round = 0; round < PEAK_ROUNDS; round++) {
-            double speed = 0;
-            kvl_cuda_status status = raw_round(bench, raw, direction, &speed);
-            if (status != KVL_CUDA_OK)
-                return status;
-            if (speed > bench->peak[direction])
-                bench->peak[direction] = speed;
-        }
-    }
-    return KVL_CUDA_OK;
-}
-
-static kvl_err measure_limit(struct bench *bench, struct kvl_errmsg *msg) {
-    const struct kvl_cuda_driver *driver = bench->driver;
-    void *context;
-    struct raw raw;
-    kvl_cuda_status status = driver->context_open(driver, bench->device, &context);
-    if (status != KVL_CUDA_OK)
-        return kvl_fail(msg, KVL_ERR_IO, "cannot open a context: %s", driver->text(driver, status));
-    status = driver->context_enter(driver, context);
-    if (status == KVL_CUDA_OK) {
-        status = raw_open(bench, &raw);
-        if (status == KVL_CUDA_OK)
-            status = raw_peaks(bench, &raw);
-        if (status == KVL_CUDA_OK)
-            status = raw_boths(bench, &raw);
-        raw_close(bench, &raw);
-        driver->context_leave(driver);
-    }
-    driver->context_close(driver, bench->device);
-    if (status != KVL_CUDA_OK)
-        return kvl_fail(
-            msg, KVL_ERR_IO, "cannot measure the link: %s", driver->text(driver, status));
-    return KVL_OK;
-}
-
 /* ---- blocks --------------------------------------------------------------------------------- */
 
 static void on_complete(struct kvl_io *io) {
@@ -272,7 +121,7 @@ static uint64_t place(const struct bench *bench, bool apart, uint32_t i, uint32_
 
 static void make_blocks(struct bench *bench, uint64_t block_bytes, bool apart) {
     const uint64_t fit = REGION_BYTES / block_bytes;
-    bench->blocks = fit < BLOCKS_MAX ? (uint32_t)fit : BLOCKS_MAX;
+    bench->blocks = fit < bench->blocks_wanted ? (uint32_t)fit : bench->blocks_wanted;
     for (int direction = 0; direction < DIRECTIONS; direction++) {
         const uint64_t region = direction == STORE ? 0 : REGION_BYTES;
         for (uint32_t i = 0; i < bench->blocks; i++) {
@@ -323,17 +172,18 @@ static void make_ready(struct bench *bench, bool store, bool load) {
     }
 }
 
-/* GB/s, both directions together. */
-static kvl_err measure(struct bench *bench, bool store, bool load, double *speed) {
+/* GB/s of each direction. */
+static kvl_err measure(struct bench *bench, bool store, bool load, double *speeds) {
     make_ready(bench, store, load);
     bench->worst = KVL_OK;
     kvl_err err = run_until(bench, kvl_clock_ns() + WARM_NS);
-    const uint64_t before = bench->bytes[STORE] + bench->bytes[LOAD];
+    const uint64_t before[DIRECTIONS] = {bench->bytes[STORE], bench->bytes[LOAD]};
     const uint64_t since_ns = kvl_clock_ns();
     if (err == KVL_OK)
         err = run_until(bench, since_ns + MEASURE_NS);
-    *speed = (double)(bench->bytes[STORE] + bench->bytes[LOAD] - before) /
-             (double)(kvl_clock_ns() - since_ns);
+    const double ns = (double)(kvl_clock_ns() - since_ns);
+    for (int direction = 0; direction < DIRECTIONS; direction++)
+        speeds[direction] = (double)(bench->bytes[direction] - before[direction]) / ns;
     kvl_err drained = bench->tier->ops->drain(bench->tier);
     return err != KVL_OK ? err : drained != KVL_OK ? drained : bench->worst;
 }
@@ -356,10 +206,10 @@ static kvl_err fill_loads(struct bench *bench) {
 }
 
 /* GB/s of hashes taken of what is in the tier. */
-static kvl_err measure_hash(struct bench *bench, double *speed) {
+static kvl_err measure_hash(struct bench *bench, double *speeds) {
     for (uint32_t i = 0; i < bench->blocks; i++)
         bench->ios[LOAD][i].op = KVL_IO_HASH;
-    kvl_err err = measure(bench, false, true, speed);
+    kvl_err err = measure(bench, false, true, speeds);
     for (uint32_t i = 0; i < bench->blocks; i++)
         bench->ios[LOAD][i].op = KVL_IO_LOAD;
     return err;
@@ -384,55 +234,127 @@ static kvl_err make_layout(struct bench *bench, uint64_t block_bytes, enum shape
     return kvl_layout_of_geometry(&geometry, KVL_DTYPE_F16, &bench->layout);
 }
 
-static kvl_err measure_size(struct bench *bench, uint32_t size, enum shape shape,
-    struct bench_report *report, struct kvl_errmsg *msg) {
-    static const char *hows[] = {"", " neighbours", " opaque"};
-    const char *how = hows[shape];
-    const uint64_t block_bytes = sizes[size];
-    double store = 0, load = 0, hash = 0, both = 0;
-    kvl_err err = make_layout(bench, block_bytes, shape);
-    if (err != KVL_OK)
-        return kvl_fail(msg, err, "blocks of %" PRIu64 " bytes", block_bytes);
+/* What is measured of blocks of one size, in GB/s a direction. */
+struct speeds {
+    double store[DIRECTIONS], load[DIRECTIONS], hash[DIRECTIONS], both[DIRECTIONS];
+};
+
+static kvl_err measure_blocks(
+    struct bench *bench, uint64_t block_bytes, enum shape shape, struct speeds *out) {
     make_blocks(bench, block_bytes, shape != NEIGHBOURS);
-    err = fill_loads(bench);
+    kvl_err err = fill_loads(bench);
     if (err == KVL_OK)
-        err = measure(bench, true, false, &store);
+        err = measure(bench, true, false, out->store);
     if (err == KVL_OK)
-        err = measure(bench, false, true, &load);
+        err = measure(bench, false, true, out->load);
     if (err == KVL_OK)
-        err = measure_hash(bench, &hash);
+        err = measure_hash(bench, out->hash);
     if (err == KVL_OK)
-        err = measure(bench, true, true, &both);
+        err = measure(bench, true, true, out->both);
+    return err;
+}
+
+static kvl_err measure_size(struct bench *bench, uint32_t size, enum shape shape, const char *how,
+    struct bench_report *report, struct kvl_errmsg *msg) {
+    const uint64_t block_bytes = sizes[size];
+    const double both_limit = bench->limit.batches[size][BENCH_COPY_BOTH];
+    struct speeds speeds = {{0}, {0}, {0}, {0}};
+    kvl_err err = make_layout(bench, block_bytes, shape);
+    if (err == KVL_OK)
+        err = measure_blocks(bench, block_bytes, shape, &speeds);
     if (err != KVL_OK)
         return kvl_fail(
             msg, err, "a block of %" PRIu64 " bytes ended with %s", block_bytes, kvl_err_text(err));
-    add(report, "store", block_bytes, how, store, bench->peak[STORE]);
-    add(report, "load", block_bytes, how, load, bench->peak[LOAD]);
-    add(report, "hash", block_bytes, how, hash, bench->peak[LOAD]);
-    add(report, "both", block_bytes, how, both, bench->both_peak[size]);
+    add(report, "store", block_bytes, how, speeds.store[STORE], bench->limit.alone[STORE]);
+    add(report, "load", block_bytes, how, speeds.load[LOAD], bench->limit.alone[LOAD]);
+    add(report, "hash", block_bytes, how, speeds.hash[LOAD], bench->limit.alone[LOAD]);
+    add(report, "both", block_bytes, how, speeds.both[STORE] + speeds.both[LOAD], both_limit);
+    add(report, "both, to host", block_bytes, how, speeds.both[LOAD], both_limit / 2);
     return KVL_OK;
 }
 
+/* ---- a tier --------------------------------------------------------------------------------- */
+
+static kvl_err open_tier(struct bench *bench, uint32_t driver_threads, struct kvl_errmsg *msg) {
+    bench->driver_threads = driver_threads;
+    kvl_err err = make_device(bench, msg);
+    if (err == KVL_OK)
+        err = pin(bench, msg);
+    return err;
+}
+
+static kvl_err close_tier(struct bench *bench, struct kvl_errmsg *msg) {
+    kvl_err err = KVL_OK;
+    if (bench->tier == NULL)
+        return KVL_OK;
+    if (bench->tier->ops->drain(bench->tier) != KVL_OK)
+        err = kvl_fail(msg, KVL_ERR_IO, "the tier does not drain");
+    bench->tier->ops->deinit(bench->tier);
+    bench->tier = NULL;
+    return err;
+}
+
 /* ---- all of it ------------------------------------------------------------------------------ */
+
+static kvl_err measure_limit(
+    struct bench *bench, struct bench_report *report, struct kvl_errmsg *msg) {
+    const struct bench_copy_place place = {.driver = bench->driver,
+        .device = bench->device,
+        .tier = bench->tier,
+        .location = bench->location,
+        .memory = bench->memory,
+        .region_bytes = REGION_BYTES};
+    struct bench_copy_limit *limit = &bench->limit;
+    kvl_err err = bench_copy_limit(&place, sizes, SIZES, limit, msg);
+    if (err != KVL_OK)
+        return err;
+    bench_report_add(report, "gpu.link, sum of both ways alone",
+        limit->alone[STORE] + limit->alone[LOAD], "GB/s", 0);
+    add(report, "plain store", sizes[0], "", limit->batches[0][STORE], limit->alone[STORE]);
+    add(report, "plain load", sizes[0], "", limit->batches[0][LOAD], limit->alone[LOAD]);
+    return KVL_OK;
+}
+
+static kvl_err measure_sizes(
+    struct bench *bench, struct bench_report *report, struct kvl_errmsg *msg) {
+    kvl_err err = KVL_OK;
+    for (uint32_t i = 0; i < SIZES && err == KVL_OK; i++)
+        err = measure_size(bench, i, APART, "", report, msg);
+    if (err == KVL_OK)
+        err = measure_size(bench, 0, NEIGHBOURS, " neighbours", report, msg);
+    if (err == KVL_OK)
+        err = measure_size(bench, SIZES - 1, OPAQUE, " opaque", report, msg);
+    return err;
+}
+
+/* The smallest blocks: twice as many under way, then over the other number of driver threads. */
+static kvl_err measure_small(
+    struct bench *bench, struct bench_report *report, struct kvl_errmsg *msg) {
+    const bool has_one = bench->options->driver_threads == 1;
+    bench->blocks_wanted = 2 * BATCH * BATCHES;
+    kvl_err err = measure_size(bench, 0, APART, " 8 batches", report, msg);
+    bench->blocks_wanted = BATCH * BATCHES;
+    if (err == KVL_OK)
+        err = close_tier(bench, msg);
+    if (err == KVL_OK)
+        err = open_tier(bench, has_one ? 2 : 1, msg);
+    if (err == KVL_OK)
+        err = measure_size(
+            bench, 0, APART, has_one ? " 2 driver threads" : " 1 driver thread", report, msg);
+    return err;
+}
 
 static kvl_err measure_all(
     struct bench *bench, struct bench_report *report, struct kvl_errmsg *msg) {
     kvl_err err = make_host(bench, msg);
     if (err == KVL_OK)
-        err = make_device(bench, msg);
+        err = open_tier(bench, bench->options->driver_threads, msg);
     if (err == KVL_OK)
-        err = pin(bench, msg);
+        err = measure_limit(bench, report, msg);
     if (err == KVL_OK)
-        err = measure_limit(bench, msg);
+        err = measure_sizes(bench, report, msg);
     if (err == KVL_OK)
-        bench_report_add(report, "gpu.link, sum of both ways alone",
-            bench->peak[STORE] + bench->peak[LOAD], "GB/s", 0);
-    for (uint32_t i = 0; i < SIZES && err == KVL_OK; i++)
-        err = measure_size(bench, i, APART, report, msg);
-    if (err == KVL_OK)
-        err = measure_size(bench, 0, NEIGHBOURS, report, msg);
-    if (err == KVL_OK)
-        err = measure_size(bench, SIZES - 1, OPAQUE, report, msg);
+        err = measure_small(bench, report, msg);
     return err;
 }
 
@@ -444,14 +366,11 @@ kvl_err bench_gpu_copy(const struct bench_gpu_copy_options *options, struct benc
     bench->options = options;
     bench->driver = options->driver;
     bench->device = options->device;
+    bench->blocks_wanted = BATCH * BATCHES;
     kvl_err err = measure_all(bench, report, msg);
-    if (bench->tier != NULL) {
-        if (bench->tier->ops->drain(bench->tier) != KVL_OK && err == KVL_OK)
-            err = kvl_fail(msg, KVL_ERR_IO, "the tier does not drain");
-        bench->tier->ops->deinit(bench->tier);
-    }
+    const kvl_err closed = close_tier(bench, err == KVL_OK ? msg : NULL);
     if (bench->host != NULL)
         bench->host->ops->deinit(bench->host);
     free(bench);
-    return err;
+    return err != KVL_OK ? err : closed;
 }

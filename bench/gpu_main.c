@@ -1,7 +1,7 @@
 /* gpu_main.c - what a GPU does for kvloft beside what it could do at most, in one report.
  *
  *   kvl_bench_gpu [--json] [--shape SHAPE] [copy] [lease] [attention] [engine]      (all)
- *       [--staging-mib N] [--copy-streams N] [--hash-threads N]
+ *       [--staging-mib N] [--copy-streams N] [--hash-threads N] [--driver-threads 1|2]
  *
  * About half a minute. Weights are random; llama-8b is the shape unless another is named. The
  * second line is for finding what serves copies best on a GPU; otherwise the tier chooses. */
@@ -31,6 +31,8 @@ static void take_copy_option(struct bench_gpu_copy_options *copy, int option, co
         copy->staging_bytes = (uint64_t)number << 20;
     else if (option == 'c')
         copy->copy_streams = number;
+    else if (option == 't')
+        copy->driver_threads = number;
     else
         copy->hash_threads = number;
 }
@@ -49,7 +51,8 @@ static struct options parse(int argc, char **argv) {
     static const struct option words[] = {{"json", no_argument, NULL, 'j'},
         {"shape", required_argument, NULL, 's'}, {"staging-mib", required_argument, NULL, 'm'},
         {"copy-streams", required_argument, NULL, 'c'},
-        {"hash-threads", required_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+        {"hash-threads", required_argument, NULL, 'h'},
+        {"driver-threads", required_argument, NULL, 't'}, {NULL, 0, NULL, 0}};
     struct options options = {.shape = "llama-8b"};
     int option;
     while ((option = getopt_long(argc, argv, "", words, NULL)) != -1) {

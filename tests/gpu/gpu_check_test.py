@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""scripts/gpu-check builds one target, gpu_check: it has to build every program that a test of label
+gpu, the checkers and the benchmarks run there. A missing one shows only on a machine with a GPU.
+
+    gpu_check_test.py SOURCE BUILD      (BUILD/gpu_check_programs.txt: what the target builds)"""
+import pathlib
+import re
+import sys
+import unittest
+
+SOURCE, BUILD = (pathlib.Path(word).resolve() for word in sys.argv[1:3])
+# What CMake writes of tests, a line each: add_test([=[name]=] "program" "word"...)
+ADDED = re.compile(r"^add_test\((\S+) (.*)\)$", re.MULTILINE)
+LABELED = re.compile(r'^set_tests_properties\((\S+) PROPERTIES .*LABELS "([^"]*)"', re.MULTILINE)
+# Programs that scripts run by name, from the folder of programs.
+NAMED = re.compile(r'(?:BIN|self\.bin) / "([\w-]+)"|\$build/bin/([\w-]+)')
+SCRIPTS = ["scripts/gpu-check", "bench/gpu_session.py", "tests/gpu/engine_gpu_test.py",
+           "tests/e2e/harness.py"]
+
+
+def gpu_tests():
+    """name -> words of its command"""
+    tests = {}
+    for path in (BUILD / "tests").rglob("CTestTestfile.cmake"):
+        text = path.read_text()
+        labels = dict(LABELED.findall(text))
+        for name, words in ADDED.findall(text):
+            if "gpu" in labels.get(name, "").split(";"):
+                tests[name] = re.findall(r'"([^"]*)"', words)
+    return tests
+
+
+class GpuCheck(unittest.TestCase):
+    built = set((BUILD / "gpu_check_programs.txt").read_text().split())
+
+    def test_builds_the_programs_of_all_gpu_tests(self):
+        tests = gpu_tests()
+        self.assertTrue(tests, "no test of label gpu was found: has CMake's format changed?")
+        for name, words in tests.items():
+            programs = [word for word in words if word.startswith(f"{BUILD}/")]
+            self.assertTrue(programs or words[0].endswith("python3"), f"{name}: {words}")
+            for program in programs:
+                self.assertIn(program, self.built, f"{name} runs what gpu_check does not build")
+
+    def test_builds_what_scripts_run(self):
+        if not (BUILD / "gpu_sanitized_tests.txt").exists():
+            self.skipTest("built without CUDA: there is no benchmark of a GPU")
+        for script in SCRIPTS:
+            names = {a or b for a, b in NAMED.findall((SOURCE / script).read_text())}
+            self.assertTrue(names, f"{script} runs no program: have its words changed?")
+            for name in names:
+                self.assertIn(f"{BUILD}/bin/{name}", self.built, f"{script} runs {name}")
+
+    def test_builds_what_the_checkers_run(self):
+        path = BUILD / "gpu_sanitized_tests.txt"
+        if not path.exists():
+            self.skipTest("built without CUDA: nothing runs under compute-sanitizer")
+        commands = path.read_text().splitlines()
+        self.assertTrue(commands)
+        for command in commands:
+            self.assertIn(command.split()[0], self.built)
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
