@@ -2,7 +2,8 @@
  * heads, 8 KV heads of 128 elements, f16, blocks of 64 tokens in random order).
  *
  * Prefill: 1,024 rows that end at 8k and at 32k, counted without what the causal mask hides, beside
- * mma.sync on registers alone. Decode: one token, beside a plain read of as many bytes in a row.
+ * mma.sync on registers alone; and few rows, as a restore leaves them, beside a plain read of the
+ * keys and values. Decode: one token, beside a plain read of as many bytes in a row.
  * Decoding goes through the layers in turn, as a model does, so that no layer is found in the L2
  * cache; a graph holds one round. Each figure is the median of some runs.
  */
@@ -162,10 +163,15 @@ static void work_peak(struct bench *bench, void *flops) {
     check(bench_gpu_tensor_peak(bench->multiprocessors, bench->sink, flops, bench->stream), "peak");
 }
 
-static void work_prefill(struct bench *bench, void *context) {
+struct chunk {
+    uint32_t rows, context; /* the last of them is the last of that */
+};
+
+static void work_prefill(struct bench *bench, void *arg) {
+    const struct chunk *chunk = arg;
     for (uint32_t i = 0; i < ROUNDS; i++) {
         const struct kvl_cuda_attention attention =
-            attention_of(bench, i % LAYERS, ROWS, *(uint32_t *)context);
+            attention_of(bench, i % LAYERS, chunk->rows, chunk->context);
         check(kvl_cuda_attend_prefill(&attention, bench->stream), "prefill");
     }
 }
@@ -178,12 +184,13 @@ static double peak_tflops(struct bench *bench) {
 
 static void measure_prefill(struct bench *bench, struct bench_report *report, uint32_t context) {
     char name[64];
+    struct chunk chunk = {.rows = ROWS, .context = context};
     double positions = 0; /* that rows see, in all */
     for (uint32_t row = 0; row < ROWS; row++) {
         positions += context - ROWS + row + 1;
     }
     set_position(bench, context - ROWS);
-    const double s = median_s(bench, work_prefill, &context) / ROUNDS;
+    const double s = median_s(bench, work_prefill, &chunk) / ROUNDS;
     snprintf(
         name, sizeof name, "attention prefill, 1024 rows to %uk, limit mma.sync", context / 1024);
     bench_report_add(
@@ -192,16 +199,33 @@ static void measure_prefill(struct bench *bench, struct bench_report *report, ui
     bench_report_add(report, name, s * 1e6, "us", 0);
 }
 
-static void work_graph(struct bench *bench, void *graph) {
-    for (int i = 0; i < ROUNDS; i++) {
-        check(cudaGraphLaunch(*(cudaGraphExec_t *)graph, bench->stream), "cudaGraphLaunch");
-    }
-}
-
 static void work_read(struct bench *bench, void *bytes) {
     check(bench_gpu_read(
               bench->multiprocessors, bench->arena, *(uint64_t *)bytes, bench->sink, bench->stream),
         "read");
+}
+
+static double read_gb_per_s(struct bench *bench) {
+    uint64_t all = BLOCKS * LAYERS * layer_bytes;
+    return (double)all / median_s(bench, work_read, &all) * 1e-9;
+}
+
+/* What a prompt's end costs behind a context that is there. */
+static void measure_few(struct bench *bench, struct bench_report *report, uint32_t rows) {
+    char name[64];
+    struct chunk chunk = {.rows = rows, .context = CONTEXT};
+    set_position(bench, CONTEXT - rows);
+    const double s = median_s(bench, work_prefill, &chunk) / ROUNDS;
+    snprintf(name, sizeof name, "attention prefill, a layer of %u rows at %uk, limit a read", rows,
+        CONTEXT / 1024);
+    bench_report_add(
+        report, name, s * 1e6, "us", (double)(layer_bytes * BLOCKS) / read_gb_per_s(bench) * 1e-3);
+}
+
+static void work_graph(struct bench *bench, void *graph) {
+    for (int i = 0; i < ROUNDS; i++) {
+        check(cudaGraphLaunch(*(cudaGraphExec_t *)graph, bench->stream), "cudaGraphLaunch");
+    }
 }
 
 /* One token through all layers. */
@@ -222,14 +246,12 @@ static cudaGraphExec_t decode_graph(struct bench *bench, uint32_t context) {
 static void measure_decode(struct bench *bench, struct bench_report *report, uint32_t context) {
     char name[64];
     const uint64_t bytes = layer_bytes / BLOCK_TOKENS * context;
-    uint64_t all = BLOCKS * LAYERS * layer_bytes;
     set_position(bench, context - 1);
     cudaGraphExec_t graph = decode_graph(bench, context);
     const double s = median_s(bench, work_graph, &graph) / ROUNDS / LAYERS;
     check(cudaGraphExecDestroy(graph), "cudaGraphExecDestroy");
-    const double read_s = median_s(bench, work_read, &all);
     snprintf(name, sizeof name, "attention decode at %uk, limit a read of memory", context / 1024);
-    bench_report_add(report, name, (double)bytes / s * 1e-9, "GB/s", (double)all / read_s * 1e-9);
+    bench_report_add(report, name, (double)bytes / s * 1e-9, "GB/s", read_gb_per_s(bench));
     snprintf(name, sizeof name, "attention decode at %uk, a layer", context / 1024);
     bench_report_add(report, name, s * 1e6, "us", 0);
 }
@@ -250,6 +272,8 @@ void bench_gpu_attention(struct bench_report *report) {
     bench_init(&bench);
     measure_prefill(&bench, report, 8192);
     measure_prefill(&bench, report, CONTEXT);
+    measure_few(&bench, report, 1);
+    measure_few(&bench, report, 64);
     measure_decode(&bench, report, 8192);
     measure_decode(&bench, report, CONTEXT);
     bench_deinit(&bench);

@@ -6,8 +6,8 @@
  * one more row shows blocks that are neighbours. Blocks of 1 MiB and more have the frames of 256
  * KiB that those of an engine have; one more row shows such that are opaque, of one frame.
  *
- * The smallest blocks are measured in other ways too, for what they wait for: over the other number
- * of driver threads, and with twice as many under way. */
+ * The smallest blocks are measured in other ways too, for what they wait for: with twice as many
+ * under way, over the other number of driver threads, and with threads that do not pause. */
 #include "gpu_copy.h"
 
 #include <inttypes.h>
@@ -30,6 +30,7 @@
 #define MEASURE_NS UINT64_C(250000000)
 #define PIN_WAIT_NS UINT64_C(60000000000)
 #define TOUCH_THREADS 8u
+#define LONG_SPIN_US 1000u
 
 enum { STORE = BENCH_COPY_TO_DEVICE, LOAD = BENCH_COPY_TO_HOST, DIRECTIONS };
 enum shape { APART, NEIGHBOURS, OPAQUE };
@@ -44,7 +45,8 @@ struct bench {
     struct kvl_tier *tier, *host;
     uint8_t *memory;         /* the host's arena: a region of stores, then one of loads */
     uint64_t location;       /* of the same in the tier */
-    uint32_t driver_threads; /* the tier's */
+    uint32_t driver_threads; /* the tier's, */
+    uint32_t spin_us;        /* and how long they look without a pause */
     uint32_t blocks_wanted;  /* a direction; fewer where they do not fit */
     struct bench_copy_limit limit;
 
@@ -78,6 +80,7 @@ static kvl_err make_device(struct bench *bench, struct kvl_errmsg *msg) {
         .copy_streams = bench->options->copy_streams,
         .hash_threads = bench->options->hash_threads,
         .driver_threads = bench->driver_threads,
+        .spin_us = bench->spin_us,
         .driver = bench->driver};
     kvl_err err = kvl_cuda_tier_create(&options, &bench->tier, msg);
     if (err != KVL_OK)
@@ -275,8 +278,7 @@ static kvl_err measure_size(struct bench *bench, uint32_t size, enum shape shape
 
 /* ---- a tier --------------------------------------------------------------------------------- */
 
-static kvl_err open_tier(struct bench *bench, uint32_t driver_threads, struct kvl_errmsg *msg) {
-    bench->driver_threads = driver_threads;
+static kvl_err open_tier(struct bench *bench, struct kvl_errmsg *msg) {
     kvl_err err = make_device(bench, msg);
     if (err == KVL_OK)
         err = pin(bench, msg);
@@ -327,20 +329,31 @@ static kvl_err measure_sizes(
     return err;
 }
 
-/* The smallest blocks: twice as many under way, then over the other number of driver threads. */
+/* Over a tier of its own. */
+static kvl_err measure_otherwise(struct bench *bench, uint32_t driver_threads, uint32_t spin_us,
+    const char *how, struct bench_report *report, struct kvl_errmsg *msg) {
+    bench->driver_threads = driver_threads;
+    bench->spin_us = spin_us;
+    kvl_err err = close_tier(bench, msg);
+    if (err == KVL_OK)
+        err = open_tier(bench, msg);
+    if (err == KVL_OK)
+        err = measure_size(bench, 0, APART, how, report, msg);
+    return err;
+}
+
 static kvl_err measure_small(
     struct bench *bench, struct bench_report *report, struct kvl_errmsg *msg) {
-    const bool has_one = bench->options->driver_threads == 1;
+    const uint32_t threads = bench->options->driver_threads;
+    const char *how = threads == 1 ? " 2 driver threads" : " 1 driver thread";
     bench->blocks_wanted = 2 * BATCH * BATCHES;
     kvl_err err = measure_size(bench, 0, APART, " 8 batches", report, msg);
     bench->blocks_wanted = BATCH * BATCHES;
     if (err == KVL_OK)
-        err = close_tier(bench, msg);
+        err = measure_otherwise(
+            bench, threads == 1 ? 2 : 1, bench->options->spin_us, how, report, msg);
     if (err == KVL_OK)
-        err = open_tier(bench, has_one ? 2 : 1, msg);
-    if (err == KVL_OK)
-        err = measure_size(
-            bench, 0, APART, has_one ? " 2 driver threads" : " 1 driver thread", report, msg);
+        err = measure_otherwise(bench, threads, LONG_SPIN_US, " no pauses", report, msg);
     return err;
 }
 
@@ -348,7 +361,7 @@ static kvl_err measure_all(
     struct bench *bench, struct bench_report *report, struct kvl_errmsg *msg) {
     kvl_err err = make_host(bench, msg);
     if (err == KVL_OK)
-        err = open_tier(bench, bench->options->driver_threads, msg);
+        err = open_tier(bench, msg);
     if (err == KVL_OK)
         err = measure_limit(bench, report, msg);
     if (err == KVL_OK)
@@ -367,6 +380,8 @@ kvl_err bench_gpu_copy(const struct bench_gpu_copy_options *options, struct benc
     bench->driver = options->driver;
     bench->device = options->device;
     bench->blocks_wanted = BATCH * BATCHES;
+    bench->driver_threads = options->driver_threads;
+    bench->spin_us = options->spin_us;
     kvl_err err = measure_all(bench, report, msg);
     const kvl_err closed = close_tier(bench, err == KVL_OK ? msg : NULL);
     if (bench->host != NULL)

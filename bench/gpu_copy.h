@@ -19,7 +19,7 @@ struct bench_gpu_copy_options {
     const struct kvl_cuda_driver *driver;
     uint32_t device;
     uint64_t staging_bytes; /* these as kvl_cuda_tier_options has them; 0: its choice */
-    uint32_t copy_streams, hash_threads, driver_threads;
+    uint32_t copy_streams, hash_threads, driver_threads, spin_us;
 };
 
 /* Needs 2 GiB of the GPU's memory and of the host's. Errors: those of kvl_cuda_tier_create, IO; msg

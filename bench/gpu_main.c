@@ -2,9 +2,10 @@
  *
  *   kvl_bench_gpu [--json] [--shape SHAPE] [copy] [lease] [attention] [engine]      (all)
  *       [--staging-mib N] [--copy-streams N] [--hash-threads N] [--driver-threads 1|2]
+ *       [--spin-us N]
  *
  * About half a minute. Weights are random; llama-8b is the shape unless another is named. The
- * second line is for finding what serves copies best on a GPU; otherwise the tier chooses. */
+ * lower lines are for finding what serves copies best on a GPU; otherwise the tier chooses. */
 #include <cuda_runtime_api.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -33,6 +34,8 @@ static void take_copy_option(struct bench_gpu_copy_options *copy, int option, co
         copy->copy_streams = number;
     else if (option == 't')
         copy->driver_threads = number;
+    else if (option == 'u')
+        copy->spin_us = number;
     else
         copy->hash_threads = number;
 }
@@ -52,7 +55,8 @@ static struct options parse(int argc, char **argv) {
         {"shape", required_argument, NULL, 's'}, {"staging-mib", required_argument, NULL, 'm'},
         {"copy-streams", required_argument, NULL, 'c'},
         {"hash-threads", required_argument, NULL, 'h'},
-        {"driver-threads", required_argument, NULL, 't'}, {NULL, 0, NULL, 0}};
+        {"driver-threads", required_argument, NULL, 't'}, {"spin-us", required_argument, NULL, 'u'},
+        {NULL, 0, NULL, 0}};
     struct options options = {.shape = "llama-8b"};
     int option;
     while ((option = getopt_long(argc, argv, "", words, NULL)) != -1) {

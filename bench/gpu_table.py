@@ -79,13 +79,14 @@ def timeline(folder):
         return
     listed = {key: ", ".join(f"{ms:.1f}" for ms in told.get(key, []))
               for key in ("first_layer_ms", "rounds_ms")}
-    yield (f"timeline {told['restored_tokens']} tokens restored, {told['computed_tokens']} computed:"
-           f" {listed['rounds_ms']} ms")
+    yield (f"timeline {told['restored_tokens']} tokens restored, {told['computed_tokens']} "
+           f"computed: {listed['rounds_ms']} ms")
     yield f"timeline first layer whole after {listed['first_layer_ms']} ms"
     if told["layers"]:
         arrived = [layer["arrived_ms"] for layer in told["layers"]]
-        yield (f"timeline in the last round: layers whole after {arrived[0]:.1f}, {arrived[1]:.1f} .. "
-               f"{arrived[-1]:.1f} ms, the last computed after {told['layers'][-1]['ended_ms']:.1f}")
+        ended = told["layers"][-1]["ended_ms"]
+        yield (f"timeline last round: layers whole after {arrived[0]:.1f}, {arrived[1]:.1f} .. "
+               f"{arrived[-1]:.1f} ms, the last computed after {ended:.1f}")
 
 
 def table(folder):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""scripts/gpu-check builds one target, gpu_check: it has to build every program that a test of label
-gpu, the checkers and the benchmarks run there. A missing one shows only on a machine with a GPU.
+"""scripts/gpu-check builds one target, gpu_check: it has to build every program that a test of
+label gpu, the checkers and the benchmarks run there. A missing one shows only where there is a GPU.
 
     gpu_check_test.py SOURCE BUILD      (BUILD/gpu_check_programs.txt: what the target builds)"""
 import pathlib

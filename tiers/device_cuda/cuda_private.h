@@ -228,6 +228,7 @@ struct cuda_tier {
     struct cuda_lane lanes[KVL_CUDA_LANES];
     struct cuda_thread threads[KVL_CUDA_LANES];
     uint32_t thread_count;
+    uint64_t spin_ns;
     uint32_t hash_threads;
 
     /* of pins: the list is read by all driver threads, and grows at its head only */

@@ -19,7 +19,7 @@
 #include "clock.h"
 #include "cuda_private.h"
 
-#define SPIN_NS 20000u
+#define SPIN_US 20u
 #define STEP_NS 20000u
 #define LOST_STEP_NS 5000000u
 #define SLACK_NS 1000u
@@ -168,7 +168,7 @@ static void pause_busy(const struct cuda_thread *thread, uint64_t *idle_since_ns
     const uint64_t now_ns = kvl_clock_ns();
     if (*idle_since_ns == 0)
         *idle_since_ns = now_ns;
-    if (now_ns - *idle_since_ns > SPIN_NS) {
+    if (now_ns - *idle_since_ns > thread->tier->spin_ns) {
         const bool gave_up = atomic_load(&thread->tier->gave_up);
         nanosleep(&(struct timespec){.tv_nsec = gave_up ? LOST_STEP_NS : STEP_NS}, NULL);
         return;
@@ -306,6 +306,7 @@ kvl_err kvl_cuda_threads_start(
     if (tier->event_fd < 0)
         return kvl_fail(
             msg, kvl_err_from_errno(errno), "cannot make an eventfd: %s", strerror(errno));
+    tier->spin_ns = UINT64_C(1000) * (options->spin_us != 0 ? options->spin_us : SPIN_US);
     kvl_err err = make_workers(tier);
     give_lanes(tier, options->driver_threads);
     for (uint32_t i = 0; i < tier->thread_count && err == KVL_OK; i++)
