@@ -40,8 +40,8 @@ static kvl_err store(struct kvl_client *client, const struct kvl_namespace_info 
         return err; /* stored by an earlier run: nothing to do */
     if (block.status != KVL_ALLOC_GRANTED)
         return KVL_ERR_NOSPC;
-    memcpy(kvl_client_block_writable(client, KVL_TIER_HOST, block.offset_bytes), buffers[number],
-        BUFFER_BYTES);
+    kvl_copy_block(kvl_client_block_writable(client, KVL_TIER_HOST, block.offset_bytes),
+        buffers[number], BUFFER_BYTES);
     struct kvl_seal seal = {.lease = block.lease, .opaque = true};
     struct kvl_sealed sealed;
     name_of(number, seal.opaque_key);
@@ -63,7 +63,7 @@ static kvl_err restore(struct kvl_client *client, const struct kvl_key *keys, ui
     if (err == KVL_OK)
         err = progress.status;
     for (uint32_t i = 0; err == KVL_OK && i < result.count; i++)
-        memcpy(buffers[i], kvl_client_block(client, KVL_TIER_HOST, blocks[i].offset_bytes),
+        kvl_copy_block(buffers[i], kvl_client_block(client, KVL_TIER_HOST, blocks[i].offset_bytes),
             BUFFER_BYTES);
     *count = result.count;
     for (uint32_t i = 0; i < result.count; i++) {

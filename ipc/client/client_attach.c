@@ -17,6 +17,8 @@
 #include "client_internal.h"
 
 #define FDS_MAX (KVL_TIER_COUNT + 1)
+#define PAGE_BYTES UINT64_C(4096)
+#define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
 
 struct received {
     uint8_t data[KVL_ATTACH_BYTES_MAX];
@@ -169,19 +171,37 @@ static void *map(int fd, uint64_t bytes, int protection) {
     return at == MAP_FAILED ? NULL : at;
 }
 
+/* At a multiple of a huge page, without which no huge page of the file maps as one: reserves one
+ * more than asked for, and gives back what lies before and behind. */
+static void *map_arena(int fd, uint64_t bytes, int protection) {
+    uint8_t *from = mmap(NULL, bytes + HUGE_PAGE_BYTES, PROT_NONE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (from == MAP_FAILED)
+        return NULL;
+    const uint64_t before = -(uintptr_t)from & (HUGE_PAGE_BYTES - 1);
+    const uint64_t end = (before + bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    void *at = mmap(from + before, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0);
+    if (at == MAP_FAILED) {
+        munmap(from, bytes + HUGE_PAGE_BYTES);
+        return NULL;
+    }
+    if (before != 0)
+        munmap(from, before);
+    if (end < bytes + HUGE_PAGE_BYTES)
+        munmap(from + end, bytes + HUGE_PAGE_BYTES - end);
+    /* where refused, small pages serve as well */
+    (void)madvise(at, bytes, MADV_HUGEPAGE);
+    return at;
+}
+
 static kvl_err map_memfd(struct kvl_mapping *mapping, uint32_t kind) {
     const uint64_t bytes = mapping->arenas[kind].info.bytes;
     const int fd = mapping->arenas[kind].fd;
     if (!file_has(fd, bytes))
         return KVL_ERR_INVALID;
-    mapping->arenas[kind].read = map(fd, bytes, PROT_READ);
-    mapping->arenas[kind].write = map(fd, bytes, PROT_READ | PROT_WRITE);
-    if (!mapping->arenas[kind].read || !mapping->arenas[kind].write)
-        return KVL_ERR_NOMEM;
-    /* lets huge pages of the file map as such; where refused, small ones serve as well */
-    (void)madvise(mapping->arenas[kind].read, bytes, MADV_HUGEPAGE);
-    (void)madvise(mapping->arenas[kind].write, bytes, MADV_HUGEPAGE);
-    return KVL_OK;
+    mapping->arenas[kind].read = map_arena(fd, bytes, PROT_READ);
+    mapping->arenas[kind].write = map_arena(fd, bytes, PROT_READ | PROT_WRITE);
+    return mapping->arenas[kind].read && mapping->arenas[kind].write ? KVL_OK : KVL_ERR_NOMEM;
 }
 
 /* Takes the descriptor over. */

@@ -113,6 +113,9 @@ const uint8_t *kvl_client_block(
 /* Writable view: for slots under a write lease only. */
 uint8_t *kvl_client_block_writable(
     const struct kvl_client *client, enum kvl_tier_kind tier, uint64_t offset_bytes);
+/* memcpy for whole blocks, between a slot and memory of the caller's own: past the caches, which
+ * blocks do not fit. What is read again at once is better copied by memcpy. Threads: any. */
+void kvl_copy_block(void *to, const void *from, uint64_t bytes);
 
 /* ---- blocks (the semantics of each verb: core/store.h says the same to the server) ---------- */
 

@@ -124,6 +124,22 @@ static bool is_open(int fd) {
     return fcntl(fd, F_GETFD) >= 0;
 }
 
+/* Where they are not, no huge page of an arena maps as one. */
+static void arenas_are_mapped_at_huge_pages(void **state) {
+    (void)state;
+    const uintptr_t huge_page_bytes = 2 << 20;
+    struct world world;
+    start(&world, false);
+    struct kvl_client *client = connect_pair(&world);
+    for (enum kvl_tier_kind tier = KVL_TIER_DEVICE; tier <= KVL_TIER_HOST; tier++) {
+        assert_int_equal((uintptr_t)kvl_client_block(client, tier, 0) % huge_page_bytes, 0);
+        assert_int_equal(
+            (uintptr_t)kvl_client_block_writable(client, tier, 0) % huge_page_bytes, 0);
+    }
+    kvl_client_close(client);
+    stop(&world);
+}
+
 /* A GPU's memory stays allocated as long as anybody has a descriptor of it. */
 static void a_gpus_descriptor_is_closed_when_the_daemon_is_lost(void **state) {
     (void)state;
@@ -259,6 +275,7 @@ static void an_arena_of_unknown_memory_is_refused_with_a_reason(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arenas_of_the_cpu_are_mapped_and_keep_their_descriptor),
+        cmocka_unit_test(arenas_are_mapped_at_huge_pages),
         cmocka_unit_test(a_gpus_arena_is_handed_out_and_not_mapped),
         cmocka_unit_test(a_gpus_descriptor_is_closed_when_the_daemon_is_lost),
         cmocka_unit_test(an_arena_of_unknown_memory_is_refused_with_a_reason),

@@ -59,6 +59,25 @@ static void test_store_and_restore(void **state) {
     kvl_client_close(reader);
 }
 
+/* Around the caches or not, whatever the lengths and the alignments. */
+static void test_copies_are_whole_and_stay_in_bounds(void **state) {
+    (void)state;
+    enum { ROOM = (128 << 10) + 4096 };
+    static const uint32_t lengths[] = {0, 1, 100, 65535, 65536, 65537, 65536 + 4095, 128 << 10};
+    static uint8_t from[ROOM], to[ROOM], wanted[ROOM];
+    for (uint32_t i = 0; i < ROOM; i++)
+        from[i] = (uint8_t)(i * 7 + (i >> 8));
+    for (uint32_t i = 0; i < sizeof lengths / sizeof lengths[0]; i++) {
+        for (uint32_t shift = 0; shift < 130; shift += 13) {
+            memset(to, 0xa5, ROOM);
+            memset(wanted, 0xa5, ROOM);
+            memcpy(wanted + shift, from + 3 * shift, lengths[i]);
+            kvl_copy_block(to + shift, from + 3 * shift, lengths[i]);
+            assert_memory_equal(to, wanted, ROOM);
+        }
+    }
+}
+
 static void test_offload_through_the_host_tier(void **state) {
     (void)state;
     struct kvl_client *client = connect_to(&daemon_a, "offload");
@@ -323,6 +342,7 @@ static void test_synchronous_calls_behind_a_full_queue(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_store_and_restore),
+        cmocka_unit_test(test_copies_are_whole_and_stay_in_bounds),
         cmocka_unit_test(test_offload_through_the_host_tier),
         cmocka_unit_test(test_tickets),
         cmocka_unit_test(test_addresses_outside_an_arena_are_null),
