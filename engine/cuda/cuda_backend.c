@@ -13,14 +13,27 @@ enum { KERNEL_REVISION = 1 };
 
 /* ---- the GPU ---- */
 
+/* The runtime says "insufficient" of a driver that is not there, too. */
+static kvl_err refuse_driver(struct kvl_errmsg *msg) {
+    int version = 0; /* stays so where there is none */
+    (void)cudaDriverGetVersion(&version);
+    if (version == 0) {
+        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+            "no NVIDIA driver is here; the engine needs one of CUDA %d.0 or newer; or use --device "
+            "cpu",
+            CUDART_VERSION / 1000);
+    }
+    return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
+        "the NVIDIA driver is of CUDA %d.%d; the engine needs one of CUDA %d.0 or newer; or use "
+        "--device cpu",
+        version / 1000, version % 1000 / 10, CUDART_VERSION / 1000);
+}
+
 static kvl_err find_device(struct kvl_cuda *cuda, uint32_t wanted, struct kvl_errmsg *msg) {
     int count = 0;
     const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error == cudaErrorInsufficientDriver) { /* or none at all */
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "no usable NVIDIA GPU: %s; the engine needs a driver of CUDA %d.0 or newer; or use "
-            "--device cpu",
-            cudaGetErrorString(error), CUDART_VERSION / 1000);
+    if (error == cudaErrorInsufficientDriver) {
+        return refuse_driver(msg);
     }
     if (error == cudaErrorNoDevice || (error == cudaSuccess && count == 0)) {
         return kvl_fail(msg, KVL_ERR_UNSUPPORTED, "no usable NVIDIA GPU: %s; use --device cpu",
