@@ -16,13 +16,14 @@ static json_t *tiers_json(const struct kvl_store_report *report) {
     for (int i = 0; i < KVL_TIER_COUNT; i++) {
         const struct kvl_tier_report *t = &report->tiers[i];
         json_object_set_new(tiers, tier_names[i],
-            json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "capacity_bytes",
+            json_pack("{s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "capacity_bytes",
                 (json_int_t)t->capacity_bytes, "used_bytes", (json_int_t)t->used_bytes, "blocks",
                 (json_int_t)t->blocks, "hits", (json_int_t)t->hits, "misses", (json_int_t)t->misses,
                 "read_bytes", (json_int_t)t->read_bytes, "written_bytes",
                 (json_int_t)t->written_bytes, "evicted_blocks", (json_int_t)t->evicted_blocks,
                 "corrupt_blocks", (json_int_t)t->corrupt_blocks, "errors", (json_int_t)t->errors,
-                "inflight", (json_int_t)t->inflight));
+                "inflight", (json_int_t)t->inflight, "block_bytes", (json_int_t)t->block_bytes,
+                "reserved_bytes", (json_int_t)t->reserved_bytes));
     }
     return tiers;
 }
@@ -114,6 +115,16 @@ static int print_json(struct kvl_client *client, const struct status *s) {
         clients_json(client), "tenants", tenants_json(client), "warnings", warnings_json(client)));
 }
 
+/* What stands in the column "used" of an empty disk, too. */
+static void print_reserve(const struct kvl_tier_report *tier) {
+    char blocks[32], reserve[32], unused[32];
+    uint64_t known_bytes = tier->block_bytes + tier->reserved_bytes;
+    uint64_t unused_bytes = tier->used_bytes > known_bytes ? tier->used_bytes - known_bytes : 0;
+    printf("%-7s of that: blocks %s, reserve for the index %s, room for more %s\n", "",
+        cli_bytes(tier->block_bytes, blocks), cli_bytes(tier->reserved_bytes, reserve),
+        cli_bytes(unused_bytes, unused));
+}
+
 static void print_tiers(const struct kvl_store_report *report) {
     char used[32], capacity[32], read[32], written[32];
     printf("\n%-7s %10s %10s %8s %8s %8s %8s %10s %10s\n", "tier", "used", "capacity", "blocks",
@@ -128,6 +139,8 @@ static void print_tiers(const struct kvl_store_report *report) {
             tier_names[i], cli_bytes(t->used_bytes, used), cli_bytes(t->capacity_bytes, capacity),
             t->blocks, t->hits, t->misses, t->evicted_blocks, cli_bytes(t->read_bytes, read),
             cli_bytes(t->written_bytes, written));
+        if (t->reserved_bytes)
+            print_reserve(t);
         if (t->errors || t->corrupt_blocks)
             printf("%-7s %" PRIu64 " errors, %" PRIu64 " corrupt blocks dropped\n", "", t->errors,
                 t->corrupt_blocks);

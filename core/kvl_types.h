@@ -110,6 +110,9 @@ struct kvl_tier_report {
     uint64_t misses; /* blocks asked for that were not here (and in no nearer tier); those of a
                         chain that a client asks for again and again count once */
     uint64_t read_bytes, written_bytes, evicted_blocks, corrupt_blocks, errors, inflight;
+    uint64_t block_bytes; /* of used_bytes: blocks, and slots being filled */
+    uint64_t
+        reserved_bytes; /* of used_bytes: set aside for the index; the rest is free for blocks */
 };
 
 struct kvl_store_report {

@@ -27,6 +27,7 @@ uint64_t kvl_visible_blocks(struct kvl_store *store, const struct kvl_tenant *vi
 
 static void add_tier(struct kvl_tier_report *out, const struct kvl_tenant_tier *mine) {
     out->used_bytes += mine->used_bytes;
+    out->block_bytes += mine->used_bytes;
     out->blocks += mine->blocks;
     out->hits += mine->hits;
     out->misses += mine->misses;
@@ -67,6 +68,7 @@ static void report_tier(
     out->read_bytes = stats.read_bytes;
     out->written_bytes = stats.written_bytes;
     out->inflight = stats.inflight;
+    out->reserved_bytes = stats.reserved_bytes;
 }
 
 void kvl_store_report(struct kvl_store *store, uint32_t tenant, struct kvl_store_report *out) {

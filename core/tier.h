@@ -63,7 +63,11 @@ struct kvl_tier_stats {
     uint64_t read_bytes, written_bytes; /* since start */
     uint64_t loads, stores, errors, corrupt;
     uint64_t inflight;
+    uint64_t reserved_bytes; /* of used_bytes: set aside for metadata, whatever is stored */
 };
+
+/* Counts a transfer that ends, as every tier does: one fewer is in flight. */
+void kvl_tier_stats_count(struct kvl_tier_stats *stats, const struct kvl_io *io, kvl_err status);
 
 /* What a tier tells its owner, always from inside poll. */
 struct kvl_tier_events {

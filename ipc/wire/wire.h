@@ -22,7 +22,7 @@
 #define KVL_WIRE_MAGIC 0x4d4c564bu    /* "KVLM" */
 #define KVL_ATTACH_MAGIC 0x414c564bu  /* "KVLA" */
 #define KVL_GOODBYE_MAGIC 0x474c564bu /* "KVLG" */
-#define KVL_WIRE_VERSION 3u
+#define KVL_WIRE_VERSION 4u
 #define KVL_WIRE_HEADER_BYTES 56u
 #define KVL_WIRE_MESSAGE_BYTES_MAX (4u << 20)
 #define KVL_WIRE_TOKEN_BYTES 16u

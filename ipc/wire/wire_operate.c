@@ -8,7 +8,7 @@ _Static_assert(sizeof(struct kvl_block_report) == 96, "see docs/wire.md");
 _Static_assert(offsetof(struct kvl_block_report, hits) == 76, "see docs/wire.md");
 _Static_assert(sizeof((struct kvl_tenant_report){0}.tiers[0]) == 6 * sizeof(uint64_t), "six");
 _Static_assert(sizeof(struct kvl_event) == 48, "sequence, kind, tier, key");
-_Static_assert(sizeof(struct kvl_tier_report) == 11 * sizeof(uint64_t), "eleven numbers");
+_Static_assert(sizeof(struct kvl_tier_report) == 13 * sizeof(uint64_t), "thirteen numbers");
 _Static_assert(offsetof(struct kvl_store_report, loaded) ==
                    3 * sizeof(struct kvl_tier_report) + 16 * sizeof(uint64_t),
     "sixteen numbers after the tiers");

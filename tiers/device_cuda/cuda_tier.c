@@ -70,20 +70,11 @@ static void cuda_cancel(struct kvl_tier *base, struct kvl_io *io) {
     pthread_mutex_unlock(&tier->mutex);
 }
 
+/* What the CPU hashes has to be read from the GPU, too. */
 static void count(struct cuda_tier *tier, const struct kvl_io *io, kvl_err status) {
-    struct kvl_tier_stats *stats = &tier->stats;
-    stats->inflight--;
-    stats->corrupt += status == KVL_ERR_CORRUPT;
-    stats->errors += status != KVL_OK && status != KVL_ERR_CANCELED;
-    if (status != KVL_OK)
-        return;
-    if (io->op == KVL_IO_STORE) {
-        stats->stores++;
-        stats->written_bytes += io->layout->payload_bytes;
-    } else {
-        stats->loads += io->op == KVL_IO_LOAD;
-        stats->read_bytes += io->layout->payload_bytes;
-    }
+    kvl_tier_stats_count(&tier->stats, io, status);
+    if (status == KVL_OK && io->op == KVL_IO_HASH)
+        tier->stats.read_bytes += io->layout->payload_bytes;
 }
 
 static void tell_frames(struct cuda_move *move, uint32_t frames) {

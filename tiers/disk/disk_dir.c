@@ -49,8 +49,12 @@ uint64_t kvl_disk_plan_capacity_for(uint64_t record_bytes) {
     return clamp(segment_bytes * shares, KVL_DISK_CAPACITY_BYTES_MIN, UINT64_MAX);
 }
 
+uint64_t kvl_disk_plan_reserved_bytes(const struct kvl_disk_plan *plan) {
+    return plan->map_bytes + plan->journal_bytes + plan->overhead_bytes;
+}
+
 uint64_t kvl_disk_plan_segments_bytes(const struct kvl_disk_plan *plan) {
-    return plan->capacity_bytes - plan->map_bytes - plan->journal_bytes - plan->overhead_bytes;
+    return plan->capacity_bytes - kvl_disk_plan_reserved_bytes(plan);
 }
 
 static kvl_err make_directory(const char *path, struct kvl_errmsg *msg) {

@@ -1,6 +1,8 @@
 /* disk_start.c - what a start finds: index, segments, and a capacity that may be smaller now. */
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "disk.h"
 
@@ -124,6 +126,22 @@ static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
+/* A cap above what the file system has left is no error: the segments that there is room for are
+ * recycled then. But whoever chose it should know. */
+static void compare_with_free_space(struct kvl_disk *disk) {
+    struct statvfs fs;
+    if (fstatvfs(disk->dir.segments_fd, &fs) != 0)
+        return;
+    uint64_t ours_bytes = disk->segments.total_bytes + kvl_index_file_bytes(disk->index);
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+    if (disk->plan.capacity_bytes <= ours_bytes + free_bytes)
+        return;
+    kvl_log_fallback(disk->log,
+        "the disk tier may have %" PRIu64 " MiB, its file system has room for %" PRIu64
+        " MiB of them: it will recycle the segments it has",
+        disk->plan.capacity_bytes >> 20, (ours_bytes + free_bytes) >> 20);
+}
+
 kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     disk->segments.directory_fd = disk->dir.segments_fd;
     disk->segments.direct = disk->dir.direct && disk->options.io != KVL_DISK_IO_BUFFERED;
@@ -134,6 +152,8 @@ kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg) {
         err = attach_all(disk, msg);
     if (err == KVL_OK)
         err = fit_capacity(disk, msg);
+    if (err == KVL_OK)
+        compare_with_free_space(disk);
     kvl_disk_account(disk);
     disk->index_permille = err == KVL_OK ? kvl_index_usage_permille(disk->index) : 0;
     return err;

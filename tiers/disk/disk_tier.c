@@ -205,6 +205,7 @@ static struct kvl_tier_stats disk_stats(struct kvl_tier *tier) {
         .errors = atomic_load(&disk->errors),
         .corrupt = atomic_load(&disk->corrupt),
         .inflight = disk->inflight,
+        .reserved_bytes = kvl_disk_plan_reserved_bytes(&disk->plan),
     };
 }
 

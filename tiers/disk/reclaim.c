@@ -29,8 +29,7 @@
 #define CARRY_RETRY_NS 60000000000ull
 
 static uint64_t used_bytes(const struct kvl_disk *disk) {
-    return disk->segments.total_bytes + disk->plan.capacity_bytes -
-           kvl_disk_plan_segments_bytes(&disk->plan);
+    return disk->segments.total_bytes + kvl_disk_plan_reserved_bytes(&disk->plan);
 }
 
 void kvl_disk_account(struct kvl_disk *disk) {

@@ -113,27 +113,11 @@ static void copy_run(struct kvl_job *base) {
         job->status = copy_and_check(job);
 }
 
-static void count(struct memory_tier *tier, const struct kvl_io *io, kvl_err status) {
-    struct kvl_tier_stats *stats = &tier->stats;
-    stats->inflight--;
-    stats->corrupt += status == KVL_ERR_CORRUPT;
-    stats->errors += status != KVL_OK && status != KVL_ERR_CANCELED;
-    if (status != KVL_OK)
-        return;
-    if (io->op == KVL_IO_STORE) {
-        stats->stores++;
-        stats->written_bytes += io->layout->payload_bytes;
-    } else if (io->op == KVL_IO_LOAD) {
-        stats->loads++;
-        stats->read_bytes += io->layout->payload_bytes;
-    }
-}
-
 static void io_end(struct memory_tier *tier, struct copy_job *job, kvl_err status) {
     struct kvl_io *io = job->io;
     job->io = NULL;
     list_push(&tier->free, job);
-    count(tier, io, status);
+    kvl_tier_stats_count(&tier->stats, io, status);
     io->tier_private = NULL;
     io->status = status;
     io->stored_bytes = io->layout->slot_bytes;

@@ -129,7 +129,7 @@ static void test_daemon_of_another_version(void **state) {
         err = kvl_client_open(&options, &client, &msg);
     assert_int_equal(err, KVL_ERR_VERSION);
     assert_non_null(strstr(msg.text, "version 9"));
-    assert_non_null(strstr(msg.text, "library 3"));
+    assert_non_null(strstr(msg.text, "library 4"));
     daemon_remove(&later);
 }
 

@@ -167,7 +167,7 @@ static void test_sizes_are_those_of_the_document(void **state) {
     } sizes[] = {{sample_request, KVL_VERB_LOOKUP, 16 + 3 * 32},
         {sample_reply, KVL_VERB_LOOKUP, 24 + 4}, {sample_reply, KVL_VERB_RESTORE, 24 + 2 * 24},
         {sample_reply, KVL_VERB_SEAL, 24 + 2 * 36}, {sample_reply, KVL_VERB_NAMESPACE_OPEN, 184},
-        {sample_reply, KVL_VERB_SESSION_OPEN, 152 + 8}, {sample_reply, KVL_VERB_STATS, 836},
+        {sample_reply, KVL_VERB_SESSION_OPEN, 152 + 8}, {sample_reply, KVL_VERB_STATS, 884},
         {sample_request, KVL_VERB_HELLO, 196}, {sample_reply, KVL_VERB_STATS_TENANT, 228},
         {sample_reply, KVL_VERB_LIST_BLOCKS, 16 + 2 * 96},
         {sample_reply, KVL_VERB_EVENTS, 16 + 2 * 48}};
