@@ -40,10 +40,10 @@ static const char usage_text[] =
     "  --config FILE      JSON object with these names as keys, without the dashes\n"
     "  --help, --version\n"
     "\n"
-    "Sizes take K, M, G and T. SIGTERM and SIGINT flush, then end with status 0; a second one "
-    "ends\n"
-    "at once. SIGHUP reads FILE again: log-level, persist-ms and stop-seconds change while it "
-    "runs.\n"
+    "Sizes take K, M, G and T. SIGTERM and SIGINT flush, then end with status 0; one more of them, "
+    "a\n"
+    "second or more later, ends at once. SIGHUP reads FILE again: log-level, persist-ms and\n"
+    "stop-seconds change while it runs.\n"
     "Exit status: 0 done, 1 failed, 2 wrong usage. Log lines go to stderr.\n";
 
 #define CONFIG_OPTION 'c'
@@ -130,12 +130,14 @@ static bool take(struct daemon_options *options, int id, const char *name, const
         service->disk_path = value;
         return true;
     case 'P':
+        options->disk_option = name;
         return take_size(name, value, &service->disk_bytes);
     case 'm':
         return take_number(name, value, "milliseconds", UINT32_MAX, &service->persist_ms);
     case 'S':
         return take_number(name, value, "seconds", STOP_SECONDS_MAX, &service->stop_seconds);
     case 'i':
+        options->disk_option = name;
         return take_disk_io(value, &service->disk_io);
     case 's':
         service->secret_file = value;
@@ -218,6 +220,15 @@ static bool read_tenants(struct daemon_options *options) {
            wrong("--tenants %s", msg.text);
 }
 
+/* What one option alone cannot tell. */
+static bool fit_together(const struct daemon_options *options) {
+    struct kvl_errmsg msg = {{0}};
+    if (options->disk_option != NULL && options->service.disk_path == NULL)
+        return wrong(
+            "%s goes with disk-path: without it nothing is kept on disk", options->disk_option);
+    return kvl_service_check(&options->service, &msg) == KVL_OK || wrong("%s", msg.text);
+}
+
 bool daemon_options_parse(int argc, char **argv, struct daemon_options *options, int *status) {
     *options = (struct daemon_options){
         .service =
@@ -234,7 +245,8 @@ bool daemon_options_parse(int argc, char **argv, struct daemon_options *options,
     *status = DAEMON_USAGE;
     if (!parse_words(argc, argv, options, &options->config, status) ||
         (options->config != NULL && !read_config(options, options->config)) ||
-        !parse_words(argc, argv, options, NULL, status) || !read_tenants(options))
+        !parse_words(argc, argv, options, NULL, status) || !fit_together(options) ||
+        !read_tenants(options))
         return false;
     if (options->service.address != NULL)
         return true;

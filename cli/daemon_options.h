@@ -18,6 +18,7 @@ enum { DAEMON_DONE = 0, DAEMON_FAILED = 1, DAEMON_USAGE = 2 };
 struct daemon_options {
     struct kvl_service_options service; /* strings live in `texts` and argv */
     const char *config;                 /* NULL: none */
+    const char *disk_option;            /* given, and of no use without a disk_path; NULL: none */
     char address[128];
     enum kvl_log_level log_level;
     const char *tenants_path; /* NULL: none */

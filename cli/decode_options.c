@@ -383,6 +383,15 @@ static bool check_prompt(struct parse *parse) {
     return true;
 }
 
+static bool check_embedded(struct parse *parse) {
+    const struct decode_options *options = parse->options;
+    struct kvl_errmsg msg = {{0}};
+    if (options->mode != DECODE_EMBEDDED)
+        return !parse->has_size_option || wrong(parse, "--device-bytes, --host-bytes, --disk-bytes "
+                                                       "and --persist-ms go with --embedded");
+    return kvl_service_check(&options->embedded, &msg) == KVL_OK || wrong(parse, "%s", msg.text);
+}
+
 static bool check(struct parse *parse) {
     struct decode_options *options = parse->options;
     if (!check_prompt(parse))
@@ -390,9 +399,8 @@ static bool check(struct parse *parse) {
     if (parse->modes > 1)
         return wrong(
             parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");
-    if (parse->has_size_option && options->mode != DECODE_EMBEDDED)
-        return wrong(parse,
-            "--device-bytes, --host-bytes, --disk-bytes and --persist-ms go with --embedded");
+    if (!check_embedded(parse))
+        return false;
     if (options->session != NULL &&
         (options->mode == DECODE_NO_OFFLOAD || options->mode == DECODE_NO_CACHE))
         return wrong(parse, "--session needs a daemon (--connect) or --embedded");

@@ -38,7 +38,7 @@ struct kvl_service {
     struct kvl_errmsg msg;
 };
 
-static kvl_err check_options(const struct kvl_service_options *options, struct kvl_errmsg *msg) {
+kvl_err kvl_service_check(const struct kvl_service_options *options, struct kvl_errmsg *msg) {
     uint32_t number = 0;
     bool is_gpu = kvl_cuda_device_parse(options->device, &number);
     if (!is_gpu && strcmp(options->device, "cpu") != 0)
@@ -57,6 +57,9 @@ static kvl_err check_options(const struct kvl_service_options *options, struct k
             "--device %s needs a host tier: --host-bytes with room for at least %u blocks of the "
             "model, which pass through it",
             options->device, KVL_FAR_HOST_BLOCKS_MIN);
+    if (options->disk_path != NULL && options->disk_bytes < KVL_DISK_CAPACITY_BYTES_MIN)
+        return kvl_fail(msg, KVL_ERR_INVALID, "--disk-bytes %llu is too small: at least %llu (6M)",
+            (unsigned long long)options->disk_bytes, KVL_DISK_CAPACITY_BYTES_MIN);
     return KVL_OK;
 }
 
@@ -228,7 +231,7 @@ static kvl_err run(struct kvl_service *service, void *arg, struct kvl_errmsg *ms
 
 static kvl_err serve(struct kvl_service *service,
     void (*ready)(void *arg, struct kvl_service *service), void *arg, struct kvl_errmsg *msg) {
-    kvl_err err = check_options(&service->options, msg);
+    kvl_err err = kvl_service_check(&service->options, msg);
     if (err == KVL_OK)
         err = create_tiers(service, msg);
     if (err == KVL_OK)

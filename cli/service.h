@@ -42,6 +42,10 @@ struct kvl_service_options {
 #define KVL_SERVICE_PERSIST_MS_DEFAULT 200u
 #define KVL_SERVICE_STOP_SECONDS_DEFAULT 30u
 
+/* What can be said of options before anything is created. INVALID. */
+KVL_MUST_CHECK kvl_err kvl_service_check(
+    const struct kvl_service_options *options, struct kvl_errmsg *msg);
+
 /* Creates and serves on the calling thread until kvl_service_interrupt; then drains. `ready` is
  * told once clients can connect; arg is goes_on's too. Errors: those of the parts; msg names the
  * option to change. TIMEOUT: the drain took longer than stop_seconds. Then nothing was torn down,

@@ -76,15 +76,30 @@ class BadInput(Case):
         self.assertEqual(done.returncode, 1)
         self.assertIn("cuda", done.stderr.lower())
 
+    def daemon_refused(self, *words, mentions):
+        self.refused(2, BIN / "kvloftd", "--listen", f"ipc://{self.folder}/d/d.sock", *words,
+                     mentions=mentions)
+
     def test_the_daemons_device_is_checked(self):
-        def refused(*words):
-            done = run(BIN / "kvloftd", "--listen", f"ipc://{self.folder}/d/d.sock", *words,
-                       check=False)
-            self.assertNotEqual(done.returncode, 0)
-            return done.stderr
         for name in ("cuda:", "cuda:x", "cuda:256", "cudax", "gpu"):
-            self.assertIn("it is cpu or cuda[:N]", refused("--device", name))
-        self.assertIn("--host-bytes", refused("--device", "cuda:0", "--host-bytes", "0"))
+            self.daemon_refused("--device", name, mentions=["it is cpu or cuda[:N]"])
+        self.daemon_refused("--device", "cuda:0", "--host-bytes", "0", mentions=["--host-bytes"])
+
+    def test_sizes_that_no_daemon_can_have_are_wrong_usage(self):
+        for words in (("--device-bytes", "0"), ("--host-bytes", "1"),
+                      ("--disk-path", self.disk, "--disk-bytes", "5M")):
+            self.daemon_refused(*words, mentions=[words[-2], "too small"])
+            if "--disk-path" not in words:
+                self.decode_refused(2, "--prompt", "x", "--embedded", self.disk, *words,
+                                    mentions=[words[-2], "too small"])
+        self.assertFalse(self.disk.exists())
+
+    def test_options_of_a_disk_need_its_path(self):
+        config = self.folder / "kvloftd.json"
+        for name, value in (("disk-bytes", "64M"), ("disk-io", "posix")):
+            self.daemon_refused("--" + name, value, mentions=[name, "disk-path"])
+            config.write_text(json.dumps({name: value}))
+            self.daemon_refused("--config", config, mentions=[name, "disk-path"])
 
     def test_a_tier_too_small_for_one_block_names_the_smallest(self):
         self.decode_refused(1, "--prompt", "x", "--max-tokens", "1", "--embedded", self.disk,

@@ -8,6 +8,7 @@ import pathlib
 import signal
 import socket
 import subprocess
+import unittest
 
 import harness
 from harness import SANITIZED, Case
@@ -91,6 +92,47 @@ class Supervised(Case):
                 self.assertEqual(notify.recv(100), b"READY=1")
                 self.assertEqual(self.stop(daemon), 0)
                 self.assertEqual(notify.recv(100), b"STOPPING=1")
+
+    def test_signals_that_come_together_are_one(self):
+        """As a terminal, a shell and a supervisor send them: what was sealed is on disk after it."""
+        daemon = self.start_daemon(extra=["--persist-ms", "60000"])
+        prompt = ["--prompt-file", self.prompt(150), "--max-tokens", "1"]
+        self.engine(*prompt)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            daemon.send_signal(number)
+        self.assertEqual(daemon.wait(timeout=120), 0)
+        self.assertTrue(self.log().endswith(" INFO event=stopped\n"), self.log()[-300:])
+        daemon = self.start_daemon()
+        self.assertGreater(self.engine(*prompt)["restored_tokens"]["disk"], 0)
+
+    def test_an_empty_disk_shows_what_it_sets_aside(self):
+        self.start_daemon()
+        disk = self.tool("status")["tiers"]["disk"]
+        self.assertEqual((disk["blocks"], disk["block_bytes"]), (0, 0))
+        self.assertGreater(disk["reserved_bytes"], 0)
+        self.assertLessEqual(disk["reserved_bytes"], disk["used_bytes"])
+        self.engine("--prompt-file", self.prompt(150), "--max-tokens", "1")
+        self.tool("flush")
+        disk = self.tool("status")["tiers"]["disk"]
+        self.assertGreaterEqual(disk["block_bytes"], disk["blocks"] * 4096)
+        self.assertLessEqual(disk["block_bytes"] + disk["reserved_bytes"], disk["used_bytes"])
+
+    @unittest.skipUnless(os.geteuid() == 0, "mounting needs root")
+    def test_a_cap_above_what_the_file_system_has_is_said_at_the_start(self):
+        mount = self.folder / "small"
+        mount.mkdir()
+        if harness.run("mount", "-t", "tmpfs", "-o", "size=32M", "none", mount,
+                       check=False).returncode:
+            self.skipTest("mount is refused here")
+        try:
+            self.disk = mount / "disk"
+            for cap, is_said in (("64M", True), ("16M", False), ("64M", True)):
+                daemon = self.start_daemon(disk=cap)
+                warnings = " ".join(self.tool("status")["warnings"])
+                self.assertEqual("its file system has room for" in warnings, is_said, warnings)
+                self.assertEqual(self.stop(daemon), 0)
+        finally:
+            harness.run("umount", "-l", mount)
 
     def test_nobody_waits_for_whoever_reads_the_log(self):
         daemon = subprocess.Popen(self.daemon_command(), stderr=subprocess.PIPE)

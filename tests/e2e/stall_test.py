@@ -129,6 +129,9 @@ class SlowDisk(Case):
         self.check(1)
         daemon.send_signal(signal.SIGTERM)
         self.wait_until(lambda: not (self.folder / "run/kvloft.sock").exists())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):  # still the first one
+            daemon.send_signal(number)
+        time.sleep(1.1)
         self.assertIsNone(daemon.poll())
         line, _ = self.lost_at_the_stop(daemon)
         self.assertIn("second signal", line)
