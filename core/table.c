@@ -216,11 +216,32 @@ static void find_batch(
             blocks[i] = kvl_table_find(table, &keys[i]); /* equal tags, unlike keys */
 }
 
+static bool is_entry_of(const struct kvl_table *table, uint32_t block, const struct kvl_key *key) {
+    if (block >= table->end)
+        return false;
+    const struct kvl_entry *entry =
+        &table->chunks[block / KVL_CHUNK_ENTRIES][block % KVL_CHUNK_ENTRIES];
+    return (entry->flags & KVL_ENTRY_USED) && memcmp(&entry->key, key, sizeof(*key)) == 0;
+}
+
+/* A chain that was stored in one go has one number after the other: then the next entry is the next
+ * key's, and the index need not be asked. How many of the keys have the numbers from `next` on. */
+static uint32_t find_in_a_row(const struct kvl_table *table, const struct kvl_key *keys,
+    uint32_t count, uint32_t next, uint32_t *blocks) {
+    uint32_t found = 0;
+    for (; found < count && is_entry_of(table, next + found, &keys[found]); found++)
+        blocks[found] = next + found;
+    return found;
+}
+
 void kvl_table_find_many(
     const struct kvl_table *table, const struct kvl_key *keys, uint32_t count, uint32_t *blocks) {
-    for (uint32_t i = 0; i < count; i += KVL_FIND_BATCH) {
+    for (uint32_t i = 0; i < count;) {
         uint32_t batch = count - i < KVL_FIND_BATCH ? count - i : KVL_FIND_BATCH;
         find_batch(table, keys + i, batch, blocks + i);
+        i += batch;
+        if (batch > 1 && blocks[i - 1] != KVL_BLOCK_NONE && blocks[i - 1] == blocks[i - 2] + 1)
+            i += find_in_a_row(table, keys + i, count - i, blocks[i - 1] + 1, blocks + i);
     }
 }
 

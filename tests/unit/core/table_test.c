@@ -73,6 +73,44 @@ static void many_are_found_as_one_by_one(void **state) {
     kvl_table_destroy(table);
 }
 
+static void remove_key(struct kvl_table *table, const struct kvl_key *key) {
+    uint32_t block = kvl_table_find(table, key);
+    if (block != KVL_BLOCK_NONE)
+        kvl_table_remove(table, block);
+}
+
+/* Keys whose numbers follow one another are found without the index: not beyond a gap, nor where
+ * another key took a number over, nor past the end. */
+static void rows_of_numbers_end_where_they_end(void **state) {
+    (void)state;
+    enum { CHAIN = 300 };
+    struct kvl_table *table = NULL;
+    static struct kvl_key keys[CHAIN + 1];
+    static uint32_t blocks[CHAIN + 1];
+    const struct kvl_key others[] = {key_of(5000, false), key_of(5001, false)};
+    uint32_t block;
+    assert_int_equal(kvl_table_create(&table), KVL_OK);
+    for (uint32_t i = 0; i < CHAIN; i++) {
+        keys[i] = key_of(i, false);
+        assert_int_equal(kvl_table_insert(table, &keys[i], &block), KVL_OK);
+    }
+    assert_int_equal(kvl_table_insert(table, &others[0], &block), KVL_OK);
+    remove_key(table, &others[0]);
+    keys[CHAIN] = (struct kvl_key){{0}}; /* as the unused entry has it that comes next */
+    for (uint32_t round = 0; round < 4; round++) {
+        for (uint32_t from = 0; from <= CHAIN; from += 7) {
+            kvl_table_find_many(table, keys + from, CHAIN + 1 - from, blocks);
+            for (uint32_t i = from; i <= CHAIN; i++)
+                assert_int_equal(blocks[i - from], kvl_table_find(table, &keys[i]));
+        }
+        remove_key(table, &keys[40 + 60 * round]);
+        remove_key(table, &keys[CHAIN - 1 - round]);
+        if (round < 2)
+            assert_int_equal(kvl_table_insert(table, &others[round], &block), KVL_OK);
+    }
+    kvl_table_destroy(table);
+}
+
 static void children_are_counted(void **state) {
     (void)state;
     struct kvl_table *table = NULL;
@@ -135,6 +173,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_answers_as_an_array_would),
         cmocka_unit_test(many_are_found_as_one_by_one),
+        cmocka_unit_test(rows_of_numbers_end_where_they_end),
         cmocka_unit_test(children_are_counted),
         cmocka_unit_test(a_parent_of_very_many_counts_no_more_until_it_has_none),
         cmocka_unit_test(an_entry_costs_what_is_promised),
