@@ -68,6 +68,7 @@ static int run_bench(const struct cli_options *options, int argc, char **argv) {
 const struct cli_command cli_bench = {
     .name = "bench",
     .summary = "measure something against its limit, in one run",
-    .usage = "NAME [WORDS...] [--json]",
+    .usage = "NAME [WORDS...] [--json]\n"
+             "NAME: one of those that `kvloft bench` alone lists; WORDS: what that one takes",
     .run = run_bench,
 };

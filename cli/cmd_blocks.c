@@ -248,6 +248,8 @@ static int run_verify(const struct cli_options *options, int argc, char **argv) 
         return cli_wrong("verify takes no words");
     if (options->rebuild)
         return run_rebuild(options);
+    if (options->disk_path)
+        return cli_wrong("verify --disk-path goes with --rebuild; without it a daemon is asked");
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
@@ -265,28 +267,30 @@ static int run_verify(const struct cli_options *options, int argc, char **argv) 
     return status;
 }
 
+#define KEY_HELP "KEY: how a block's key begins (`kvloft ls`): that block and those before it"
+
 const struct cli_command cli_pin = {
     .name = "pin",
     .summary = "keep the blocks of a session or of a chain from being evicted",
-    .usage = "--session NAME | KEY [--connect ADDR] [--json]",
+    .usage = "--session NAME | KEY [--connect ADDR] [--json]\n" KEY_HELP,
     .run = run_pin,
 };
 const struct cli_command cli_unpin = {
     .name = "unpin",
     .summary = "take a pin back",
-    .usage = "--session NAME | KEY [--connect ADDR] [--json]",
+    .usage = "--session NAME | KEY [--connect ADDR] [--json]\n" KEY_HELP,
     .run = run_unpin,
 };
 const struct cli_command cli_prefetch = {
     .name = "prefetch",
     .summary = "bring a session or a chain into a faster tier",
-    .usage = "--session NAME | KEY [--tier device|host] [--connect ADDR] [--json]",
+    .usage = "--session NAME | KEY [--tier device|host] [--connect ADDR] [--json]\n" KEY_HELP,
     .run = run_prefetch,
 };
 const struct cli_command cli_demote = {
     .name = "demote",
     .summary = "push a session or a chain down, to free faster memory",
-    .usage = "--session NAME | KEY --tier host|disk [--connect ADDR] [--json]",
+    .usage = "--session NAME | KEY --tier host|disk [--connect ADDR] [--json]\n" KEY_HELP,
     .run = run_demote,
 };
 const struct cli_command cli_clear = {

@@ -187,6 +187,6 @@ static int run_ls(const struct cli_options *options, int argc, char **argv) {
 const struct cli_command cli_ls = {
     .name = "ls",
     .summary = "the blocks, as trees of chains",
-    .usage = "[--keys] [--connect ADDR] [--json]",
+    .usage = "[--keys] [--connect ADDR] [--json]\n--keys: a line for each block",
     .run = run_ls,
 };

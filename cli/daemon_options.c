@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "address.h"
 #include "cuda_device.h"
 #include "kvloft.h"
 #include "size.h"
@@ -93,21 +94,21 @@ static bool take_number(
     return true;
 }
 
-static bool take_disk_io(const char *value, const char **out) {
+static bool take_disk_io(const char *name, const char *value, const char **out) {
     *out = value;
     return strcmp(value, "auto") == 0 || strcmp(value, "uring") == 0 ||
            strcmp(value, "posix") == 0 || strcmp(value, "buffered") == 0 ||
-           wrong("disk-io %s: it is auto, uring, posix or buffered", value);
+           wrong("%s %s: it is auto, uring, posix or buffered", name, value);
 }
 
-static bool take_log_level(const char *value, enum kvl_log_level *out) {
+static bool take_log_level(const char *name, const char *value, enum kvl_log_level *out) {
     static const char *const names[] = {"error", "warn", "info", "debug", "trace"};
     for (unsigned i = 0; i < sizeof names / sizeof names[0]; ++i)
         if (strcmp(value, names[i]) == 0) {
             *out = (enum kvl_log_level)i;
             return true;
         }
-    return wrong("log-level %s: it is error, warn, info, debug or trace", value);
+    return wrong("%s %s: it is error, warn, info, debug or trace", name, value);
 }
 
 static bool take(struct daemon_options *options, int id, const char *name, const char *value) {
@@ -130,15 +131,15 @@ static bool take(struct daemon_options *options, int id, const char *name, const
         service->disk_path = value;
         return true;
     case 'P':
-        options->disk_option = name;
+        options->disk_option = "--disk-bytes";
         return take_size(name, value, &service->disk_bytes);
     case 'm':
         return take_number(name, value, "milliseconds", UINT32_MAX, &service->persist_ms);
     case 'S':
         return take_number(name, value, "seconds", STOP_SECONDS_MAX, &service->stop_seconds);
     case 'i':
-        options->disk_option = name;
-        return take_disk_io(value, &service->disk_io);
+        options->disk_option = "--disk-io";
+        return take_disk_io(name, value, &service->disk_io);
     case 's':
         service->secret_file = value;
         return true;
@@ -146,7 +147,7 @@ static bool take(struct daemon_options *options, int id, const char *name, const
         options->tenants_path = value;
         return true;
     case 'L':
-        return take_log_level(value, &options->log_level);
+        return take_log_level(name, value, &options->log_level);
     default:
         return wrong("unknown option");
     }
@@ -190,6 +191,12 @@ static bool read_config(struct daemon_options *options, const char *path) {
     return good;
 }
 
+static bool take_word(struct daemon_options *options, int id, const char *name) {
+    char dashed[32];
+    snprintf(dashed, sizeof dashed, "--%s", name);
+    return take(options, id, dashed, optarg);
+}
+
 static bool parse_words(
     int argc, char **argv, struct daemon_options *options, const char **config, int *status) {
     bool applies = config == NULL; /* the second pass */
@@ -205,7 +212,7 @@ static bool parse_words(
         if (id == CONFIG_OPTION && !applies)
             *config = optarg;
         else if (id != CONFIG_OPTION && applies &&
-                 !take(options, id, long_options[index].name, optarg))
+                 !take_word(options, id, long_options[index].name))
             return false;
     }
     return optind == argc || wrong("'%s' is no option; see --help", argv[optind]);
@@ -225,8 +232,31 @@ static bool fit_together(const struct daemon_options *options) {
     struct kvl_errmsg msg = {{0}};
     if (options->disk_option != NULL && options->service.disk_path == NULL)
         return wrong(
-            "%s goes with disk-path: without it nothing is kept on disk", options->disk_option);
+            "%s goes with --disk-path: without it nothing is kept on disk", options->disk_option);
     return kvl_service_check(&options->service, &msg) == KVL_OK || wrong("%s", msg.text);
+}
+
+static bool check_address(const struct daemon_options *options) {
+    const struct kvl_service_options *service = &options->service;
+    struct kvl_address address;
+    struct kvl_errmsg msg = {{0}};
+    if (kvl_address_parse(service->address, &address, &msg) != KVL_OK)
+        return wrong("--listen: %s", msg.text);
+    if (address.transport == KVL_TRANSPORT_INPROC)
+        return wrong(
+            "--listen %s: no other process could reach it; use ipc://PATH", service->address);
+    if (address.transport == KVL_TRANSPORT_TCP && service->secret_file == NULL &&
+        options->tenants_path == NULL)
+        return wrong("--listen %s needs --secret-file FILE, or --tenants FILE", service->address);
+    return true;
+}
+
+static bool default_address(struct daemon_options *options) {
+    if (options->service.address != NULL)
+        return true;
+    options->service.address = options->address;
+    return kvl_default_address(options->address, sizeof options->address) == KVL_OK ||
+           wrong("the default address is too long; give --listen ADDR");
 }
 
 bool daemon_options_parse(int argc, char **argv, struct daemon_options *options, int *status) {
@@ -245,15 +275,10 @@ bool daemon_options_parse(int argc, char **argv, struct daemon_options *options,
     *status = DAEMON_USAGE;
     if (!parse_words(argc, argv, options, &options->config, status) ||
         (options->config != NULL && !read_config(options, options->config)) ||
-        !parse_words(argc, argv, options, NULL, status) || !fit_together(options) ||
-        !read_tenants(options))
+        !parse_words(argc, argv, options, NULL, status))
         return false;
-    if (options->service.address != NULL)
-        return true;
-    if (kvl_default_address(options->address, sizeof options->address) != KVL_OK)
-        return wrong("the default address is too long; give --listen ADDR");
-    options->service.address = options->address;
-    return true;
+    return default_address(options) && check_address(options) && fit_together(options) &&
+           read_tenants(options);
 }
 
 static bool is_same_text(const char *a, const char *b) {

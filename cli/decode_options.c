@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "cuda_device.h"
 #include "size.h"
 
@@ -392,6 +393,17 @@ static bool check_embedded(struct parse *parse) {
     return kvl_service_check(&options->embedded, &msg) == KVL_OK || wrong(parse, "%s", msg.text);
 }
 
+static bool check_names(struct parse *parse) {
+    const struct decode_options *options = parse->options;
+    struct kvl_address address;
+    struct kvl_errmsg msg = {{0}};
+    if (options->session != NULL && options->session[0] == '\0')
+        return wrong(parse, "--session: a conversation's name has at least one letter");
+    return options->address == NULL ||
+           kvl_address_parse(options->address, &address, &msg) == KVL_OK ||
+           wrong(parse, "--connect: %s", msg.text);
+}
+
 static bool check(struct parse *parse) {
     struct decode_options *options = parse->options;
     if (!check_prompt(parse))
@@ -399,7 +411,7 @@ static bool check(struct parse *parse) {
     if (parse->modes > 1)
         return wrong(
             parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");
-    if (!check_embedded(parse))
+    if (!check_embedded(parse) || !check_names(parse))
         return false;
     if (options->session != NULL &&
         (options->mode == DECODE_NO_OFFLOAD || options->mode == DECODE_NO_CACHE))

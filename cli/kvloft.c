@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "address.h"
 #include "cli.h"
 
 static const struct cli_command *const commands[] = {&cli_status, &cli_ls, &cli_session, &cli_pin,
@@ -44,7 +45,8 @@ static void print_help(FILE *out) {
     fputs("\n`kvloft COMMAND --help` says what a command takes. ADDR is ipc://PATH or\n"
           "tcp://HOST:PORT with --secret-file FILE; by default the daemon of this user. Where the\n"
           "daemon has tenants: --tenant NAME --secret-file FILE, or $KVLOFT_TENANT and\n"
-          "$KVLOFT_SECRET_FILE.\n",
+          "$KVLOFT_SECRET_FILE. --wait SECONDS waits so long for a daemon that is just starting.\n"
+          "Exit status: 0 done, 1 failed, 2 wrong usage.\n",
         out);
 }
 
@@ -113,6 +115,42 @@ static bool apply_option(struct cli_options *options, int option, const char *va
     }
 }
 
+/* Options that are for single commands; the others are everybody's. */
+struct given {
+    const char *names[16];
+    uint32_t count;
+};
+
+static void note(struct given *given, int option, const char *name) {
+    bool is_everybodys = option == 'c' || option == 'j' || option == 'h' || option == OPT_WAIT ||
+                         option == OPT_TENANT || option == OPT_SECRET_FILE;
+    if (!is_everybodys && given->count < sizeof given->names / sizeof given->names[0])
+        given->names[given->count++] = name;
+}
+
+/* A command takes what its usage names. */
+static bool takes_all(const struct cli_command *command, const struct given *given) {
+    for (uint32_t i = 0; i < given->count; i++) {
+        char dashed[32];
+        snprintf(dashed, sizeof dashed, "--%s", given->names[i]);
+        if (!strstr(command->usage, dashed)) {
+            cli_wrong(
+                "%s takes no %s; see `kvloft %s --help`", command->name, dashed, command->name);
+            return false;
+        }
+    }
+    return true;
+}
+
+static bool check_address(const char *text) {
+    struct kvl_address address;
+    struct kvl_errmsg msg = {{0}};
+    if (!text || kvl_address_parse(text, &address, &msg) == KVL_OK)
+        return true;
+    cli_wrong("--connect: %s", msg.text);
+    return false;
+}
+
 static const struct cli_command *find_command(const char *name) {
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++)
         if (strcmp(commands[i]->name, name) == 0)
@@ -122,14 +160,17 @@ static const struct cli_command *find_command(const char *name) {
 
 int main(int argc, char **argv) {
     struct cli_options options = {.policy = "lru"};
-    int option;
-    while ((option = getopt_long(argc, argv, "hj", long_options, NULL)) != -1) {
+    struct given given = {.count = 0};
+    int option, index = 0;
+    argv[0] = "kvloft"; /* what getopt's messages begin with */
+    while ((option = getopt_long(argc, argv, "hj", long_options, &index)) != -1) {
         if (option == OPT_VERSION) {
             puts("kvloft " KVL_VERSION);
             return CLI_DONE;
         }
         if (!apply_option(&options, option, optarg))
             return CLI_USAGE;
+        note(&given, option, long_options[index].name);
     }
     if (optind == argc) {
         print_help(options.help ? stdout : stderr);
@@ -142,5 +183,7 @@ int main(int argc, char **argv) {
         printf("usage: kvloft %s %s\n\n%s\n", command->name, command->usage, command->summary);
         return CLI_DONE;
     }
+    if (!takes_all(command, &given) || !check_address(options.address))
+        return CLI_USAGE;
     return command->run(&options, argc - optind - 1, argv + optind + 1);
 }

@@ -154,6 +154,7 @@ int main(int argc, char **argv) {
     struct decode_options options;
     struct prompt prompt = {0};
     int status = DECODE_DONE;
+    argv[0] = "kvloft-decode"; /* what getopt's messages begin with */
     if (!decode_options_parse(argc, argv, &options, &status))
         return status;
     if (options.prompt != NULL || options.prompt_file != NULL)

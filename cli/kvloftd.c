@@ -190,6 +190,7 @@ static int run(struct daemon *daemon) {
 int main(int argc, char **argv) {
     struct daemon daemon = {.argc = argc, .argv = argv};
     int status = DAEMON_FAILED;
+    argv[0] = "kvloftd"; /* what getopt's messages begin with */
     if (daemon_options_parse(argc, argv, &daemon.options, &status))
         status = run(&daemon);
     daemon_options_deinit(&daemon.options);

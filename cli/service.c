@@ -57,6 +57,8 @@ kvl_err kvl_service_check(const struct kvl_service_options *options, struct kvl_
             "--device %s needs a host tier: --host-bytes with room for at least %u blocks of the "
             "model, which pass through it",
             options->device, KVL_FAR_HOST_BLOCKS_MIN);
+    if (options->disk_path != NULL && options->disk_path[0] == '\0')
+        return kvl_fail(msg, KVL_ERR_INVALID, "the disk's folder is an empty text: give a path");
     if (options->disk_path != NULL && options->disk_bytes < KVL_DISK_CAPACITY_BYTES_MIN)
         return kvl_fail(msg, KVL_ERR_INVALID, "--disk-bytes %llu is too small: at least %llu (6M)",
             (unsigned long long)options->disk_bytes, KVL_DISK_CAPACITY_BYTES_MIN);

@@ -93,8 +93,8 @@ static kvl_err prepare_address(
     if (address->transport == KVL_TRANSPORT_INPROC)
         return KVL_OK;
     if (mkdir(address->directory, 0700) != 0 && errno != EEXIST)
-        return kvl_fail(
-            msg, kvl_err_from_errno(errno), "%s: %s", address->directory, strerror(errno));
+        return kvl_fail(msg, kvl_err_from_errno(errno), "cannot make the socket's folder %s: %s",
+            address->directory, strerror(errno));
     kvl_err err = kvl_address_check_directory(address, msg);
     return err == KVL_OK ? lock_address(server, msg) : err;
 }

@@ -48,7 +48,8 @@ kvl_err kvl_secret_take(const char *text, struct kvl_secret *out) {
 kvl_err kvl_secret_read(const char *path, struct kvl_secret *out, struct kvl_errmsg *msg) {
     *out = (struct kvl_secret){0};
     if (!path)
-        return kvl_fail(msg, KVL_ERR_INVALID, "tcp:// needs a secret file on both sides");
+        return kvl_fail(
+            msg, KVL_ERR_INVALID, "tcp:// needs a secret on both sides: --secret-file FILE");
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return kvl_fail(msg, kvl_err_from_errno(errno), "%s: %s", path, strerror(errno));

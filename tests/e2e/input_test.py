@@ -47,6 +47,26 @@ class BadInput(Case):
         self.assertEqual(run(BIN / "kvloftd", "--nonsense", check=False).returncode, 2)
         self.assertEqual(run(BIN / "kvloft", "nonsense", check=False).returncode, 2)
 
+    def test_addresses_that_are_none_are_wrong_usage(self):
+        for address in ("foo", "ipc://", "tcp://host"):
+            self.refused(2, BIN / "kvloftd", "--listen", address, mentions=["--listen", address])
+            self.refused(2, BIN / "kvloft", "status", "--connect", address, mentions=[address])
+            self.decode_refused(2, "--prompt", "x", "--connect", address, mentions=[address])
+        self.refused(2, BIN / "kvloftd", "--listen", "inproc://x", mentions=["ipc://PATH"])
+        self.refused(2, BIN / "kvloftd", "--listen", "tcp://127.0.0.1:1",
+                     mentions=["--secret-file"])
+
+    def test_a_command_refuses_what_another_takes(self):
+        for words in (("status", "--policy", "lru"), ("flush", "--all"), ("ls", "--tier", "host"),
+                      ("verify", "--disk-path", self.disk)):
+            self.refused(2, BIN / "kvloft", *words, "--connect", self.address,
+                         mentions=[words[0], words[1]])
+
+    def test_empty_names_are_refused(self):
+        self.daemon_refused("--disk-path", "", mentions=["empty"])
+        self.decode_refused(2, "--prompt", "x", "--embedded", "", mentions=["empty"])
+        self.decode_refused(2, "--prompt", "x", "--session", "", mentions=["--session"])
+
     def test_help_and_version_everywhere(self):
         for program in ("kvloft", "kvloftd", "kvloft-decode"):
             for option in ("--help", "--version"):
