@@ -1,111 +1,17 @@
-/* store_far_test.c - the store over a device that the CPU cannot address: hashed by its tier,
- * reached through the host, and lost. */
+/* store_far_test.c - the store over a device that the CPU cannot address: hashed by its tier, and
+ * reached through the host. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
-#include "cuda_twin.h"
 #include "decorators/delay.h"
 #include "decorators/far.h"
-#include "decorators/fault.h"
+#include "far_fixture.h"
 #include "memory/memory_tier.h"
-#include "store_fixture.h"
-
-#define ALL_IOS (KVL_FAULT_HASH | KVL_FAULT_STORE | KVL_FAULT_LOAD)
-
-static char folder[64];
-
-static int make_folder(void **state) {
-    (void)state;
-    strcpy(folder, "/tmp/kvl-far-XXXXXX");
-    return mkdtemp(folder) == NULL;
-}
-
-static int remove_folder(void **state) {
-    (void)state;
-    char command[128];
-    snprintf(command, sizeof(command), "rm -rf %s", folder);
-    return system(command);
-}
-
-static void open_far(struct fixture *f, struct fixture_options options) {
-    options.far_device = true;
-    fixture_open(f, &options);
-}
-
-static struct kvl_store_report report_of(struct fixture *f) {
-    struct kvl_store_report report;
-    kvl_store_report(f->store, KVL_TENANT_ALL, &report);
-    return report;
-}
-
-static struct kvl_completion *word_of(struct fixture *f, struct kvl_ticket ticket) {
-    return kvl_ticket_word(kvl_store_tickets(f->store), ticket);
-}
-
-static struct kvl_allocated alloc_one(
-    struct fixture *f, uint32_t client, const struct kvl_key *key, struct kvl_ticket *ticket) {
-    struct kvl_allocated block;
-    struct kvl_alloc_request request = {.client = client,
-        .namespace_id = f->ns.id,
-        .target = KVL_TIER_DEVICE,
-        .keys = key,
-        .count = 1,
-        .wait = ticket != NULL};
-    struct kvl_ticket none;
-    assert_int_equal(
-        kvl_store_alloc(f->store, &request, &block, ticket != NULL ? ticket : &none), KVL_OK);
-    return block;
-}
-
-static struct kvl_restore_reply restore(struct fixture *f, uint32_t client,
-    enum kvl_tier_kind target, uint32_t seed, uint32_t count, struct kvl_restored *blocks) {
-    struct kvl_key keys[64];
-    struct kvl_restore_reply reply;
-    fixture_keys(f, seed, count, keys);
-    struct kvl_restore_request request = {
-        .client = client, .target = target, .keys = keys, .count = count};
-    assert_int_equal(kvl_store_restore(f->store, &request, blocks, &reply), KVL_OK);
-    return reply;
-}
-
-static void release(
-    struct fixture *f, uint32_t client, const struct kvl_restored *blocks, uint32_t count) {
-    for (uint32_t i = 0; i < count; i++)
-        kvl_store_release(f->store, client, &blocks[i].lease, 1, NULL, 0);
-}
-
-static kvl_err flush(struct fixture *f) {
-    struct kvl_ticket ticket;
-    assert_int_equal(kvl_store_flush(f->store, f->a, &ticket), KVL_OK);
-    kvl_err err = fixture_wait(f, ticket);
-    kvl_store_release(f->store, f->a, NULL, 0, &ticket, 1);
-    return err;
-}
-
-static void demote(struct fixture *f, uint32_t seed, uint32_t count, enum kvl_tier_kind target) {
-    struct kvl_key keys[64];
-    struct kvl_ticket ticket;
-    fixture_keys(f, seed, count, keys);
-    assert_int_equal(kvl_store_demote(f->store, f->a, keys, count, target, &ticket), KVL_OK);
-    assert_int_equal(fixture_wait(f, ticket), KVL_OK);
-    kvl_store_release(f->store, f->a, NULL, 0, &ticket, 1);
-}
-
-static void fail_all(struct fixture *f, uint32_t ops, kvl_err error) {
-    const struct kvl_fault_rule rule = {
-        .kind = KVL_FAULT_ERROR, .ops = ops, .error = error, .per_million = 1000000};
-    assert_int_equal(kvl_fault_tier_set_rules(f->device, &rule, 1), KVL_OK);
-}
-
-static void work_again(struct fixture *f) {
-    assert_int_equal(kvl_fault_tier_set_rules(f->device, NULL, 0), KVL_OK);
-}
 
 /* ---- seal --------------------------------------------------------------------------------- */
 
@@ -117,20 +23,20 @@ static void a_far_block_is_visible_once_its_tier_has_hashed_it(void **state) {
     static const struct kvl_fault_rule full[] = {
         {.kind = KVL_FAULT_AGAIN, .ops = KVL_FAULT_HASH, .nth = 1},
         {.kind = KVL_FAULT_AGAIN, .ops = KVL_FAULT_HASH, .nth = 2}};
-    open_far(
+    far_open(
         &f, (struct fixture_options){.device_blocks = 8, .host_blocks = 8, .fault_device = true});
     assert_int_equal(kvl_fault_tier_set_rules(f.device, full, 2), KVL_OK);
     fixture_keys(&f, 5, 1, &key);
-    struct kvl_allocated block = alloc_one(&f, f.a, &key, NULL);
+    struct kvl_allocated block = fixture_alloc(&f, f.a, &key, NULL);
     assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, 0), KVL_OK);
     assert_int_equal(fixture_lookup(&f, 5, 1, found), 0);
     fixture_settle(&f);
     assert_int_equal(kvl_fault_tier_injected(f.device), 2);
     assert_int_equal(fixture_lookup(&f, 5, 1, found), 1);
-    assert_int_equal(report_of(&f).sealed_blocks, 1);
+    assert_int_equal(fixture_report(&f).sealed_blocks, 1);
     /* The hash is that of the bytes: every copy made from here is compared with it. */
     assert_int_equal(fixture_check_chain(&f, f.b, 5, 1, KVL_TIER_HOST), 1);
-    assert_int_equal(report_of(&f).hash_mismatches, 0);
+    assert_int_equal(fixture_report(&f).hash_mismatches, 0);
     fixture_close(&f);
 }
 
@@ -140,31 +46,32 @@ static void a_block_that_cannot_be_hashed_stays_its_engines_own(void **state) {
     struct kvl_key key;
     struct kvl_ticket ticket;
     uint8_t found[1];
-    open_far(
+    far_open(
         &f, (struct fixture_options){.device_blocks = 8, .host_blocks = 8, .fault_device = true});
     fixture_keys(&f, 7, 1, &key);
-    struct kvl_allocated one = alloc_one(&f, f.a, &key, NULL);
-    struct kvl_allocated two = alloc_one(&f, f.b, &key, &ticket);
+    struct kvl_allocated one = fixture_alloc(&f, f.a, &key, NULL);
+    struct kvl_allocated two = fixture_alloc(&f, f.b, &key, &ticket);
     assert_int_equal(two.status, KVL_ALLOC_PENDING);
-    fail_all(&f, KVL_FAULT_HASH, KVL_ERR_IO);
+    far_fail(&f, KVL_FAULT_HASH, KVL_ERR_IO);
     assert_int_equal(fixture_seal(&f, f.a, one.lease, one.offset_bytes, 7, 0), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK); /* inherits the key, as from a dead one */
-    uint64_t lease = word_of(&f, ticket)->values[0], offset = word_of(&f, ticket)->values[1];
+    uint64_t lease = far_word_of(&f, ticket)->values[0],
+             offset = far_word_of(&f, ticket)->values[1];
     assert_true(lease != 0 && offset != one.offset_bytes);
     assert_int_equal(fixture_lookup(&f, 7, 1, found), 0);
-    struct kvl_store_report report = report_of(&f);
+    struct kvl_store_report report = fixture_report(&f);
     assert_int_equal(report.tiers[KVL_TIER_DEVICE].errors, 1);
     assert_int_equal(report.sealed_blocks, 0);
     assert_int_equal(report.unpersisted_blocks, 0);
     assert_int_equal(report.tiers[KVL_TIER_DEVICE].used_bytes, 2 * BLOCK_BYTES);
     assert_true(fixture_is_filled(&f, KVL_TIER_DEVICE, one.offset_bytes, &key));
-    work_again(&f);
+    far_mend(&f);
     assert_int_equal(fixture_seal(&f, f.b, lease, offset, 7, 0), KVL_OK);
     fixture_settle(&f);
     assert_int_equal(fixture_check_chain(&f, f.b, 7, 1, KVL_TIER_DEVICE), 1);
     assert_true(fixture_is_filled(&f, KVL_TIER_DEVICE, one.offset_bytes, &key));
     kvl_store_release(f.store, f.a, &one.lease, 1, NULL, 0);
-    report = report_of(&f);
+    report = fixture_report(&f);
     assert_int_equal(report.tiers[KVL_TIER_DEVICE].used_bytes, BLOCK_BYTES);
     assert_int_equal(report.ghost_blocks, 0);
     fixture_close(&f);
@@ -174,24 +81,24 @@ static void a_failed_seal_that_nobody_waits_for_leaves_nothing(void **state) {
     (void)state;
     struct fixture f;
     struct kvl_key keys[2];
-    open_far(
-        &f, (struct fixture_options){
-                .device_blocks = 8, .host_blocks = 8, .disk_path = folder, .fault_device = true});
+    far_open(&f,
+        (struct fixture_options){
+            .device_blocks = 8, .host_blocks = 8, .disk_path = far_folder, .fault_device = true});
     fixture_keys(&f, 7, 2, keys);
-    fail_all(&f, KVL_FAULT_HASH, KVL_ERR_IO);
+    far_fail(&f, KVL_FAULT_HASH, KVL_ERR_IO);
     for (uint32_t i = 0; i < 2; i++) {
-        struct kvl_allocated block = alloc_one(&f, f.a, &keys[i], NULL);
+        struct kvl_allocated block = fixture_alloc(&f, f.a, &keys[i], NULL);
         assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 7, i), KVL_OK);
         kvl_store_release(f.store, f.a, &block.lease, 1, NULL, 0); /* before its hash failed */
     }
-    assert_int_equal(flush(&f), KVL_ERR_IO);
+    assert_int_equal(fixture_flush(&f), KVL_ERR_IO);
     fixture_settle(&f);
-    struct kvl_store_report report = report_of(&f);
+    struct kvl_store_report report = fixture_report(&f);
     assert_int_equal(report.tiers[KVL_TIER_DEVICE].used_bytes, 0);
     assert_int_equal(report.ghost_blocks + report.blocks + report.leases, 0);
-    work_again(&f);
+    far_mend(&f);
     fixture_store_chain(&f, f.a, 7, 2);
-    assert_int_equal(flush(&f), KVL_OK);
+    assert_int_equal(fixture_flush(&f), KVL_OK);
     fixture_close(&f);
 }
 
@@ -203,28 +110,28 @@ static void a_block_that_is_cleared_while_it_is_hashed_keeps_its_slot_so_long(vo
     uint8_t found[1];
     const struct kvl_delay_options hold = {.hash_latency_ns = KVL_DELAY_HOLD}, none = {0};
     for (unsigned leased = 0; leased < 2; leased++) {
-        open_far(&f,
+        far_open(&f,
             (struct fixture_options){.device_blocks = 8, .host_blocks = 8, .delay_device = true});
         fixture_keys(&f, 5, 1, &key);
         kvl_delay_tier_set_latency(f.delay, &hold);
-        struct kvl_allocated block = alloc_one(&f, f.a, &key, NULL);
+        struct kvl_allocated block = fixture_alloc(&f, f.a, &key, NULL);
         assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, 0), KVL_OK);
         if (!leased)
             kvl_store_release(f.store, f.a, &block.lease, 1, NULL, 0);
         struct kvl_clear_request clear = {.client = f.b, .scope = KVL_CLEAR_ALL};
         assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
         fixture_poll_for(&f, 3);
-        assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, BLOCK_BYTES);
-        assert_int_equal(alloc_one(&f, f.b, &key, NULL).status, KVL_ALLOC_GRANTED);
+        assert_int_equal(fixture_report(&f).tiers[KVL_TIER_DEVICE].used_bytes, BLOCK_BYTES);
+        assert_int_equal(fixture_alloc(&f, f.b, &key, NULL).status, KVL_ALLOC_GRANTED);
         kvl_delay_tier_set_latency(f.delay, &none);
         assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
         fixture_settle(&f);
         assert_int_equal(fixture_lookup(&f, 5, 1, found), 0);
         assert_int_equal(
-            report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, (1 + leased) * BLOCK_BYTES);
+            fixture_report(&f).tiers[KVL_TIER_DEVICE].used_bytes, (1 + leased) * BLOCK_BYTES);
         kvl_store_client_close(f.store, f.a);
         kvl_store_client_close(f.store, f.b);
-        assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
+        assert_int_equal(fixture_report(&f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
         fixture_close(&f);
     }
 }
@@ -235,7 +142,7 @@ static void a_store_closes_while_hashes_wait_and_run(void **state) {
     struct kvl_key keys[4];
     static const struct kvl_fault_rule full = {
         .kind = KVL_FAULT_AGAIN, .ops = KVL_FAULT_HASH, .per_million = 1000000};
-    open_far(
+    far_open(
         &f, (struct fixture_options){
                 .device_blocks = 8, .host_blocks = 8, .fault_device = true, .delay_device = true});
     kvl_delay_tier_set_latency(
@@ -244,7 +151,7 @@ static void a_store_closes_while_hashes_wait_and_run(void **state) {
     for (uint32_t i = 0; i < 4; i++) {
         if (i == 2)
             assert_int_equal(kvl_fault_tier_set_rules(f.device, &full, 1), KVL_OK);
-        struct kvl_allocated block = alloc_one(&f, f.a, &keys[i], NULL);
+        struct kvl_allocated block = fixture_alloc(&f, f.a, &keys[i], NULL);
         assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, i), KVL_OK);
     }
     fixture_close(&f); /* sanitizers see what is left */
@@ -260,18 +167,18 @@ static void verify_finds_what_changed_in_far_memory(void **state) {
     static const struct kvl_fault_rule some[] = {
         {.kind = KVL_FAULT_AGAIN, .ops = KVL_FAULT_HASH, .nth = 2},
         {.kind = KVL_FAULT_AGAIN, .ops = KVL_FAULT_HASH, .nth = 5}};
-    open_far(
+    far_open(
         &f, (struct fixture_options){.device_blocks = 16, .host_blocks = 16, .fault_device = true});
     fixture_store_chain(&f, f.a, 1, 6);
     fixture_settle(&f);
-    assert_int_equal(restore(&f, f.a, KVL_TIER_DEVICE, 1, 6, blocks).count, 6);
+    assert_int_equal(fixture_restore(&f, f.a, KVL_TIER_DEVICE, 1, 6, blocks).count, 6);
     fixture_address(&f, KVL_TIER_DEVICE, blocks[5].offset_bytes)[4097] ^= 1;
-    release(&f, f.a, blocks, 6);
+    fixture_release(&f, f.a, blocks, 6);
     assert_int_equal(kvl_fault_tier_set_rules(f.device, some, 2), KVL_OK);
     assert_int_equal(kvl_store_verify(f.store, f.a, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
-    assert_int_equal(word_of(&f, ticket)->values[0], 6);
-    assert_int_equal(word_of(&f, ticket)->values[1], 1);
+    assert_int_equal(far_word_of(&f, ticket)->values[0], 6);
+    assert_int_equal(far_word_of(&f, ticket)->values[1], 1);
     assert_int_equal(kvl_fault_tier_injected(f.device), 2);
     uint8_t found[6];
     assert_int_equal(fixture_lookup(&f, 1, 6, found), 6);
@@ -286,15 +193,15 @@ static void verify_counts_a_tier_that_cannot_hash(void **state) {
     struct fixture f;
     struct kvl_ticket ticket;
     uint8_t found[3];
-    open_far(
+    far_open(
         &f, (struct fixture_options){.device_blocks = 8, .host_blocks = 8, .fault_device = true});
     fixture_store_chain(&f, f.a, 1, 3);
     fixture_settle(&f);
-    fail_all(&f, KVL_FAULT_HASH, KVL_ERR_IO);
+    far_fail(&f, KVL_FAULT_HASH, KVL_ERR_IO);
     assert_int_equal(kvl_store_verify(f.store, f.a, &ticket), KVL_OK);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
-    assert_int_equal(word_of(&f, ticket)->values[1], 0); /* not read is not bad */
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].errors, 3);
+    assert_int_equal(far_word_of(&f, ticket)->values[1], 0); /* not read is not bad */
+    assert_int_equal(fixture_report(&f).tiers[KVL_TIER_DEVICE].errors, 3);
     assert_int_equal(fixture_lookup(&f, 1, 3, found), 3);
     fixture_close(&f);
 }
@@ -318,15 +225,15 @@ static void layers_are_announced_as_their_frames_land(void **state) {
     struct fixture f;
     struct kvl_restored blocks[3];
     struct kvl_key keys[3];
-    open_far(&f, (struct fixture_options){.device_blocks = 16, .host_blocks = 16});
+    far_open(&f, (struct fixture_options){.device_blocks = 16, .host_blocks = 16});
     fixture_keys(&f, 1, 3, keys);
     fixture_store_chain(&f, f.a, 1, 3);
     fixture_settle(&f);
-    demote(&f, 1, 3, KVL_TIER_HOST);
+    fixture_demote(&f, 1, 3, KVL_TIER_HOST);
     for (unsigned round = 0; round < 2; round++) {
         kvl_far_tier_hold(f.far, 1);
-        struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 1, 3, blocks);
-        struct kvl_completion *word = word_of(&f, reply.ticket);
+        struct kvl_restore_reply reply = fixture_restore(&f, f.b, KVL_TIER_DEVICE, 1, 3, blocks);
+        struct kvl_completion *word = far_word_of(&f, reply.ticket);
         assert_int_equal(reply.count, 3);
         assert_int_equal(blocks[0].found_tier, KVL_TIER_HOST);
         fixture_poll_for(&f, 10);
@@ -339,10 +246,10 @@ static void layers_are_announced_as_their_frames_land(void **state) {
         assert_int_equal(fixture_wait(&f, reply.ticket), KVL_OK);
         assert_int_equal(word->layers_ready, 4);
         assert_int_equal(word->values[KVL_TIER_HOST], 3 * BLOCK_BYTES);
-        release(&f, f.b, blocks, 3);
+        fixture_release(&f, f.b, blocks, 3);
         kvl_store_release(f.store, f.b, NULL, 0, &reply.ticket, 1);
         assert_int_equal(fixture_check_chain(&f, f.b, 1, 3, KVL_TIER_DEVICE), 3);
-        demote(&f, 1, 3, KVL_TIER_HOST);
+        fixture_demote(&f, 1, 3, KVL_TIER_HOST);
     }
     fixture_close(&f);
 }
@@ -351,10 +258,10 @@ static void layers_are_announced_as_their_frames_land(void **state) {
 static void reopen_with_chain(
     struct fixture *f, struct fixture_options options, uint32_t seed, uint32_t count) {
     options.far_device = true;
-    options.disk_path = folder;
+    options.disk_path = far_folder;
     fixture_open(f, &options);
     fixture_store_chain(f, f->a, seed, count);
-    assert_int_equal(flush(f), KVL_OK);
+    assert_int_equal(fixture_flush(f), KVL_OK);
     fixture_close(f);
     fixture_open(f, &options);
 }
@@ -365,15 +272,15 @@ static void a_chain_longer_than_the_host_passes_through_it(void **state) {
     struct kvl_restored blocks[24];
     uint8_t found[24];
     reopen_with_chain(&f, (struct fixture_options){.device_blocks = 32, .host_blocks = 8}, 1, 24);
-    struct kvl_restore_reply reply = restore(&f, f.a, KVL_TIER_DEVICE, 1, 24, blocks);
+    struct kvl_restore_reply reply = fixture_restore(&f, f.a, KVL_TIER_DEVICE, 1, 24, blocks);
     assert_int_equal(reply.count, 24);
     assert_int_equal(fixture_wait(&f, reply.ticket), KVL_OK);
-    struct kvl_completion *word = word_of(&f, reply.ticket);
+    struct kvl_completion *word = far_word_of(&f, reply.ticket);
     assert_int_equal(word->values[KVL_TIER_DISK], 24 * BLOCK_BYTES); /* where it was */
     assert_int_equal(word->values[KVL_TIER_HOST], 0);
-    release(&f, f.a, blocks, 24);
+    fixture_release(&f, f.a, blocks, 24);
     assert_int_equal(fixture_check_chain(&f, f.b, 1, 24, KVL_TIER_DEVICE), 24);
-    struct kvl_store_report report = report_of(&f);
+    struct kvl_store_report report = fixture_report(&f);
     assert_true(
         report.tiers[KVL_TIER_HOST].used_bytes <= report.tiers[KVL_TIER_HOST].capacity_bytes);
     assert_true(report.tiers[KVL_TIER_HOST].blocks > 0); /* what passed last stays */
@@ -390,19 +297,19 @@ static void one_load_serves_who_wants_it_in_host_and_device(void **state) {
             &f, (struct fixture_options){.device_blocks = 16, .host_blocks = 16}, 1, 8);
         enum kvl_tier_kind first = order == 0 ? KVL_TIER_HOST : KVL_TIER_DEVICE;
         enum kvl_tier_kind second = order == 0 ? KVL_TIER_DEVICE : KVL_TIER_HOST;
-        struct kvl_restore_reply one = restore(&f, f.a, first, 1, 8, near);
-        struct kvl_restore_reply two = restore(&f, f.b, second, 1, 8, far);
+        struct kvl_restore_reply one = fixture_restore(&f, f.a, first, 1, 8, near);
+        struct kvl_restore_reply two = fixture_restore(&f, f.b, second, 1, 8, far);
         assert_int_equal(fixture_wait(&f, one.ticket), KVL_OK);
         assert_int_equal(fixture_wait(&f, two.ticket), KVL_OK);
         struct kvl_tier_stats stats = f.disk->ops->stats(f.disk);
         assert_int_equal(stats.loads, 8);
-        release(&f, f.a, near, 8);
-        release(&f, f.b, far, 8);
+        fixture_release(&f, f.a, near, 8);
+        fixture_release(&f, f.b, far, 8);
         assert_int_equal(fixture_check_chain(&f, f.b, 1, 8, KVL_TIER_DEVICE), 8);
         assert_int_equal(fixture_check_chain(&f, f.b, 1, 8, KVL_TIER_HOST), 8);
         fixture_close(&f);
-        assert_int_equal(remove_folder(NULL), 0);
-        assert_int_equal(make_folder(NULL), 0);
+        assert_int_equal(far_remove_folder(NULL), 0);
+        assert_int_equal(far_make_folder(NULL), 0);
     }
 }
 
@@ -413,16 +320,16 @@ static void a_restore_that_is_cleared_on_its_way_ends(void **state) {
     struct kvl_ticket ticket;
     reopen_with_chain(&f, (struct fixture_options){.device_blocks = 16, .host_blocks = 8}, 1, 8);
     kvl_far_tier_hold(f.far, 1);
-    struct kvl_restore_reply reply = restore(&f, f.a, KVL_TIER_DEVICE, 1, 8, blocks);
+    struct kvl_restore_reply reply = fixture_restore(&f, f.a, KVL_TIER_DEVICE, 1, 8, blocks);
     fixture_poll_for(&f, 5);
     struct kvl_clear_request clear = {.client = f.b, .scope = KVL_CLEAR_ALL};
     assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
     kvl_far_tier_hold(f.far, KVL_FAR_ALL_FRAMES);
     (void)fixture_wait(&f, reply.ticket);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
-    release(&f, f.a, blocks, 8);
+    fixture_release(&f, f.a, blocks, 8);
     fixture_settle(&f);
-    struct kvl_store_report report = report_of(&f);
+    struct kvl_store_report report = fixture_report(&f);
     assert_int_equal(report.blocks + report.ghost_blocks + report.leases, 0);
     assert_int_equal(report.tiers[KVL_TIER_DEVICE].used_bytes, 0);
     assert_int_equal(report.tiers[KVL_TIER_HOST].used_bytes, 0);
@@ -435,7 +342,7 @@ static void a_store_closes_in_the_middle_of_a_two_hop_restore(void **state) {
     struct kvl_restored blocks[16];
     reopen_with_chain(&f, (struct fixture_options){.device_blocks = 32, .host_blocks = 8}, 1, 16);
     kvl_far_tier_hold(f.far, 1);
-    (void)restore(&f, f.a, KVL_TIER_DEVICE, 1, 16, blocks);
+    (void)fixture_restore(&f, f.a, KVL_TIER_DEVICE, 1, 16, blocks);
     fixture_poll_for(&f, 5);
     fixture_close(&f);
 }
@@ -465,13 +372,14 @@ static void a_host_full_of_leases_ends_a_restore_and_not_the_store(void **state)
     struct kvl_allocated leases[16];
     reopen_with_chain(&f, (struct fixture_options){.device_blocks = 16, .host_blocks = 8}, 1, 4);
     uint32_t held = fill_host(&f, leases);
-    struct kvl_restore_reply reply = restore(&f, f.a, KVL_TIER_DEVICE, 1, 4, blocks);
+    struct kvl_restore_reply reply = fixture_restore(&f, f.a, KVL_TIER_DEVICE, 1, 4, blocks);
     assert_int_equal(reply.count, 4);
     assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
-    assert_int_equal(word_of(&f, reply.ticket)->blocks_ready, 0);
-    release(&f, f.a, blocks, 4);
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].errors, 0); /* nothing failed there */
+    assert_int_equal(far_word_of(&f, reply.ticket)->blocks_ready, 0);
+    fixture_release(&f, f.a, blocks, 4);
+    assert_int_equal(fixture_report(&f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
+    assert_int_equal(
+        fixture_report(&f).tiers[KVL_TIER_DEVICE].errors, 0); /* nothing failed there */
     for (uint32_t i = 0; i < held; i++)
         kvl_store_release(f.store, f.b, &leases[i].lease, 1, NULL, 0);
     assert_int_equal(fixture_check_chain(&f, f.a, 1, 4, KVL_TIER_DEVICE), 4);
@@ -486,19 +394,19 @@ static void blocks_wait_for_room_in_the_host_to_become_durable(void **state) {
     struct kvl_allocated leases[16];
     struct kvl_ticket ticket;
     uint8_t found[12];
-    open_far(
-        &f, (struct fixture_options){.device_blocks = 32, .host_blocks = 8, .disk_path = folder});
+    far_open(&f,
+        (struct fixture_options){.device_blocks = 32, .host_blocks = 8, .disk_path = far_folder});
     uint32_t held = fill_host(&f, leases);
     fixture_store_chain(&f, f.a, 1, 12);
     assert_int_equal(kvl_store_flush(f.store, f.a, &ticket), KVL_OK);
     fixture_poll_for(&f, 20);
-    assert_int_equal(word_of(&f, ticket)->status, KVL_ERR_PENDING);
-    assert_int_equal(report_of(&f).unpersisted_blocks, 12);
+    assert_int_equal(far_word_of(&f, ticket)->status, KVL_ERR_PENDING);
+    assert_int_equal(fixture_report(&f).unpersisted_blocks, 12);
     assert_int_equal(fixture_check_chain(&f, f.a, 1, 12, KVL_TIER_DEVICE), 12);
     for (uint32_t i = 0; i < held; i++)
         kvl_store_release(f.store, f.b, &leases[i].lease, 1, NULL, 0);
     assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
-    assert_int_equal(report_of(&f).unpersisted_blocks, 0);
+    assert_int_equal(fixture_report(&f).unpersisted_blocks, 0);
     assert_int_equal(fixture_lookup(&f, 1, 12, found), 12);
     assert_true((found[11] & 1u << KVL_TIER_DISK) != 0);
     fixture_close(&f);
@@ -507,17 +415,17 @@ static void blocks_wait_for_room_in_the_host_to_become_durable(void **state) {
 static void a_copy_that_fails_leaves_the_block_to_the_next_flush(void **state) {
     (void)state;
     struct fixture f;
-    open_far(
-        &f, (struct fixture_options){
-                .device_blocks = 16, .host_blocks = 8, .disk_path = folder, .fault_device = true});
-    fail_all(&f, KVL_FAULT_LOAD, KVL_ERR_IO);
+    far_open(&f,
+        (struct fixture_options){
+            .device_blocks = 16, .host_blocks = 8, .disk_path = far_folder, .fault_device = true});
+    far_fail(&f, KVL_FAULT_LOAD, KVL_ERR_IO);
     fixture_store_chain(&f, f.a, 1, 3);
     fixture_settle(&f);
-    assert_int_equal(report_of(&f).unpersisted_blocks, 3);
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_HOST].used_bytes, 0);
-    work_again(&f);
-    assert_int_equal(flush(&f), KVL_OK);
-    assert_int_equal(report_of(&f).unpersisted_blocks, 0);
+    assert_int_equal(fixture_report(&f).unpersisted_blocks, 3);
+    assert_int_equal(fixture_report(&f).tiers[KVL_TIER_HOST].used_bytes, 0);
+    far_mend(&f);
+    assert_int_equal(fixture_flush(&f), KVL_OK);
+    assert_int_equal(fixture_report(&f).unpersisted_blocks, 0);
     fixture_close(&f);
 }
 
@@ -526,20 +434,20 @@ static void a_block_that_changed_in_far_memory_is_never_stored(void **state) {
     struct fixture f;
     struct kvl_restored blocks[2];
     uint8_t found[2];
-    open_far(
-        &f, (struct fixture_options){
-                .device_blocks = 16, .host_blocks = 8, .disk_path = folder, .fault_device = true});
-    fail_all(&f, KVL_FAULT_LOAD, KVL_ERR_IO); /* no copy leaves the device */
+    far_open(&f,
+        (struct fixture_options){
+            .device_blocks = 16, .host_blocks = 8, .disk_path = far_folder, .fault_device = true});
+    far_fail(&f, KVL_FAULT_LOAD, KVL_ERR_IO); /* no copy leaves the device */
     fixture_store_chain(&f, f.a, 1, 2);
     fixture_settle(&f);
-    (void)restore(&f, f.a, KVL_TIER_DEVICE, 1, 2, blocks);
+    (void)fixture_restore(&f, f.a, KVL_TIER_DEVICE, 1, 2, blocks);
     fixture_address(&f, KVL_TIER_DEVICE, blocks[1].offset_bytes)[4096] ^= 4;
-    work_again(&f);
-    assert_int_equal(flush(&f), KVL_ERR_CORRUPT);
+    far_mend(&f);
+    assert_int_equal(fixture_flush(&f), KVL_ERR_CORRUPT);
     assert_int_equal(fixture_lookup(&f, 1, 2, found), 1);
-    assert_int_equal(report_of(&f).hash_mismatches, 1);
-    release(&f, f.a, blocks, 2);
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, BLOCK_BYTES);
+    assert_int_equal(fixture_report(&f).hash_mismatches, 1);
+    fixture_release(&f, f.a, blocks, 2);
+    assert_int_equal(fixture_report(&f).tiers[KVL_TIER_DEVICE].used_bytes, BLOCK_BYTES);
     fixture_close(&f);
 }
 
@@ -547,16 +455,16 @@ static void a_copy_in_the_host_makes_demotion_free(void **state) {
     (void)state;
     struct fixture f;
     uint8_t found[4];
-    open_far(
-        &f, (struct fixture_options){.device_blocks = 16, .host_blocks = 16, .disk_path = folder});
+    far_open(&f,
+        (struct fixture_options){.device_blocks = 16, .host_blocks = 16, .disk_path = far_folder});
     fixture_store_chain(&f, f.a, 1, 4);
-    assert_int_equal(flush(&f), KVL_OK);
+    assert_int_equal(fixture_flush(&f), KVL_OK);
     uint64_t before = f.device->ops->stats(f.device).loads;
-    demote(&f, 1, 4, KVL_TIER_HOST);
+    fixture_demote(&f, 1, 4, KVL_TIER_HOST);
     assert_int_equal(f.device->ops->stats(f.device).loads, before);
     assert_int_equal(fixture_lookup(&f, 1, 4, found), 4);
     assert_int_equal(found[3], 1u << KVL_TIER_HOST | 1u << KVL_TIER_DISK);
-    demote(&f, 1, 4, KVL_TIER_DISK);
+    fixture_demote(&f, 1, 4, KVL_TIER_DISK);
     assert_int_equal(fixture_check_chain(&f, f.a, 1, 4, KVL_TIER_DEVICE), 4);
     fixture_close(&f);
 }
@@ -585,7 +493,7 @@ static void blocks_that_cannot_pass_through_the_host_are_refused(void **state) {
     struct kvl_namespace_info info;
     struct kvl_namespace_request request = {.block_bytes = 2 * BLOCK_BYTES, .label = "large"};
     memset(request.key.bytes, 0x33, KVL_KEY_BYTES);
-    open_far(&f, (struct fixture_options){.device_blocks = 64, .host_blocks = 8});
+    far_open(&f, (struct fixture_options){.device_blocks = 64, .host_blocks = 8});
     assert_int_equal(
         kvl_store_namespace_open(f.store, KVL_TENANT_DEFAULT, &request, &info), KVL_ERR_NOSPC);
     request.block_bytes = BLOCK_BYTES;
@@ -594,182 +502,8 @@ static void blocks_that_cannot_pass_through_the_host_are_refused(void **state) {
     fixture_close(&f);
 }
 
-/* ---- a lost device ------------------------------------------------------------------------ */
-
-static uint32_t device_lost_lines;
-
-static void count_lines(void *arg, enum kvl_log_level level, const char *line) {
-    (void)arg;
-    if (level == KVL_LOG_ERROR && strstr(line, "event=device_lost") != NULL)
-        device_lost_lines++;
-}
-
-/* Host and disk go on; the device says NOSPC; its slots come back when their owners have gone. */
-static void assert_goes_on_without_device(struct fixture *f, struct kvl_log *log) {
-    struct kvl_key key;
-    struct kvl_restored blocks[4];
-    char warning[256];
-    assert_int_equal(device_lost_lines, 1);
-    assert_true(kvl_log_fallback_at(log, 0, warning, sizeof(warning)));
-    assert_non_null(strstr(warning, "is lost"));
-    fixture_keys(f, 990000, 1, &key);
-    assert_int_equal(alloc_one(f, f->a, &key, NULL).status, KVL_ALLOC_NOSPC);
-    struct kvl_restore_reply reply = restore(f, f->a, KVL_TIER_DEVICE, 1, 4, blocks);
-    assert_int_equal(reply.count, 0);
-    assert_true(reply.out_of_space);
-    assert_int_equal(fixture_check_chain(f, f->a, 1, 4, KVL_TIER_HOST), 4);
-    assert_int_equal(report_of(f).tiers[KVL_TIER_DEVICE].blocks, 0);
-    kvl_store_client_close(f->store, f->a);
-    kvl_store_client_close(f->store, f->b);
-    fixture_settle(f);
-    assert_int_equal(report_of(f).leases, 0);
-    assert_int_equal(report_of(f).tiers[KVL_TIER_DEVICE].used_bytes, 0);
-    fixture_close(f);
-    kvl_log_destroy(log);
-}
-
-static struct kvl_log *open_to_lose(struct fixture *f) {
-    struct kvl_log *log = kvl_log_create(KVL_LOG_WARN, count_lines, NULL);
-    assert_non_null(log);
-    device_lost_lines = 0;
-    open_far(f, (struct fixture_options){.device_blocks = 64,
-                    .host_blocks = 32,
-                    .disk_path = folder,
-                    .fault_device = true,
-                    .log = log});
-    fixture_store_chain(f, f->a, 1, 4);
-    assert_int_equal(flush(f), KVL_OK);
-    return log;
-}
-
-static void a_device_lost_while_restoring(void **state) {
-    (void)state;
-    struct fixture f;
-    struct kvl_restored blocks[24];
-    struct kvl_log *log = open_to_lose(&f);
-    fixture_store_chain(&f, f.a, 100000, 24);
-    assert_int_equal(flush(&f), KVL_OK);
-    demote(&f, 100000, 24, KVL_TIER_DISK);
-    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
-    struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 100000, 24, blocks);
-    assert_int_equal(reply.count, 24);
-    assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
-    assert_int_equal(word_of(&f, reply.ticket)->blocks_ready, 0);
-    fixture_settle(&f);
-    assert_goes_on_without_device(&f, log);
-}
-
-static void a_device_lost_while_sealing(void **state) {
-    (void)state;
-    struct fixture f;
-    struct kvl_key keys[20];
-    uint8_t found[20];
-    struct kvl_log *log = open_to_lose(&f);
-    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
-    fixture_keys(&f, 100000, 20, keys);
-    for (uint32_t i = 0; i < 20; i++) {
-        struct kvl_allocated block = alloc_one(&f, f.b, &keys[i], NULL);
-        assert_int_equal(block.status, KVL_ALLOC_GRANTED);
-        assert_int_equal(fixture_seal(&f, f.b, block.lease, block.offset_bytes, 100000, i), KVL_OK);
-    }
-    assert_int_equal(flush(&f), KVL_ERR_IO);
-    assert_int_equal(fixture_lookup(&f, 100000, 20, found), 0);
-    assert_int_equal(report_of(&f).leases, 20); /* their owner's until it goes */
-    assert_int_equal(report_of(&f).tiers[KVL_TIER_DEVICE].used_bytes, 20 * BLOCK_BYTES);
-    assert_goes_on_without_device(&f, log);
-}
-
-static void a_device_lost_while_demoting(void **state) {
-    (void)state;
-    struct fixture f;
-    uint8_t found[20];
-    struct kvl_restored blocks[20];
-    struct kvl_log *log = open_to_lose(&f);
-    fail_all(&f, KVL_FAULT_LOAD, KVL_ERR_NOMEM); /* no copy in the host, nor on disk */
-    fixture_store_chain(&f, f.a, 100000, 20);
-    fixture_settle(&f);
-    assert_int_equal(restore(&f, f.b, KVL_TIER_DEVICE, 100000, 20, blocks).count, 20);
-    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
-    assert_int_equal(flush(&f), KVL_ERR_IO); /* copies all 20 */
-    fixture_settle(&f);
-    assert_int_equal(fixture_lookup(&f, 100000, 20, found), 0); /* only the device had them */
-    assert_true(report_of(&f).shed_blocks > 0);
-    assert_int_equal(report_of(&f).leases, 20);
-    assert_goes_on_without_device(&f, log);
-}
-
-/* By one io, of which nobody is told more than that it failed. */
-static void a_device_is_lost_at_once(void **state) {
-    (void)state;
-    struct fixture f;
-    struct kvl_restored block;
-    struct kvl_log *log = open_to_lose(&f);
-    demote(&f, 1, 4, KVL_TIER_HOST);
-    fail_all(&f, ALL_IOS, KVL_ERR_CLOSED);
-    struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 1, 1, &block);
-    assert_int_equal(reply.count, 1);
-    assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
-    fixture_settle(&f);
-    assert_goes_on_without_device(&f, log);
-}
-
-/* The same through the CUDA tier: the first io after the loss tells the store. */
-static void a_lost_gpu_is_lost_to_the_store(void **state) {
-    (void)state;
-    struct fixture f;
-    struct kvl_key key;
-    assert_int_equal(setenv("KVL_STORE_DEVICE", "pinned", 1), 0);
-    struct kvl_log *log = open_to_lose(&f);
-    unsetenv("KVL_STORE_DEVICE");
-    fixture_keys(&f, 100000, 1, &key);
-    struct kvl_allocated block = alloc_one(&f, f.b, &key, NULL);
-    assert_int_equal(block.status, KVL_ALLOC_GRANTED);
-    cuda_twin_lose(f.twin.twin, 0);
-    assert_int_equal(fixture_seal(&f, f.b, block.lease, block.offset_bytes, 100000, 0), KVL_OK);
-    assert_int_equal(flush(&f), KVL_ERR_IO);
-    assert_goes_on_without_device(&f, log);
-}
-
-/* Nor is one of its blocks evicted for a slot that will never come. */
-static void a_device_lost_while_nothing_moves(void **state) {
-    (void)state;
-    struct fixture f;
-    struct kvl_key key;
-    struct kvl_log *log = open_to_lose(&f);
-    fail_all(&f, KVL_FAULT_ALLOC, KVL_ERR_CLOSED);
-    const uint64_t asked = kvl_fault_tier_injected(f.device);
-    fixture_keys(&f, 100000, 1, &key);
-    assert_int_equal(alloc_one(&f, f.a, &key, NULL).status, KVL_ALLOC_NOSPC);
-    assert_int_equal(kvl_fault_tier_injected(f.device), asked + 1);
-    fixture_settle(&f);
-    assert_goes_on_without_device(&f, log);
-}
-
-/* However many: each is its own transfer's. */
-static void failed_copies_lose_no_device(void **state) {
-    (void)state;
-    struct fixture f;
-    struct kvl_restored blocks[24];
-    struct kvl_log *log = open_to_lose(&f);
-    fixture_store_chain(&f, f.a, 100000, 24);
-    assert_int_equal(flush(&f), KVL_OK);
-    demote(&f, 100000, 24, KVL_TIER_HOST);
-    fail_all(&f, ALL_IOS, KVL_ERR_IO);
-    struct kvl_restore_reply reply = restore(&f, f.b, KVL_TIER_DEVICE, 100000, 24, blocks);
-    assert_int_equal(reply.count, 24);
-    assert_int_equal(fixture_wait(&f, reply.ticket), KVL_ERR_IO);
-    release(&f, f.b, blocks, 24);
-    fixture_settle(&f);
-    assert_int_equal(device_lost_lines, 0);
-    work_again(&f);
-    assert_int_equal(fixture_check_chain(&f, f.b, 1, 4, KVL_TIER_DEVICE), 4);
-    assert_int_equal(fixture_check_chain(&f, f.b, 100000, 24, KVL_TIER_DEVICE), 24);
-    fixture_close(&f);
-    kvl_log_destroy(log);
-}
-
 int main(void) {
-#define FAR_TEST(name) cmocka_unit_test_setup_teardown(name, make_folder, remove_folder)
+#define FAR_TEST(name) cmocka_unit_test_setup_teardown(name, far_make_folder, far_remove_folder)
     const struct CMUnitTest tests[] = {
         FAR_TEST(a_far_block_is_visible_once_its_tier_has_hashed_it),
         FAR_TEST(a_block_that_cannot_be_hashed_stays_its_engines_own),
@@ -790,13 +524,6 @@ int main(void) {
         FAR_TEST(a_copy_in_the_host_makes_demotion_free),
         FAR_TEST(a_far_device_without_a_host_is_refused),
         FAR_TEST(blocks_that_cannot_pass_through_the_host_are_refused),
-        FAR_TEST(a_device_lost_while_restoring),
-        FAR_TEST(a_device_lost_while_sealing),
-        FAR_TEST(a_device_lost_while_demoting),
-        FAR_TEST(a_device_is_lost_at_once),
-        FAR_TEST(a_lost_gpu_is_lost_to_the_store),
-        FAR_TEST(a_device_lost_while_nothing_moves),
-        FAR_TEST(failed_copies_lose_no_device),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -75,4 +75,17 @@ uint32_t fixture_check_chain(
     struct fixture *f, uint32_t client, uint32_t seed, uint32_t count, enum kvl_tier_kind tier);
 uint32_t fixture_lookup(struct fixture *f, uint32_t seed, uint32_t count, uint8_t *found);
 
+/* Single steps, store_steps.c. The calling test fails when the store refuses one. */
+struct kvl_store_report fixture_report(struct fixture *f);
+/* On the device. ticket: of the wait for whoever fills the key; NULL: does not wait. */
+struct kvl_allocated fixture_alloc(
+    struct fixture *f, uint32_t client, const struct kvl_key *key, struct kvl_ticket *ticket);
+struct kvl_restore_reply fixture_restore(struct fixture *f, uint32_t client,
+    enum kvl_tier_kind target, uint32_t seed, uint32_t count, struct kvl_restored *blocks);
+void fixture_release(
+    struct fixture *f, uint32_t client, const struct kvl_restored *blocks, uint32_t count);
+kvl_err fixture_flush(struct fixture *f); /* client a's, to its end */
+void fixture_demote(
+    struct fixture *f, uint32_t seed, uint32_t count, enum kvl_tier_kind target); /* likewise */
+
 #endif
