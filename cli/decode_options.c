@@ -399,6 +399,9 @@ static bool check_names(struct parse *parse) {
     struct kvl_errmsg msg = {{0}};
     if (options->session != NULL && options->session[0] == '\0')
         return wrong(parse, "--session: a conversation's name has at least one letter");
+    if ((options->tenant != NULL || options->secret_file != NULL) &&
+        options->mode != DECODE_CONNECT && options->mode != DECODE_AUTO)
+        return wrong(parse, "--tenant and --secret-file are for a daemon: --connect");
     return options->address == NULL ||
            kvl_address_parse(options->address, &address, &msg) == KVL_OK ||
            wrong(parse, "--connect: %s", msg.text);

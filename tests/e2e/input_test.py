@@ -62,6 +62,11 @@ class BadInput(Case):
             self.refused(2, BIN / "kvloft", *words, "--connect", self.address,
                          mentions=[words[0], words[1]])
 
+    def test_a_tenant_without_a_daemon_is_refused(self):
+        for mode in (["--no-offload"], ["--no-cache"], ["--embedded", self.disk]):
+            self.decode_refused(2, "--prompt", "x", *mode, "--tenant", "acme",
+                                mentions=["--tenant"])
+
     def test_empty_names_are_refused(self):
         self.daemon_refused("--disk-path", "", mentions=["empty"])
         self.decode_refused(2, "--prompt", "x", "--embedded", "", mentions=["empty"])
