@@ -238,9 +238,6 @@ static void publish(struct kvl_disk *disk) {
     if (commit->status != KVL_OK) {
         KVL_ERROR(disk->log, "disk index commit failed status=%s ops=%llu",
             kvl_err_name(commit->status), (unsigned long long)commit->ops.count);
-        if (commit->status == KVL_ERR_CORRUPT)
-            kvl_log_fallback(disk->log, "disk index is damaged: nothing more is stored on disk; a "
-                                        "restart rebuilds it from the segments");
         kvl_disk_change_lost(disk, commit->status);
         remove_later(disk);
     }

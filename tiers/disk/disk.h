@@ -359,6 +359,7 @@ struct kvl_disk {
     struct kvl_index_state *index_state;
     struct kvl_journal journal; /* its run is read by all */
     uint64_t index_since_ns;
+    uint64_t heal_after_ns;     /* the index could not be healed: not again before */
     struct kvl_rebuilt rebuilt; /* of this start; zero when it was not */
 
     /* The disk thread's. */
@@ -405,6 +406,10 @@ kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg);
 /* disk_index.c: the index that is there, or a rebuilt one; at start, then on the index thread. */
 kvl_err kvl_disk_index_open(struct kvl_disk *disk, struct kvl_errmsg *msg);
 kvl_err kvl_disk_index_check(struct kvl_disk *disk);
+/* One transaction, as kvl_index_commit and kvl_index_resolve. What meets damage waits until the
+ * index was made anew, and is done again; where that fails: IO. */
+kvl_err kvl_disk_index_commit(struct kvl_disk *disk, struct kvl_index_op *ops, uint64_t count);
+kvl_err kvl_disk_index_resolve(struct kvl_disk *disk, struct kvl_index_name *names, uint64_t count);
 /* Whether the last of the processes that ended here died inside the index is known from now on. */
 void kvl_disk_index_served(struct kvl_disk *disk);
 /* disk_memory.c */

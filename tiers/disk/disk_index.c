@@ -7,8 +7,10 @@
 
 #include "clock.h"
 #include "disk.h"
+#include "planted.h"
 
-#define SERVED_NS 10000000000ull /* deaths further apart than this are no loop */
+#define HEAL_RETRY_NS 2000000000ull /* after one that failed */
+#define SERVED_NS 10000000000ull    /* deaths further apart than this are no loop */
 
 static struct kvl_index_options options_of(const struct kvl_disk *disk, bool expected) {
     return (struct kvl_index_options){
@@ -128,6 +130,61 @@ kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
         KVL_WARN(disk->log, "disk journal cannot be written yet: %s", kvl_err_text(err));
     atomic_store(&disk->journal_bytes, disk->journal.bytes);
     return KVL_OK;
+}
+
+/* Nobody but this thread waits: the owner's table answers, and records are read without LMDB. */
+static bool heal(struct kvl_disk *disk, kvl_err why) {
+    struct kvl_errmsg msg = {""};
+    uint64_t since_ns = kvl_clock_ns();
+    if (since_ns < disk->heal_after_ns || KVL_PLANTED("index-not-healed"))
+        return false;
+    KVL_ERROR(disk->log, "disk index is %s; blocks on disk are served meanwhile, new ones wait",
+        why == KVL_ERR_CORRUPT ? "damaged: it is rebuilt from the segments"
+                               : "closed after an error: it is opened again");
+    kvl_err err = kvl_index_heal(disk->index, disk->dir.segments_fd, &disk->rebuilt, &msg);
+    if (err != KVL_OK) {
+        disk->heal_after_ns = kvl_clock_ns() + HEAL_RETRY_NS;
+        kvl_log_fallback(disk->log,
+            "disk index cannot be mended now (%s): nothing more is stored on disk", msg.text);
+        return false;
+    }
+    if (!disk->rebuilt.opened_again)
+        tell_rebuilt(disk, "it was found damaged at work");
+    if (!disk->rebuilt.opened_again &&
+        kvl_index_keep_journal(disk->index, &disk->journal) != KVL_OK)
+        KVL_WARN(disk->log, "disk journal cannot be written yet");
+    atomic_store(&disk->journal_bytes, disk->journal.bytes);
+    KVL_INFO(disk->log, "disk index mended ms=%llu",
+        (unsigned long long)((kvl_clock_ns() - since_ns) / 1000000));
+    return true;
+}
+
+static bool is_to_be_healed(kvl_err err) {
+    return err == KVL_ERR_CORRUPT || err == KVL_ERR_CLOSED;
+}
+
+/* Damaged again at once: something is wrong that rebuilding does not mend. */
+static kvl_err settled(struct kvl_disk *disk, kvl_err err) {
+    if (!is_to_be_healed(err))
+        return err;
+    if (kvl_clock_ns() >= disk->heal_after_ns)
+        disk->heal_after_ns = kvl_clock_ns() + HEAL_RETRY_NS;
+    return KVL_ERR_IO;
+}
+
+kvl_err kvl_disk_index_commit(struct kvl_disk *disk, struct kvl_index_op *ops, uint64_t count) {
+    kvl_err err = kvl_index_commit(disk->index, ops, count);
+    if (is_to_be_healed(err) && heal(disk, err))
+        err = kvl_index_commit(disk->index, ops, count);
+    return settled(disk, err);
+}
+
+kvl_err kvl_disk_index_resolve(
+    struct kvl_disk *disk, struct kvl_index_name *names, uint64_t count) {
+    kvl_err err = kvl_index_resolve(disk->index, names, count);
+    if (is_to_be_healed(err) && heal(disk, err))
+        err = kvl_index_resolve(disk->index, names, count);
+    return settled(disk, err);
 }
 
 void kvl_disk_index_served(struct kvl_disk *disk) {

@@ -22,18 +22,12 @@ kvl_err kvl_index_err_from(int code) {
     case MDB_MAP_FULL:
     case MDB_TXN_FULL:
         return KVL_ERR_NOSPC;
-    case MDB_CORRUPTED:
-    case MDB_PAGE_NOTFOUND:
-    case MDB_INVALID:
-    case MDB_CURSOR_FULL:
-    case MDB_PAGE_FULL:
-    case MDB_BAD_VALSIZE:
-    case MDB_INCOMPATIBLE:
-        return KVL_ERR_CORRUPT;
     case MDB_VERSION_MISMATCH:
         return KVL_ERR_VERSION;
-    default:
-        return code > 0 ? kvl_err_from_errno(code) : KVL_ERR_IO;
+    case MDB_PANIC: /* a head could not be written: nothing more is until the file is opened anew */
+        return KVL_ERR_CLOSED;
+    default: /* what else LMDB may say of its own, it says of a file that makes no sense */
+        return code > 0 ? kvl_err_from_errno(code) : KVL_ERR_CORRUPT;
     }
 }
 
@@ -41,6 +35,8 @@ static const char *const catalog_names[KVL_CATALOG_KINDS] = {
     "catalog.0", "catalog.1", "catalog.2", "catalog.3", "catalog.4"};
 
 kvl_err kvl_index_noted(struct kvl_index *index, kvl_err err) {
+    if (err == KVL_ERR_CORRUPT)
+        index->damaged = true;
     if (err == KVL_ERR_CORRUPT && index->state != NULL)
         index->state->damaged = 1;
     return err;
@@ -210,6 +206,7 @@ kvl_err kvl_index_open_env(
         return kvl_fail(msg, err, "index %s-lock: %s", index->path, kvl_err_text(err));
     kvl_index_enter(index->state, KVL_INDEX_OPENING);
     kvl_live_map_deinit(&index->map);
+    index->map_whole = false;
     int rc = create_env(index, fast);
     if (rc != 0)
         err = kvl_fail(msg, expected && is_nonsense(rc) ? KVL_ERR_CORRUPT : kvl_index_err_from(rc),

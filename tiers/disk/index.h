@@ -98,7 +98,7 @@ KVL_MUST_CHECK kvl_err kvl_index_check(struct kvl_index *index);
 KVL_MUST_CHECK kvl_err kvl_index_keep_journal(struct kvl_index *index, struct kvl_journal *journal);
 
 /* One synced transaction: all or nothing. NOSPC: the map or the file system is full. CORRUPT: the
- * index is damaged, and the next start rebuilds it. */
+ * index is damaged: kvl_index_heal (rebuild.h), or else the next start, makes it anew. */
 KVL_MUST_CHECK kvl_err kvl_index_commit(
     struct kvl_index *index, struct kvl_index_op *ops, uint64_t count);
 

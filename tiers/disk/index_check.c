@@ -76,7 +76,10 @@ kvl_err kvl_index_check(struct kvl_index *index) {
         err = kvl_index_walk_catalog(index, pass_catalog, NULL, &bad);
     if (err == KVL_OK)
         err = kvl_index_walk_blocks(index, note_live, index, &bad);
-    return kvl_index_noted(index, err == KVL_OK && bad > 0 ? KVL_ERR_CORRUPT : err);
+    if (err == KVL_OK && bad > 0)
+        err = KVL_ERR_CORRUPT;
+    index->map_whole = err == KVL_OK;
+    return kvl_index_noted(index, err);
 }
 
 static bool write_catalog(void *arg, enum kvl_catalog_kind kind, const void *key,

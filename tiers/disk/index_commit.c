@@ -19,35 +19,33 @@ static int put_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_ind
     return mdb_put(txn, index->blocks, &key, &value, 0);
 }
 
-/* The block of the key, if its value is sound. */
+/* The block of the key. */
 static int get_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_key *wanted,
-    struct kvl_index_block *now, bool *sound) {
+    struct kvl_index_block *now) {
     MDB_val key = {KVL_KEY_BYTES, (void *)wanted->bytes}, value;
     int rc = mdb_get(txn, index->blocks, &key, &value);
-    *sound = rc == 0 && kvl_index_unpack_block(&key, &value, now);
-    return rc;
+    return rc == 0 && !kvl_index_unpack_block(&key, &value, now) ? MDB_CORRUPTED : rc;
 }
 
 /* PUT, RECOVER: the record that the key named before is dead; op->old_location says so. */
 static int add_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
     struct kvl_index_block now;
-    bool sound;
-    int rc = get_block(index, txn, &op->block.record.key, &now, &sound);
+    int rc = get_block(index, txn, &op->block.record.key, &now);
     if (rc != 0 && rc != MDB_NOTFOUND)
         return rc;
-    if (op->kind == KVL_INDEX_RECOVER && sound &&
+    if (op->kind == KVL_INDEX_RECOVER && rc == 0 &&
         now.record.generation >= op->block.record.generation)
         return 0;
     op->applied = true;
-    op->old_location = sound ? now.location : op->block.location;
+    op->old_location = rc == 0 ? now.location : op->block.location;
     if (op->old_location != op->block.location)
         note_dead(index, op->old_location);
     return put_block(index, txn, &op->block);
 }
 
-static bool is_of_its_segment(const struct kvl_index *index, const struct kvl_index_op *op) {
+static bool is_of_its_segment(const struct kvl_live_map *map, const struct kvl_index_op *op) {
     const struct kvl_live_segment *segment =
-        kvl_live_map_find(&index->map, kvl_location_segment(op->old_location));
+        kvl_live_map_find(map, kvl_location_segment(op->old_location));
     return segment != NULL && segment->row.generation == op->segment.generation;
 }
 
@@ -57,18 +55,34 @@ static int find_by_head(
     MDB_cursor *cursor, uint32_t key_head, uint64_t location, struct kvl_index_block *block) {
     MDB_val key = {sizeof(key_head), &key_head}, value;
     int rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
-    while (rc == 0 && memcmp(key.mv_data, &key_head, sizeof(key_head)) == 0) {
-        if (kvl_index_unpack_block(&key, &value, block) && block->location == location)
+    while (rc == 0 && key.mv_size == KVL_KEY_BYTES &&
+           memcmp(key.mv_data, &key_head, sizeof(key_head)) == 0) {
+        if (!kvl_index_unpack_block(&key, &value, block))
+            return MDB_CORRUPTED;
+        if (block->location == location)
             return 0;
         rc = mdb_cursor_get(cursor, &key, &value, MDB_NEXT);
     }
+    if (rc == 0 && key.mv_size != KVL_KEY_BYTES)
+        return MDB_CORRUPTED;
     return rc == 0 ? MDB_NOTFOUND : rc;
+}
+
+/* A row that the map has and LMDB does not find is lost, not deleted. */
+static bool is_missing(const struct kvl_index *index, uint64_t location) {
+    const struct kvl_live_segment *segment =
+        kvl_live_map_find(&index->map, kvl_location_segment(location));
+    uint32_t page = kvl_location_page(location);
+    return index->map_whole && segment != NULL && page < segment->end_page &&
+           kvl_live_segment_bit(segment, page);
 }
 
 kvl_err kvl_index_resolve(struct kvl_index *index, struct kvl_index_name *names, uint64_t count) {
     MDB_txn *txn = NULL;
     MDB_cursor *cursor = NULL;
     struct kvl_index_block block;
+    if (index->env == NULL)
+        return KVL_ERR_CLOSED;
     kvl_index_enter(index->state, KVL_INDEX_WALKING);
     int rc = mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn);
     if (rc == 0)
@@ -80,7 +94,8 @@ kvl_err kvl_index_resolve(struct kvl_index *index, struct kvl_index_name *names,
             names[i].key = block.record.key;
             names[i].generation = block.record.generation;
         }
-        rc = rc == MDB_NOTFOUND ? 0 : rc;
+        if (rc == MDB_NOTFOUND)
+            rc = is_missing(index, names[i].location) ? MDB_CORRUPTED : 0;
     }
     if (cursor != NULL)
         mdb_cursor_close(cursor);
@@ -105,24 +120,24 @@ static int touch_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_o
     return put_block(index, txn, &now);
 }
 
-/* MOVE, DELETE: only while the block is where the caller thinks it is. A block whose value is
- * damaged is deleted whatever its location. */
+/* MOVE, DELETE: only while the block is where the caller thinks it is. A move that was made before
+ * the index was rebuilt, and is asked for again, has been made. */
 static int change_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
     struct kvl_index_block now;
-    bool sound;
-    int rc = get_block(index, txn, &op->block.record.key, &now, &sound);
+    int rc = get_block(index, txn, &op->block.record.key, &now);
     if (rc != 0 && rc != MDB_NOTFOUND)
         return rc;
-    bool there = rc == 0 && (!sound || now.location == op->old_location);
-    op->applied = there && sound;
+    bool there = rc == 0 && now.location == op->old_location;
+    bool moved = rc == 0 && op->kind == KVL_INDEX_MOVE && now.location == op->block.location;
+    op->applied = there || moved;
     /* Also a record that is named by nobody; but not what came into its place since. */
-    if (op->kind == KVL_INDEX_DELETE && is_of_its_segment(index, op))
+    if (op->kind == KVL_INDEX_DELETE && is_of_its_segment(&index->map, op))
         note_dead(index, op->old_location);
     if (op->kind == KVL_INDEX_MOVE)
         note_dead(index, op->applied ? op->old_location : op->block.location);
     if (!there)
         return 0;
-    if (!sound || op->kind == KVL_INDEX_DELETE) {
+    if (op->kind == KVL_INDEX_DELETE) {
         MDB_val key = {KVL_KEY_BYTES, op->block.record.key.bytes};
         return mdb_del(txn, index->blocks, &key, NULL);
     }
@@ -216,11 +231,13 @@ static bool settle_op(struct kvl_live_map *map, const struct kvl_index_op *op) {
         if (op->applied) {
             kvl_live_map_drop(map, op->old_location);
             kvl_live_map_add(map, op->block.location, op->block.stored_bytes);
+        } else {
+            kvl_live_map_bury(map, op->block.location);
         }
         return true;
     case KVL_INDEX_DELETE:
-        if (op->applied)
-            kvl_live_map_drop(map, op->old_location);
+        if (op->applied || is_of_its_segment(map, op))
+            kvl_live_map_bury(map, op->old_location);
         return true;
     case KVL_INDEX_SEGMENT_PUT:
         return kvl_live_map_put(map, &op->segment);
@@ -278,6 +295,8 @@ static kvl_err commit_ops(struct kvl_index *index, struct kvl_index_op *ops, uin
 }
 
 kvl_err kvl_index_commit(struct kvl_index *index, struct kvl_index_op *ops, uint64_t count) {
+    if (index->env == NULL)
+        return KVL_ERR_CLOSED;
     kvl_index_enter(index->state, KVL_INDEX_COMMITTING);
     kvl_err err = commit_ops(index, ops, count);
     kvl_index_leave(index->state);

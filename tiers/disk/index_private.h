@@ -11,7 +11,7 @@
 #define KVL_INDEX_SEGMENT_BYTES 24u
 
 struct kvl_index {
-    MDB_env *env;
+    MDB_env *env; /* NULL: it could not be opened again; calls say CLOSED */
     MDB_dbi meta, blocks, segments, catalog[KVL_CATALOG_KINDS];
     int fd; /* LMDB's */
     uint64_t map_bytes;
@@ -20,6 +20,8 @@ struct kvl_index {
     char *path;
     struct kvl_index_state *state;
     struct kvl_live_map map;     /* segments, and what is live in them */
+    bool damaged;                /* LMDB or a checksum said so */
+    bool map_whole;              /* the map has all that is live: everything was read once */
     struct kvl_journal *journal; /* NULL: nothing is written down yet */
 };
 

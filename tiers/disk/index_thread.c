@@ -80,7 +80,7 @@ static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
     for (uint64_t at = 0; at < commit->ops.count && commit->status == KVL_OK; at += step) {
         uint64_t left = commit->ops.count - at;
         commit->status =
-            kvl_index_commit(disk->index, commit->ops.items + at, left < step ? left : step);
+            kvl_disk_index_commit(disk, commit->ops.items + at, left < step ? left : step);
     }
     commit->usage_permille = kvl_index_usage_permille(disk->index);
     atomic_store(&disk->journal_bytes, disk->journal.bytes);
@@ -95,14 +95,14 @@ static void prepare(struct kvl_disk *disk, struct kvl_disk_prepare *prepare) {
         kvl_segment_file_create(directory_fd, prepare->segment.id, prepare->segment.bytes);
     if (prepare->status != KVL_OK)
         return;
-    prepare->status = kvl_index_commit(disk->index, &op, 1);
+    prepare->status = kvl_disk_index_commit(disk, &op, 1);
     if (prepare->status != KVL_OK &&
         kvl_segment_file_remove(directory_fd, prepare->segment.id) != KVL_OK)
         KVL_WARN(disk->log, "disk segment=%u file stays behind", prepare->segment.id);
 }
 
 static void resolve(struct kvl_disk *disk, struct kvl_disk_resolve *resolve) {
-    resolve->status = kvl_index_resolve(disk->index, resolve->names, resolve->count);
+    resolve->status = kvl_disk_index_resolve(disk, resolve->names, resolve->count);
 }
 
 static bool handle(struct kvl_disk *disk, struct kvl_node *node) {

@@ -285,6 +285,8 @@ static uint64_t free_pages(struct kvl_index *index) {
 
 uint32_t kvl_index_usage_permille(struct kvl_index *index) {
     MDB_envinfo info;
+    if (index->env == NULL)
+        return 0;
     if (mdb_env_info(index->env, &info) != 0)
         return 1000;
     uint64_t map_pages = index->map_bytes / index->page_bytes;

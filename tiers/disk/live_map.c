@@ -99,6 +99,16 @@ void kvl_live_map_add(struct kvl_live_map *map, uint64_t location, uint64_t reco
     set_bit(segment, page, true);
 }
 
+void kvl_live_map_bury(struct kvl_live_map *map, uint64_t location) {
+    struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));
+    uint32_t page = kvl_location_page(location);
+    if (segment == NULL || page >= kvl_live_segment_pages(segment))
+        return;
+    while (segment->end_page <= page)
+        set_bit(segment, segment->end_page++, false);
+    set_bit(segment, page, false);
+}
+
 void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location) {
     struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));
     uint32_t page = kvl_location_page(location);

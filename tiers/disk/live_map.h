@@ -34,6 +34,10 @@ void kvl_live_map_remove(struct kvl_live_map *map, uint32_t id);
 /* Locations of unknown segments, or behind their end, change nothing. */
 void kvl_live_map_add(struct kvl_live_map *map, uint64_t location, uint64_t record_bytes);
 void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location);
+/* As drop, of a record that was written: the end page comes behind its first, so that a journal
+ * that is written from the map still says that it is dead. Not while a record before it is to be
+ * added. */
+void kvl_live_map_bury(struct kvl_live_map *map, uint64_t location);
 /* Whether a record of this segment generation that begins there is live; behind the end page it is
  * one of the journal's run. */
 bool kvl_live_map_has(

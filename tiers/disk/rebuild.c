@@ -11,6 +11,7 @@
 
 #include "clock.h"
 #include "index_private.h"
+#include "planted.h"
 #include "record.h"
 #include "segment.h"
 
@@ -21,7 +22,8 @@ struct rebuild {
     struct kvl_index *target; /* the new one, under another name */
     int segments_fd;
     uint64_t run;            /* of the journal */
-    struct kvl_live_map map; /* as the journal says */
+    struct kvl_live_map map; /* as the journal says; of a running tier: as its index knew */
+    bool running;
     struct kvl_rebuilt *out;
     uint64_t now_ns;
     int fd; /* of the segment being read */
@@ -76,6 +78,9 @@ static uint64_t number_at(const struct kvl_journal_entry *entry, uint32_t at, ui
 
 static kvl_err take_entry(void *arg, const struct kvl_journal_entry *entry) {
     struct rebuild *rebuild = arg;
+    bool of_catalog = entry->kind == KVL_JOURNAL_PUT || entry->kind == KVL_JOURNAL_REMOVE;
+    if (rebuild->running && !of_catalog)
+        return KVL_OK;
     switch (entry->kind) {
     case KVL_JOURNAL_SEGMENT:
         return take_segment(rebuild, entry);
@@ -210,7 +215,8 @@ static kvl_err take_blocks(struct rebuild *rebuild, const struct kvl_live_segmen
         return KVL_OK;
     rebuild->window_bytes = 0;
     kvl_err err = take_listed(rebuild, segment);
-    if (err == KVL_OK)
+    /* Of a running tier all that is published is listed; what lies behind is on its way. */
+    if (err == KVL_OK && (!rebuild->running || KVL_PLANTED("healed-beyond-published")))
         err = take_appended(rebuild, segment);
     close(rebuild->fd);
     return err;
@@ -230,10 +236,10 @@ static kvl_err take_segments(struct rebuild *rebuild, const struct kvl_live_map 
         if (row == NULL)
             continue;
         const struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT, .segment = row->row};
+        bool known_live = rebuild->running || rebuild->out->journal_whole;
         rebuild->out->segments++;
         err = add_op(rebuild, &op);
-        if (err == KVL_OK && rebuild->out->journal_whole && segment != NULL &&
-            same_row(&row->row, &segment->row))
+        if (err == KVL_OK && known_live && segment != NULL && same_row(&row->row, &segment->row))
             err = take_blocks(rebuild, segment);
     }
     return err == KVL_OK ? flush_ops(rebuild) : err;
@@ -251,11 +257,14 @@ static kvl_err remove_file(const char *path, const char *suffix) {
 }
 
 /* What all pages full of small records would need, and the catalog twice: only addresses. */
-static uint64_t map_bytes_for(const struct kvl_index *index, int segments_fd, uint64_t journal) {
+static uint64_t map_bytes_for(
+    const struct rebuild *rebuild, const struct kvl_index *index, uint64_t journal) {
+    const struct kvl_live_map *known = rebuild->running ? &rebuild->map : &index->map;
+    int segments_fd = rebuild->segments_fd;
     uint64_t bytes = 0;
     struct stat file;
-    for (uint32_t id = 0; id < index->map.slots; id++) {
-        const struct kvl_live_segment *segment = kvl_live_map_find(&index->map, id);
+    for (uint32_t id = 0; id < known->slots; id++) {
+        const struct kvl_live_segment *segment = kvl_live_map_find(known, id);
         bytes += segment != NULL ? segment->row.bytes : 0;
     }
     char name[KVL_SEGMENT_NAME_BYTES];
@@ -310,34 +319,100 @@ static kvl_err run(struct rebuild *rebuild, struct kvl_index *index, struct kvl_
             found.format, KVL_DISK_FORMAT);
     if (err == KVL_OK)
         err = kvl_journal_load(rebuild->segments_fd, &journal, &journal_bytes);
+    if (err == KVL_OK && rebuild->running && journal == NULL)
+        err = KVL_ERR_NOTFOUND;
     if (err != KVL_OK)
         return kvl_fail(msg, err, "the journal cannot be read: %s", kvl_err_text(err));
     if (index->env != NULL)
         mdb_env_close(index->env);
     index->env = NULL;
-    err =
-        open_target(rebuild, index, map_bytes_for(index, rebuild->segments_fd, journal_bytes), msg);
+    err = open_target(rebuild, index, map_bytes_for(rebuild, index, journal_bytes), msg);
     if (err == KVL_OK)
         err = fill_target(rebuild, index, journal, journal_bytes, msg);
     free(journal);
     return err == KVL_OK ? kvl_index_open_env(index, true, false, msg) : err;
 }
 
-kvl_err kvl_index_rebuild(
-    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg) {
+static struct rebuild *new_rebuild(int segments_fd, struct kvl_rebuilt *out) {
     struct rebuild *rebuild = calloc(1, sizeof(*rebuild));
     *out = (struct kvl_rebuilt){0};
     if (rebuild == NULL)
-        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+        return NULL;
     rebuild->segments_fd = segments_fd;
     rebuild->out = out;
     rebuild->now_ns = kvl_clock_wall_ns();
-    kvl_err err = run(rebuild, index, msg);
-    if (err == KVL_OK && index->state != NULL)
-        index->state->deaths = index->state->damaged = 0;
+    return rebuild;
+}
+
+static void end(struct rebuild *rebuild) {
     kvl_index_close(rebuild->target);
     kvl_live_map_deinit(&rebuild->map);
     free(rebuild);
+}
+
+static void forget_damage(struct kvl_index *index) {
+    index->damaged = false;
+    if (index->state != NULL)
+        index->state->deaths = index->state->damaged = 0;
+}
+
+kvl_err kvl_index_rebuild(
+    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg) {
+    struct rebuild *rebuild = new_rebuild(segments_fd, out);
+    if (rebuild == NULL)
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    kvl_err err = run(rebuild, index, msg);
+    if (err == KVL_OK)
+        forget_damage(index);
+    end(rebuild);
+    return err;
+}
+
+static void close_env(struct kvl_index *index) {
+    if (index->env != NULL)
+        mdb_env_close(index->env);
+    index->env = NULL;
+}
+
+/* What LMDB could not write is not there, and what is there is sound: else CORRUPT. */
+static kvl_err open_again(struct kvl_index *index, struct kvl_errmsg *msg) {
+    close_env(index);
+    kvl_err err = kvl_index_noted(index, kvl_index_open_env(index, true, false, msg));
+    if (err == KVL_OK && (err = kvl_index_check(index)) != KVL_OK)
+        kvl_fail(msg, err, "it cannot be read: %s", kvl_err_text(err));
+    return err;
+}
+
+/* Closed, with what it knew before. */
+static void give_map_back(struct rebuild *rebuild, struct kvl_index *index) {
+    close_env(index);
+    kvl_live_map_deinit(&index->map);
+    index->map = rebuild->map;
+    index->map_whole = true;
+    rebuild->map = (struct kvl_live_map){0};
+}
+
+kvl_err kvl_index_heal(
+    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg) {
+    struct rebuild *rebuild = index->map_whole ? new_rebuild(segments_fd, out) : NULL;
+    if (rebuild == NULL)
+        return kvl_fail(msg, index->map_whole ? KVL_ERR_NOMEM : KVL_ERR_CORRUPT,
+            index->map_whole ? "out of memory" : "it was never read as a whole");
+    rebuild->running = true;
+    rebuild->map = index->map;
+    index->map = (struct kvl_live_map){0};
+    kvl_err err = index->damaged ? KVL_ERR_CORRUPT : open_again(index, msg);
+    out->opened_again = err == KVL_OK;
+    if (err == KVL_ERR_CORRUPT) {
+        err = run(rebuild, index, msg);
+        if (err == KVL_OK && (err = kvl_index_check(index)) != KVL_OK)
+            kvl_fail(msg, err, "the new one does not read back as it was written");
+    }
+    if (err == KVL_OK)
+        forget_damage(index);
+    else
+        give_map_back(rebuild, index);
+    end(rebuild);
     return err;
 }
 

@@ -14,6 +14,7 @@
 #include "index.h"
 
 struct kvl_rebuilt {
+    bool opened_again; /* healing only: nothing was damaged, and nothing rebuilt */
     bool journal_exists, journal_whole;
     uint64_t segments, blocks;
     uint64_t unreadable; /* records that were live and whose header is damaged */
@@ -26,5 +27,14 @@ KVL_MUST_CHECK kvl_err kvl_index_rebuild(
     struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg);
 KVL_MUST_CHECK kvl_err kvl_index_rebuild_unopened(const struct kvl_index_options *options,
     int segments_fd, struct kvl_index **out, struct kvl_rebuilt *rebuilt, struct kvl_errmsg *msg);
+
+/* For the index of a tier that is at work. One that LMDB only closed (a write of its head failed)
+ * is opened again. A damaged one is made anew: exactly those blocks that it knew to be live are
+ * taken, from the headers of their records, and what else is in the segments is not; the catalog
+ * comes from the journal, which is to be written anew afterwards. An error leaves the handle
+ * closed: its calls say CLOSED, and healing may be tried again. Errors: also NOTFOUND (no journal),
+ * CORRUPT (the index was never read as a whole: a start is needed). */
+KVL_MUST_CHECK kvl_err kvl_index_heal(
+    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg);
 
 #endif

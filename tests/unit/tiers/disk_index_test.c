@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "journal.h"
+#include "index_private.h"
 #include "rebuild.h"
 #include "record.h"
 #include "segment.h"
@@ -297,6 +297,93 @@ static void a_journal_written_anew_says_the_same(void **state) {
     assert_int_equal(found[1].location, at(1, 2));
 }
 
+/* What is dead and no transaction ever named, the journal says in a frame of its own, which the
+ * next journal has not. */
+static void what_nobody_named_stays_dead_in_the_next_journal(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    drop(write_record(2, 11, at(1, 2), 1), 1, false);
+    move(write_record(3, 12, at(2, 2), 1), at(1, 8), false);
+    assert_int_equal(kvl_index_keep_journal(index_under_test, &journal), KVL_OK);
+    put(write_record(4, 13, at(1, 4), 1));
+    rebuild();
+    assert_int_equal(look(), 2);
+    assert_int_equal(found[0].record.generation, 10);
+    assert_int_equal(found[1].record.generation, 13);
+}
+
+static void heal(void) {
+    struct kvl_rebuilt rebuilt;
+    struct kvl_errmsg msg = {""};
+    assert_int_equal(kvl_index_noted(index_under_test, KVL_ERR_CORRUPT), KVL_ERR_CORRUPT);
+    if (kvl_index_heal(index_under_test, segments_fd, &rebuilt, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    assert_false(rebuilt.opened_again);
+    assert_int_equal(kvl_index_keep_journal(index_under_test, &journal), KVL_OK);
+}
+
+/* At a start it may be published or not; at work it is known not to be. */
+static void healing_takes_what_was_published_and_no_more(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    struct kvl_index_block cleared = write_record(1, 10, at(1, 0), 1);
+    put(cleared);
+    put(write_record(2, 11, at(1, 2), 1));
+    drop(cleared, 1, true);
+    write_record(1, 20, at(1, 4), 1);
+    write_record(2, 21, at(1, 6), 1);
+    heal();
+    assert_int_equal(look(), 1);
+    assert_int_equal(found[0].record.generation, 11);
+    put(write_record(2, 21, at(1, 6), 1));
+    assert_int_equal(look(), 1);
+    assert_int_equal(found[0].record.generation, 21);
+}
+
+/* The transaction that met the damage may have told the journal and the map before. */
+static void a_move_that_healing_completed_was_made(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    struct kvl_index_block copy = write_record(1, 10, at(2, 0), 1);
+    move(copy, at(1, 0), true);
+    heal();
+    move(copy, at(1, 0), true);
+    rebuild();
+    assert_int_equal(look(), 1);
+    assert_int_equal(found[0].location, at(2, 0));
+}
+
+/* An index that could not be opened says so and comes back with all that it had. */
+static void a_closed_index_is_opened_again(void **state) {
+    struct kvl_rebuilt rebuilt;
+    struct kvl_errmsg msg = {""};
+    struct kvl_index_op op = {.kind = KVL_INDEX_PUT};
+    char path[320], aside[340];
+    (void)state;
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    snprintf(path, sizeof(path), "%s/data.mdb", index_path);
+    snprintf(aside, sizeof(aside), "%s.aside", path);
+    assert_int_equal(rename(path, aside), 0);
+    assert_int_equal(mkdir(path, 0700), 0);
+    assert_int_not_equal(kvl_index_heal(index_under_test, segments_fd, &rebuilt, &msg), KVL_OK);
+    assert_int_equal(kvl_index_commit(index_under_test, &op, 1), KVL_ERR_CLOSED);
+    assert_int_equal(kvl_index_resolve(index_under_test, NULL, 0), KVL_ERR_CLOSED);
+    assert_int_equal(rmdir(path), 0);
+    assert_int_equal(rename(aside, path), 0);
+    assert_int_equal(kvl_index_heal(index_under_test, segments_fd, &rebuilt, &msg), KVL_OK);
+    assert_true(rebuilt.opened_again);
+    assert_int_equal(look(), 1);
+    put(write_record(2, 11, at(1, 2), 1));
+    rebuild();
+    assert_int_equal(look(), 2);
+}
+
 static kvl_err visit_entry(void *arg, const struct kvl_journal_entry *entry) {
     uint64_t *sum = arg;
     for (uint32_t i = 0; i < entry->value_bytes; i++)
@@ -355,6 +442,12 @@ int main(void) {
         cmocka_unit_test_setup_teardown(the_younger_of_two_records_wins, setup, teardown),
         cmocka_unit_test_setup_teardown(records_of_another_time_are_not_taken, setup, teardown),
         cmocka_unit_test_setup_teardown(a_journal_written_anew_says_the_same, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            what_nobody_named_stays_dead_in_the_next_journal, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            healing_takes_what_was_published_and_no_more, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_move_that_healing_completed_was_made, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_closed_index_is_opened_again, setup, teardown),
         cmocka_unit_test_setup_teardown(
             a_journal_that_lost_something_is_not_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(
