@@ -3,7 +3,8 @@
  *
  * Like LRU: every block is new, and nothing is kept. Overwrites: blocks of a set that fills a
  * quarter or a half of the capacity are stored again in random order, and every one that is still
- * valid in a segment to be reclaimed is kept: the tier has to carry it over. */
+ * valid in a segment to be reclaimed is kept: the tier has to carry it over, and none may be lost.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,7 +35,7 @@ static bool keep_all(void *arg, const struct kvl_key *key) {
 }
 
 struct overwriter {
-    uint64_t random, generation;
+    uint64_t random, generation, lost;
     uint32_t set_blocks;                /* 0: every block is new */
     uint64_t locations[SET_BLOCKS_MAX]; /* 0: not there */
 };
@@ -75,8 +76,10 @@ static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
     uint64_t name;
     (void)arg;
     memcpy(&name, key->bytes, sizeof name);
-    if (name >= 1 && name <= writer.set_blocks && writer.locations[name - 1] == location)
+    if (name >= 1 && name <= writer.set_blocks && writer.locations[name - 1] == location) {
+        writer.lost++;
         writer.locations[name - 1] = 0;
+    }
 }
 
 static bool store_blocks(struct disk_bench *bench, uint32_t count) {
@@ -105,6 +108,9 @@ static bool measure(struct disk_bench *bench, const char *name, uint32_t set_blo
     disk_bench_remove(bench->path);
     bench_report_add(bench->report, name,
         (double)(after_bytes - before_bytes) / (COUNTED_BLOCKS * BLOCK_BYTES), "x", limit);
+    if (set_blocks > 0)
+        bench_report_add(
+            bench->report, "  ... of which were lost", (double)writer.lost, "blocks", 0);
     return good && bench->status == KVL_OK;
 }
 

@@ -16,12 +16,27 @@
 
 #define MIB (1ull << 20)
 #define GIB (1ull << 30)
-#define SEGMENT_STEP_BYTES (2 * MIB)
+#define SEGMENT_STEP_BYTES (64ull << 10)
+#define SEGMENT_BYTES_MIN (2 * MIB)
+#define SEGMENT_BYTES_SMALL (8 * MIB) /* up to here, an eighth of the capacity */
+#define SEGMENTS_WANTED 28u
 #define MAP_STEP_BYTES (64ull << 10)
 #define JOURNAL_BYTES_MIN (640ull << 10)
 
 static uint64_t clamp(uint64_t value, uint64_t low, uint64_t high) {
     return value < low ? low : value > high ? high : value;
+}
+
+/* At most some 500 segments: each costs a descriptor. At least some 26, for one is kept in reserve
+ * and one is half full: of 7 that is a fifth of the space, and overwriting pays for it with copies
+ * (docs/decisions/0021). All of the space goes into as many equal ones. */
+static uint64_t segment_bytes_for(const struct kvl_disk_plan *plan) {
+    uint64_t capacity_bytes = plan->capacity_bytes;
+    uint64_t largest = clamp(capacity_bytes / 512, 256 * MIB, 4 * GIB);
+    uint64_t smallest = clamp(capacity_bytes / 8, SEGMENT_BYTES_MIN, SEGMENT_BYTES_SMALL);
+    uint64_t wanted = clamp(capacity_bytes / SEGMENTS_WANTED, smallest, largest);
+    uint64_t space = kvl_disk_plan_segments_bytes(plan);
+    return space / (space / wanted) / SEGMENT_STEP_BYTES * SEGMENT_STEP_BYTES;
 }
 
 kvl_err kvl_disk_plan_make(
@@ -35,17 +50,16 @@ kvl_err kvl_disk_plan_make(
     plan->journal_bytes =
         clamp(capacity_bytes / 32 / MAP_STEP_BYTES * MAP_STEP_BYTES, JOURNAL_BYTES_MIN, 4 * GIB);
     plan->overhead_bytes = MIB / 4 + capacity_bytes / 2048;
-    /* At most some 500 segments: each costs a descriptor. */
-    uint64_t largest = clamp(capacity_bytes / 512, 256 * MIB, 4 * GIB);
-    uint64_t wanted = clamp(capacity_bytes / 8, SEGMENT_STEP_BYTES, largest);
-    plan->segment_bytes = wanted / SEGMENT_STEP_BYTES * SEGMENT_STEP_BYTES;
+    plan->segment_bytes = segment_bytes_for(plan);
     return KVL_OK;
 }
 
 uint64_t kvl_disk_plan_capacity_for(uint64_t record_bytes) {
     uint64_t segment_bytes =
-        (record_bytes + SEGMENT_STEP_BYTES - 1) / SEGMENT_STEP_BYTES * SEGMENT_STEP_BYTES;
-    uint64_t shares = segment_bytes > 256 * MIB ? 512 : 8;
+        (record_bytes + SEGMENT_BYTES_MIN - 1) / SEGMENT_BYTES_MIN * SEGMENT_BYTES_MIN;
+    uint64_t shares = segment_bytes > 256 * MIB             ? 512
+                      : segment_bytes > SEGMENT_BYTES_SMALL ? SEGMENTS_WANTED
+                                                            : 8;
     return clamp(segment_bytes * shares, KVL_DISK_CAPACITY_BYTES_MIN, UINT64_MAX);
 }
 

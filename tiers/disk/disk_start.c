@@ -63,7 +63,23 @@ static bool in_dropped_segment(void *arg, const struct kvl_index_block *block) {
     return segment == NULL || segment->state == KVL_SEGMENT_RECLAIMING;
 }
 
-/* Marks the oldest until the rest fits; returns how many. */
+static bool weigh(void *arg, const struct kvl_index_block *block) {
+    struct kvl_disk *disk = arg;
+    struct kvl_segment *segment =
+        kvl_segments_find(&disk->segments, kvl_location_segment(block->location));
+    if (segment != NULL)
+        segment->live_bytes += block->stored_bytes;
+    return true;
+}
+
+/* An empty one may well be the youngest. */
+static bool goes_before(const struct kvl_segment *a, const struct kvl_segment *b) {
+    if ((a->live_bytes == 0) != (b->live_bytes == 0))
+        return a->live_bytes == 0;
+    return a->generation < b->generation;
+}
+
+/* Marks those without blocks, then the oldest, until the rest fits; returns how many. */
 static uint32_t mark_excess(struct kvl_disk *disk) {
     uint64_t left_bytes = disk->segments.total_bytes;
     uint32_t marked = 0;
@@ -72,7 +88,7 @@ static uint32_t mark_excess(struct kvl_disk *disk) {
         for (uint32_t id = 0; id < disk->segments.slots; id++) {
             struct kvl_segment *segment = disk->segments.items[id];
             if (segment != NULL && segment->state != KVL_SEGMENT_RECLAIMING &&
-                (oldest == NULL || segment->generation < oldest->generation))
+                (oldest == NULL || goes_before(segment, oldest)))
                 oldest = segment;
         }
         if (oldest == NULL)
@@ -101,10 +117,23 @@ static kvl_err drop_marked(struct kvl_disk *disk) {
     return err;
 }
 
+static void forget_weights(struct kvl_disk *disk) {
+    for (uint32_t id = 0; id < disk->segments.slots; id++) {
+        if (disk->segments.items[id] != NULL)
+            disk->segments.items[id]->live_bytes = 0;
+    }
+}
+
 static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
-    uint32_t excess = mark_excess(disk);
+    uint64_t bad = 0;
     kvl_err err = KVL_OK;
-    if (excess > 0) {
+    bool too_large = disk->segments.total_bytes > kvl_disk_plan_segments_bytes(&disk->plan);
+    /* Where it ends early, dropping meets the damage, too. */
+    if (too_large && kvl_index_walk_blocks(disk->index, weigh, disk, &bad) != KVL_OK)
+        KVL_WARN(disk->log, "disk index cannot be read to its end");
+    uint32_t excess = mark_excess(disk);
+    forget_weights(disk);
+    if (err == KVL_OK && excess > 0) {
         KVL_INFO(disk->log, "disk capacity is smaller now: evicting segments=%u", excess);
         err = drop_marked(disk);
     }
