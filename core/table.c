@@ -245,17 +245,25 @@ void kvl_table_find_many(
     }
 }
 
+/* Entries, then new slots, are fetched ahead: each lies anywhere in memory. */
 static void move_some(struct kvl_table *table) {
+    uint32_t blocks[KVL_MOVE_SLOTS], count = 0;
     if (table->old.slots == NULL)
         return;
     for (uint32_t i = 0; i < KVL_MOVE_SLOTS && table->old_moved <= table->old.mask; i++) {
         uint32_t *slot = &table->old.slots[table->old_moved++];
         if (*slot == KVL_SLOT_EMPTY || *slot == KVL_SLOT_GONE)
             continue;
-        uint32_t block = slot_number(*slot);
-        index_add(&table->now, &kvl_table_at(table, block)->key, block);
+        blocks[count] = slot_number(*slot);
+        __builtin_prefetch(&kvl_table_at(table, blocks[count++])->key);
         *slot = KVL_SLOT_GONE; /* not empty: runs that pass over it go on */
     }
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t home = key_home(&kvl_table_at(table, blocks[i])->key);
+        __builtin_prefetch(&table->now.slots[home & table->now.mask], 1);
+    }
+    for (uint32_t i = 0; i < count; i++)
+        index_add(&table->now, &kvl_table_at(table, blocks[i])->key, blocks[i]);
     if (table->old_moved > table->old.mask)
         index_free(&table->old);
 }

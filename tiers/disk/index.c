@@ -11,6 +11,8 @@
 
 #include "index_private.h"
 
+/* The kernel takes no more than a device's largest transfer of one such wish, and says nothing. */
+#define READ_AHEAD_BYTES (128u << 10)
 #define LOCK_BYTES 8192 /* as LMDB makes it: a head and 126 readers */
 
 kvl_err kvl_index_err_from(int code) {
@@ -263,7 +265,8 @@ void kvl_index_read_ahead(struct kvl_index *index) {
     if (mdb_env_info(index->env, &info) != 0)
         return;
     uint64_t bytes = ((uint64_t)info.me_last_pgno + 1) * index->page_bytes;
-    (void)posix_fadvise(index->fd, 0, (off_t)bytes, POSIX_FADV_WILLNEED);
+    for (uint64_t at = 0; at < bytes; at += READ_AHEAD_BYTES)
+        (void)posix_fadvise(index->fd, (off_t)at, READ_AHEAD_BYTES, POSIX_FADV_WILLNEED);
 }
 
 uint64_t kvl_index_file_bytes(struct kvl_index *index) {
