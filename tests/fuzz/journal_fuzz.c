@@ -65,8 +65,8 @@ static uint64_t put_frame(
     uint8_t *at = kvl_le_put(out, KVL_JOURNAL_MAGIC, 4);
     at = kvl_le_put(at, payload_bytes, 4);
     at = kvl_le_put(at, sequence, 8);
-    at = kvl_le_put(at, kvl_frame_hash(payload, payload_bytes), 8);
-    at = kvl_le_put(at, kvl_frame_hash(out, 24), 8);
+    at = kvl_le_put(at, kvl_bytes_hash(payload, payload_bytes), 8);
+    at = kvl_le_put(at, kvl_bytes_hash(out, 24), 8);
     memset(at, 0, padded);
     memcpy(at, payload, payload_bytes);
     return KVL_JOURNAL_FRAME_BYTES + padded;

@@ -140,7 +140,7 @@ static void damage(struct sample *sample, struct input *input) {
     }
     if ((sample->flags & FLAG_MEND) == 0)
         return;
-    uint64_t checksum = kvl_frame_hash(sample->record, CHECKSUM_AT);
+    uint64_t checksum = kvl_bytes_hash(sample->record, CHECKSUM_AT);
     for (unsigned i = 0; i < 8; i++)
         sample->record[CHECKSUM_AT + i] = (uint8_t)(checksum >> (8 * i));
 }

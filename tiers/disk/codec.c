@@ -8,8 +8,6 @@
 #include <string.h>
 
 #define ZSTD_STATIC_LINKING_ONLY
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 #include <zstd.h>
 
 #define KVL_ZSTD_LEVEL 1
@@ -100,10 +98,6 @@ KVL_CLONES static void join4(
         out[4 * i + 2] = p2[i];
         out[4 * i + 3] = p3[i];
     }
-}
-
-uint64_t kvl_frame_hash(const void *data, uint64_t bytes) {
-    return XXH3_64bits(data, bytes);
 }
 
 /* Collision entropy of a sample: noise has about 256 equally likely values, so the sum of squared

@@ -36,7 +36,4 @@ uint64_t kvl_codec_encode(struct kvl_codec *codec, struct kvl_frame_view raw,
 KVL_MUST_CHECK kvl_err kvl_codec_decode(struct kvl_codec *codec, enum kvl_frame_codec kind,
     struct kvl_frame_view stored, uint32_t element_bytes, uint8_t *out, uint64_t raw_bytes);
 
-/* XXH3-64, the frame hash that kvl_content_hash is made of. */
-uint64_t kvl_frame_hash(const void *data, uint64_t bytes);
-
 #endif

@@ -47,7 +47,7 @@ uint64_t kvl_frame_checksum(
     memcpy(bound + 8, key->bytes, KVL_KEY_BYTES);
     put(bound, 8 + KVL_KEY_BYTES, generation, 8);
     put(bound, 16 + KVL_KEY_BYTES, frame, 4);
-    return kvl_frame_hash(bound, sizeof(bound));
+    return kvl_bytes_hash(bound, sizeof(bound));
 }
 
 void kvl_record_header_write(const struct kvl_record_header *header, uint8_t *page) {
@@ -78,7 +78,7 @@ void kvl_record_header_write(const struct kvl_record_header *header, uint8_t *pa
         put(page, at + 12, header->frames[f].stored_bytes, 4);
         put(page, at + 16, header->frames[f].codec, 4);
     }
-    put(page, OFFSET_CHECKSUM, kvl_frame_hash(page, OFFSET_CHECKSUM), 8);
+    put(page, OFFSET_CHECKSUM, kvl_bytes_hash(page, OFFSET_CHECKSUM), 8);
 }
 
 /* Bytes of frame f before encoding; the last frame holds what is left. */
@@ -119,7 +119,7 @@ static bool sane_frames(const struct kvl_record_header *header) {
 kvl_err kvl_record_header_read(const uint8_t *page, struct kvl_record_header *header) {
     if (get(page, 0, 4) != KVL_RECORD_MAGIC)
         return KVL_ERR_CORRUPT;
-    if (get(page, OFFSET_CHECKSUM, 8) != kvl_frame_hash(page, OFFSET_CHECKSUM))
+    if (get(page, OFFSET_CHECKSUM, 8) != kvl_bytes_hash(page, OFFSET_CHECKSUM))
         return KVL_ERR_CORRUPT;
     if (get(page, 4, 2) != KVL_RECORD_VERSION)
         return KVL_ERR_VERSION;
@@ -220,7 +220,7 @@ kvl_err kvl_record_decode_frame(struct kvl_codec *codec, const struct kvl_record
     if (err != KVL_OK)
         return err;
     uint64_t checksum = kvl_frame_checksum(
-        kvl_frame_hash(out, raw_bytes), &header->block.key, header->block.generation, frame);
+        kvl_bytes_hash(out, raw_bytes), &header->block.key, header->block.generation, frame);
     return checksum == entry->checksum || KVL_PLANTED("frame-not-checked") ? KVL_OK
                                                                            : KVL_ERR_CORRUPT;
 }
