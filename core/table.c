@@ -112,10 +112,13 @@ struct kvl_entry *kvl_table_at(const struct kvl_table *table, uint32_t block) {
     return &table->chunks[block / KVL_CHUNK_ENTRIES][block % KVL_CHUNK_ENTRIES];
 }
 
+/* Of all of the first 8 bytes: a disk's blocks come in the order of their keys, and while the first
+ * bytes rise, places made of those alone would fill up one after the other (46 steps for a find
+ * where now there are 4). */
 static uint32_t key_home(const struct kvl_key *key) {
-    uint32_t home;
-    memcpy(&home, key->bytes, sizeof(home));
-    return home;
+    uint64_t head;
+    memcpy(&head, key->bytes, sizeof(head));
+    return (uint32_t)(head * 0x9e3779b97f4a7c15u >> 32);
 }
 
 static uint32_t key_tag(const struct kvl_key *key) {

@@ -2,7 +2,7 @@
  *
  * Entries never move (they stand in chunks of memory mapped for them, on huge pages if possible)
  * and are named by u32 numbers; a free list reuses them. The index is an open-addressing hash of
- * tagged numbers over the key's first 5 bytes; it grows by moving a few slots at each insert, so
+ * tagged numbers over the key's first 8 bytes; it grows by moving a few slots at each insert, so
  * that no call stalls. A child that is known before its parent makes a "ghost": an entry with a key
  * and children, but in no tier.
  *

@@ -40,10 +40,10 @@
 /* ... and here, of what the journal's file may hold. */
 #define KVL_DISK_JOURNAL_PERCENT 95u
 #define KVL_DISK_FOUND_BLOCKS 512u
-#define KVL_DISK_FOUND_MAX                                                                         \
-    8u                       /* chunks on their way to the owner at start: requests wait behind    \
-                              */
-#define KVL_DISK_TOUCH_S 60u /* coarseness of the last use */
+/* Chunks on their way to the owner at start: so many that nobody waits for a thread to wake up, and
+ * few enough that a request behind them waits some ms. */
+#define KVL_DISK_FOUND_MAX 32u
+#define KVL_DISK_TOUCH_S 60u         /* coarseness of the last use */
 #define KVL_DISK_OPS_PER_COMMIT 512u /* deletes of a reclaim, per transaction */
 
 enum kvl_disk_node {
@@ -141,7 +141,8 @@ struct kvl_disk_loading {
 
 struct kvl_disk_prepare {
     struct kvl_node node;
-    struct kvl_index_segment segment;
+    struct kvl_index_segment segments[KVL_SEGMENTS_AHEAD];
+    uint32_t count; /* back from the index thread: made */
     kvl_err status;
 };
 

@@ -28,7 +28,7 @@ struct kvl_disk_plan {
 /* INVALID with the smallest capacity that works. */
 KVL_MUST_CHECK kvl_err kvl_disk_plan_make(
     uint64_t capacity_bytes, struct kvl_disk_plan *plan, struct kvl_errmsg *msg);
-/* The smallest capacity whose segments hold a record of these bytes. */
+/* A capacity whose segments hold a record of these bytes; a little less may do. */
 uint64_t kvl_disk_plan_capacity_for(uint64_t record_bytes);
 /* What is set aside for the index and the journal, and what is left for segments. */
 uint64_t kvl_disk_plan_reserved_bytes(const struct kvl_disk_plan *plan);

@@ -87,18 +87,22 @@ static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
     kvl_disk_index_served(disk);
 }
 
-/* The file first, then the row: a file without a row is removed at the next start. */
+/* The files first, then the rows: a file without a row is removed at the next start. */
 static void prepare(struct kvl_disk *disk, struct kvl_disk_prepare *prepare) {
-    struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT, .segment = prepare->segment};
+    struct kvl_index_op ops[KVL_SEGMENTS_AHEAD];
     int directory_fd = disk->dir.segments_fd;
     prepare->status =
-        kvl_segment_file_create(directory_fd, prepare->segment.id, prepare->segment.bytes);
+        kvl_segment_files_create(directory_fd, prepare->segments, prepare->count, &prepare->count);
     if (prepare->status != KVL_OK)
         return;
-    prepare->status = kvl_disk_index_commit(disk, &op, 1);
-    if (prepare->status != KVL_OK &&
-        kvl_segment_file_remove(directory_fd, prepare->segment.id) != KVL_OK)
-        KVL_WARN(disk->log, "disk segment=%u file stays behind", prepare->segment.id);
+    for (uint32_t i = 0; i < prepare->count; i++)
+        ops[i] =
+            (struct kvl_index_op){.kind = KVL_INDEX_SEGMENT_PUT, .segment = prepare->segments[i]};
+    prepare->status = kvl_disk_index_commit(disk, ops, prepare->count);
+    for (uint32_t i = 0; prepare->status != KVL_OK && i < prepare->count; i++) {
+        if (kvl_segment_file_remove(directory_fd, prepare->segments[i].id) != KVL_OK)
+            KVL_WARN(disk->log, "disk segment=%u file stays behind", prepare->segments[i].id);
+    }
 }
 
 static void resolve(struct kvl_disk *disk, struct kvl_disk_resolve *resolve) {

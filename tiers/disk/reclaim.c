@@ -17,6 +17,7 @@
 #include "disk.h"
 #include "planted.h"
 
+#define AHEAD_BYTES_MAX (128ull << 20)
 #define PREPARE_RETRY_NS 2000000000ull
 /* Each round of carrying frees an eighth of a segment or more, unless large records leave gaps that
  * none of them fits. After so many rounds without room for one store there is nothing to gain, and
@@ -49,26 +50,38 @@ bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying) {
     return unused > (spare ? 1u : 0u);
 }
 
-static bool prepare_one_ahead(struct kvl_disk *disk) {
+/* Small ones are made together: each by itself would hold up the index thread at every turn. */
+static uint32_t count_ahead(const struct kvl_disk *disk) {
+    uint64_t capacity_bytes = disk->plan.capacity_bytes, segment_bytes = disk->plan.segment_bytes;
+    uint64_t bytes = capacity_bytes / 8 < AHEAD_BYTES_MAX ? capacity_bytes / 8 : AHEAD_BYTES_MAX;
+    uint64_t left_bytes = capacity_bytes > used_bytes(disk) ? capacity_bytes - used_bytes(disk) : 0;
+    uint64_t wanted = (bytes < left_bytes ? bytes : left_bytes) / segment_bytes;
+    return wanted < 1 ? 1 : wanted < KVL_SEGMENTS_AHEAD ? (uint32_t)wanted : KVL_SEGMENTS_AHEAD;
+}
+
+static bool prepare_ahead(struct kvl_disk *disk) {
+    struct kvl_disk_prepare *prepare = &disk->prepare;
+    uint32_t id = 0;
     if (disk->preparing || kvl_disk_at_cap(disk) ||
         kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) > 0)
         return false;
-    disk->prepare.node.kind = KVL_NODE_PREPARE;
-    disk->prepare.segment = (struct kvl_index_segment){
-        .id = kvl_segments_unused_id(&disk->segments),
-        .bytes = disk->plan.segment_bytes,
-        .generation = ++disk->generation,
-    };
+    prepare->node.kind = KVL_NODE_PREPARE;
+    prepare->count = count_ahead(disk);
+    for (uint32_t i = 0; i < prepare->count; i++) {
+        id = kvl_segments_unused_id(&disk->segments, id);
+        prepare->segments[i] = (struct kvl_index_segment){
+            .id = id, .bytes = disk->plan.segment_bytes, .generation = ++disk->generation};
+    }
     disk->preparing = true;
-    kvl_mailbox_post(&disk->index_inbox, &disk->prepare.node);
+    kvl_mailbox_post(&disk->index_inbox, &prepare->node);
     return true;
 }
 
 void kvl_disk_prepared(struct kvl_disk *disk) {
     kvl_err status = disk->prepare.status;
     disk->preparing = false;
-    if (status == KVL_OK)
-        status = kvl_segments_attach(&disk->segments, &disk->prepare.segment);
+    for (uint32_t i = 0; status == KVL_OK && i < disk->prepare.count; i++)
+        status = kvl_segments_attach(&disk->segments, &disk->prepare.segments[i]);
     kvl_disk_account(disk);
     if (status == KVL_OK)
         return;
@@ -463,7 +476,7 @@ bool kvl_disk_space_advance(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     if (!disk->loaded)
         return false;
-    bool progress = prepare_one_ahead(disk);
+    bool progress = prepare_ahead(disk);
     enum kvl_reclaim_state before = reclaim->state;
     switch (before) {
     case KVL_RECLAIM_IDLE:

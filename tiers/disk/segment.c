@@ -37,8 +37,8 @@ struct kvl_segment *kvl_segments_find(const struct kvl_segments *segments, uint3
     return id < segments->slots ? segments->items[id] : NULL;
 }
 
-uint32_t kvl_segments_unused_id(const struct kvl_segments *segments) {
-    uint32_t id = 1;
+uint32_t kvl_segments_unused_id(const struct kvl_segments *segments, uint32_t above) {
+    uint32_t id = above + 1;
     while (kvl_segments_find(segments, id) != NULL)
         id++;
     return id;
@@ -176,21 +176,56 @@ void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation) {
     segment->moved_to = NULL;
 }
 
-kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {
+/* An errno; 0: fd is the file's. */
+static int create_reserved(int directory_fd, const struct kvl_index_segment *segment, int *fd) {
     char name[KVL_SEGMENT_NAME_BYTES];
-    kvl_segment_file_name(id, name);
-    int fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
-        return kvl_err_from_errno(errno);
-    int error = posix_fallocate(fd, 0, (off_t)bytes);
-    if (error == 0 && fsync(fd) != 0)
-        error = errno;
-    close(fd);
-    if (error == 0 && fsync(directory_fd) != 0)
-        error = errno;
-    if (error != 0)
+    kvl_segment_file_name(segment->id, name);
+    *fd = openat(directory_fd, name, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (*fd < 0)
+        return errno;
+    int error = posix_fallocate(*fd, 0, (off_t)segment->bytes);
+    if (error != 0) {
+        close(*fd);
         unlinkat(directory_fd, name, 0);
-    return error == 0 ? KVL_OK : kvl_err_from_errno(error);
+    }
+    return error;
+}
+
+static void unlink_all(int directory_fd, const struct kvl_index_segment *segments, uint32_t count) {
+    for (uint32_t i = 0; i < count; i++) {
+        char name[KVL_SEGMENT_NAME_BYTES];
+        kvl_segment_file_name(segments[i].id, name);
+        unlinkat(directory_fd, name, 0);
+    }
+}
+
+/* All are made before the first is synced: one commit of the file system's journal has them all. */
+kvl_err kvl_segment_files_create(
+    int directory_fd, const struct kvl_index_segment *segments, uint32_t count, uint32_t *made) {
+    int fds[KVL_SEGMENTS_AHEAD], error = 0, sync_error = 0;
+    for (*made = 0; *made < count && *made < KVL_SEGMENTS_AHEAD; ++*made) {
+        error = create_reserved(directory_fd, &segments[*made], &fds[*made]);
+        if (error != 0)
+            break;
+    }
+    for (uint32_t i = 0; i < *made; i++) {
+        if (fsync(fds[i]) != 0)
+            sync_error = errno;
+        close(fds[i]);
+    }
+    if (*made > 0 && sync_error == 0 && fsync(directory_fd) != 0)
+        sync_error = errno;
+    if (sync_error == 0)
+        return *made > 0 ? KVL_OK : kvl_err_from_errno(error);
+    unlink_all(directory_fd, segments, *made);
+    *made = 0;
+    return kvl_err_from_errno(sync_error);
+}
+
+kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {
+    const struct kvl_index_segment segment = {.id = id, .bytes = bytes};
+    uint32_t made;
+    return kvl_segment_files_create(directory_fd, &segment, 1, &made);
 }
 
 kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id) {

@@ -72,8 +72,8 @@ static inline uint32_t kvl_location_page(uint64_t location) {
 
 void kvl_segments_deinit(struct kvl_segments *segments);
 struct kvl_segment *kvl_segments_find(const struct kvl_segments *segments, uint32_t id);
-/* The smallest id that is not in use, from 1. */
-uint32_t kvl_segments_unused_id(const struct kvl_segments *segments);
+/* The smallest id above another that is not in use; above 0: the smallest. */
+uint32_t kvl_segments_unused_id(const struct kvl_segments *segments, uint32_t above);
 uint32_t kvl_segments_count_state(
     const struct kvl_segments *segments, enum kvl_segment_state state);
 struct kvl_segment *kvl_segments_first_free(const struct kvl_segments *segments);
@@ -112,6 +112,11 @@ void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation);
 void kvl_segment_file_name(uint32_t id, char name[KVL_SEGMENT_NAME_BYTES]);
 /* Creates, reserves and syncs the file of a segment, replacing any other of its name. */
 KVL_MUST_CHECK kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes);
+/* The same for some, which costs little more than for one. made: how many there are now, the first
+ * of them; an error when there are none. */
+#define KVL_SEGMENTS_AHEAD 4u
+KVL_MUST_CHECK kvl_err kvl_segment_files_create(
+    int directory_fd, const struct kvl_index_segment *segments, uint32_t count, uint32_t *made);
 KVL_MUST_CHECK kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id);
 /* Removes files in the directory that no segment owns. */
 void kvl_segments_remove_strangers(const struct kvl_segments *segments);

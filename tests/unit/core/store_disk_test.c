@@ -491,7 +491,7 @@ static void what_was_evicted_meanwhile_is_not_bad(void **state) {
 static void blocks_too_large_for_the_disk_are_refused_at_once(void **state) {
     (void)state;
     fixture_near_only();
-    for (uint64_t disk_bytes = 31u << 20; disk_bytes <= 32u << 20; disk_bytes += 1u << 20) {
+    for (uint64_t disk_bytes = 20u << 20; disk_bytes <= 32u << 20; disk_bytes += 12u << 20) {
         struct fixture f;
         struct kvl_namespace_info info;
         struct kvl_namespace_request request = {.block_bytes = 3u << 20, .label = "large"};
