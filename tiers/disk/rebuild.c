@@ -287,6 +287,8 @@ static kvl_err open_target(struct rebuild *rebuild, const struct kvl_index *inde
     target->state = index->state;
     kvl_err err = remove_file(target->path, "");
     if (err == KVL_OK)
+        err = remove_file(target->path, ".new");
+    if (err == KVL_OK)
         err = remove_file(target->path, "-lock");
     if (err == KVL_OK)
         err = remove_file(index->path, "");
@@ -297,11 +299,23 @@ static kvl_err open_target(struct rebuild *rebuild, const struct kvl_index *inde
     return kvl_index_open_env(target, false, true, msg);
 }
 
+/* Rows that come in no order, a few at a time, leave free pages behind; a small map has no room for
+ * them. */
+static kvl_err fit_map(
+    struct rebuild *rebuild, const struct kvl_index *index, struct kvl_errmsg *msg) {
+    if (kvl_index_file_bytes(rebuild->target) <= index->map_bytes)
+        return KVL_OK;
+    rebuild->target->map_bytes = index->map_bytes;
+    return kvl_index_compact(&rebuild->target, msg);
+}
+
 static kvl_err fill_target(struct rebuild *rebuild, struct kvl_index *index, const uint8_t *journal,
     uint64_t journal_bytes, struct kvl_errmsg *msg) {
     kvl_err err = take_journal(rebuild, journal, journal_bytes);
     if (err == KVL_OK)
         err = take_segments(rebuild, &index->map);
+    if (err == KVL_OK)
+        err = fit_map(rebuild, index, msg);
     if (err == KVL_OK)
         err = kvl_index_settle_at(rebuild->target, index->path);
     if (err != KVL_OK)
