@@ -132,6 +132,13 @@ kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
     return KVL_OK;
 }
 
+static void take_rebuilt(struct kvl_disk *disk) {
+    tell_rebuilt(disk, "it was found damaged at work");
+    if (kvl_index_keep_journal(disk->index, &disk->journal) != KVL_OK)
+        KVL_WARN(disk->log, "disk journal cannot be written yet");
+    atomic_store(&disk->journal_bytes, disk->journal.bytes);
+}
+
 /* Nobody but this thread waits: the owner's table answers, and records are read without LMDB. */
 static bool heal(struct kvl_disk *disk, kvl_err why) {
     struct kvl_errmsg msg = {""};
@@ -145,15 +152,14 @@ static bool heal(struct kvl_disk *disk, kvl_err why) {
     if (err != KVL_OK) {
         disk->heal_after_ns = kvl_clock_ns() + HEAL_RETRY_NS;
         kvl_log_fallback(disk->log,
-            "disk index cannot be mended now (%s): nothing more is stored on disk", msg.text);
+            "disk index cannot be mended now (%s): until it is, nothing more is stored on disk",
+            msg.text);
         return false;
     }
-    if (!disk->rebuilt.opened_again)
-        tell_rebuilt(disk, "it was found damaged at work");
-    if (!disk->rebuilt.opened_again &&
-        kvl_index_keep_journal(disk->index, &disk->journal) != KVL_OK)
-        KVL_WARN(disk->log, "disk journal cannot be written yet");
-    atomic_store(&disk->journal_bytes, disk->journal.bytes);
+    if (disk->rebuilt.opened_again)
+        kvl_log_fallback(disk->log, "disk index was closed after a failed write and opened again");
+    else
+        take_rebuilt(disk);
     KVL_INFO(disk->log, "disk index mended ms=%llu",
         (unsigned long long)((kvl_clock_ns() - since_ns) / 1000000));
     return true;

@@ -411,7 +411,8 @@ kvl_err kvl_index_heal(
     struct rebuild *rebuild = index->map_whole ? new_rebuild(segments_fd, out) : NULL;
     if (rebuild == NULL)
         return kvl_fail(msg, index->map_whole ? KVL_ERR_NOMEM : KVL_ERR_CORRUPT,
-            index->map_whole ? "out of memory" : "it was never read as a whole");
+            index->map_whole ? "out of memory"
+                             : "it was never read as a whole; a restart rebuilds it");
     rebuild->running = true;
     rebuild->map = index->map;
     index->map = (struct kvl_live_map){0};
