@@ -72,14 +72,21 @@ static void on_moved(void *arg, const struct kvl_key *key, uint64_t location) {
         writer.locations[name - 1] = location;
 }
 
+/* Then it is the older copy that goes. */
+static bool is_being_stored(const struct disk_bench *bench, const struct kvl_key *key) {
+    for (uint32_t i = 0; i < bench->blocks; i++)
+        if (kvl_key_equal(&bench->ios[i].record.key, key))
+            return true;
+    return false;
+}
+
 static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
     uint64_t name;
-    (void)arg;
     memcpy(&name, key->bytes, sizeof name);
-    if (name >= 1 && name <= writer.set_blocks && writer.locations[name - 1] == location) {
-        writer.lost++;
-        writer.locations[name - 1] = 0;
-    }
+    if (name < 1 || name > writer.set_blocks || writer.locations[name - 1] != location)
+        return;
+    writer.lost += !is_being_stored(arg, key);
+    writer.locations[name - 1] = 0;
 }
 
 static bool store_blocks(struct disk_bench *bench, uint32_t count) {

@@ -282,6 +282,32 @@ static void damage_under_a_reclaim_loses_nothing_that_is_kept(void **state) {
     end_folder();
 }
 
+static void flip_journal(void) {
+    struct stat file;
+    uint8_t byte;
+    int fd = open(fixture_path(&fixture, "segments/journal"), O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0 && fstat(fd, &file) == 0);
+    assert_int_equal(pread(fd, &byte, 1, file.st_size / 2), 1);
+    byte ^= 0x10;
+    assert_int_equal(pwrite(fd, &byte, 1, file.st_size / 2), 1);
+    close(fd);
+}
+
+/* At a start no block could be believed; at work it is known which are live. */
+static void with_the_journal_damaged_too_the_blocks_are_all_there(void **state) {
+    (void)state;
+    fill_folder();
+    flip_journal();
+    damage_row(5, 16);
+    discard(5);
+    assert_int_equal(flush(), KVL_OK);
+    assert_healed();
+    assert_non_null(strstr(lines, "the journal is damaged, too"));
+    put("chat", "newer");
+    assert_holds(44, "newer");
+    end_folder();
+}
+
 /* Nothing can be stored then, and nobody takes the copy in memory for damaged; what is on disk is
  * served, and when the obstacle is gone the tier mends itself. */
 static void what_cannot_be_mended_now_is_mended_later(void **state) {
@@ -422,6 +448,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_damaged_value_is_mended_by_the_discard_that_meets_it),
         cmocka_unit_test(a_damaged_page_is_mended_by_the_store_that_meets_it),
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
+        cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),
         cmocka_unit_test(what_cannot_be_mended_now_is_mended_later),
         cmocka_unit_test(any_damage_is_survived),
     };

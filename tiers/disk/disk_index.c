@@ -133,7 +133,13 @@ kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
 }
 
 static void take_rebuilt(struct kvl_disk *disk) {
-    tell_rebuilt(disk, "it was found damaged at work");
+    kvl_log_fallback(disk->log,
+        "disk index rebuilt from the segments: it was found damaged at work; blocks=%llu "
+        "unreadable=%llu%s",
+        (unsigned long long)disk->rebuilt.blocks, (unsigned long long)disk->rebuilt.unreadable,
+        disk->rebuilt.journal_whole
+            ? ""
+            : "; the journal is damaged, too: sessions and pins may be missing after a restart");
     if (kvl_index_keep_journal(disk->index, &disk->journal) != KVL_OK)
         KVL_WARN(disk->log, "disk journal cannot be written yet");
     atomic_store(&disk->journal_bytes, disk->journal.bytes);
