@@ -10,6 +10,8 @@
 
 #include "tokenizer_internal.h"
 
+#define PAIR_BITS (1u << 18)
+
 static const char space_mark[3] = "\xe2\x96\x81"; /* U+2581 */
 
 struct spm {
@@ -17,7 +19,8 @@ struct spm {
     uint32_t *priorities;         /* by id: the highest score first */
     uint32_t byte_tokens[256];
     bool add_space_prefix;
-    bool has_words; /* no token goes on past a space into a word, or into the spaces before it */
+    bool has_words;  /* no token goes on past a space into a word, or into the spaces before it */
+    uint64_t *pairs; /* without words: bits, of which characters stand side by side in a token */
     struct kvl_known_words known;
     struct kvl_merger merger;
     char *escaped;
@@ -139,6 +142,70 @@ static bool find_has_words(const struct kvl_tokenizer *tokenizer) {
     return true;
 }
 
+/* By the lead byte alone, as llama.cpp cuts: invalid bytes end up as byte tokens either way. */
+static uint64_t char_bytes(const char *text, uint64_t text_bytes) {
+    uint8_t lead = (uint8_t)*text;
+    uint64_t bytes = lead < 0xc0 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
+    return bytes < text_bytes ? bytes : text_bytes;
+}
+
+/* The bit of two neighbouring characters. Two pairs may share one: then a text is cut less often
+ * than it could be. */
+static uint32_t pair_bit(const char *left, uint64_t left_bytes, uint64_t right_bytes) {
+    uint32_t characters[2] = {0, 0};
+    memcpy(&characters[0], left, left_bytes);
+    memcpy(&characters[1], left + left_bytes, right_bytes);
+    uint64_t both = (uint64_t)characters[0] << 32 | characters[1];
+    return (uint32_t)((both * UINT64_C(0x9e3779b97f4a7c15)) >> 40) % PAIR_BITS;
+}
+
+static kvl_err find_pairs(struct spm *spm, const struct kvl_tokenizer *tokenizer) {
+    spm->pairs = calloc(PAIR_BITS / 64, sizeof *spm->pairs);
+    if (!spm->pairs) {
+        return KVL_ERR_NOMEM;
+    }
+    for (uint32_t id = 0; id < tokenizer->vocab; id++) {
+        const struct kvl_gguf_string text = tokenizer->tokens[id].text;
+        if (!can_be_text(&tokenizer->tokens[id]) || text.bytes == 0) {
+            continue;
+        }
+        uint64_t at = 0, bytes = char_bytes(text.data, text.bytes);
+        while (at + bytes < text.bytes) {
+            uint64_t next = at + bytes,
+                     next_bytes = char_bytes(text.data + next, text.bytes - next);
+            uint32_t bit = pair_bit(text.data + at, bytes, next_bytes);
+            spm->pairs[bit / 64] |= UINT64_C(1) << bit % 64;
+            at = next;
+            bytes = next_bytes;
+        }
+    }
+    return KVL_OK;
+}
+
+/* Where the text that begins at text[0] ends for merging: no token has inside what stands on either
+ * side of there, so nothing is joined across, and the rest of a long text stays out of the heap. */
+static uint64_t joinable_bytes(const struct spm *spm, const char *text, uint64_t text_bytes) {
+    uint64_t at = 0, bytes = char_bytes(text, text_bytes);
+    while (at + bytes < text_bytes) {
+        uint64_t next = at + bytes, next_bytes = char_bytes(text + next, text_bytes - next);
+        uint32_t bit = pair_bit(text + at, bytes, next_bytes);
+        if (!(spm->pairs[bit / 64] >> bit % 64 & 1)) {
+            return next;
+        }
+        at = next;
+        bytes = next_bytes;
+    }
+    return text_bytes;
+}
+
+static uint64_t word_bytes_of(const char *text, uint64_t text_bytes, uint64_t begin) {
+    uint64_t end = begin + 1;
+    while (end < text_bytes && !begins_word(text, text_bytes, end)) {
+        end++;
+    }
+    return end - begin;
+}
+
 static kvl_err spm_create(
     struct kvl_tokenizer *tokenizer, const struct kvl_gguf *gguf, struct kvl_errmsg *msg) {
     struct spm *spm = calloc(1, sizeof *spm);
@@ -164,6 +231,9 @@ static kvl_err spm_create(
     }
     if (!err) {
         spm->has_words = find_has_words(tokenizer);
+        err = spm->has_words ? KVL_OK : find_pairs(spm, tokenizer);
+    }
+    if (!err) {
         err = kvl_known_words_create(&spm->known);
     }
     return err == KVL_ERR_NOMEM ? kvl_fail(msg, err, "%s: out of memory", kvl_gguf_path(gguf))
@@ -179,6 +249,7 @@ static void spm_destroy(struct kvl_tokenizer *tokenizer) {
     kvl_known_words_destroy(&spm->known);
     kvl_merger_free(&spm->merger);
     free(spm->priorities);
+    free(spm->pairs);
     free(spm->escaped);
     free(spm);
 }
@@ -222,12 +293,6 @@ static kvl_err escape(
     return KVL_OK;
 }
 
-/* By the lead byte alone, as llama.cpp cuts: invalid bytes end up as byte tokens either way. */
-static uint64_t char_bytes(char lead) {
-    uint8_t byte = (uint8_t)lead;
-    return byte < 0xc0 ? 1 : byte < 0xe0 ? 2 : byte < 0xf0 ? 3 : 4;
-}
-
 static kvl_err push_symbol(
     const struct spm *spm, const struct kvl_symbol *symbol, struct kvl_token_list *list) {
     if (symbol->id != KVL_TOKEN_NONE && symbol->bytes > 0) {
@@ -246,8 +311,7 @@ static kvl_err merge_word(struct kvl_tokenizer *tokenizer, const char *word, uin
     kvl_err err = KVL_OK;
     kvl_merger_clear(&spm->merger);
     for (uint64_t at = 0; at < word_bytes && !err;) {
-        uint64_t left = word_bytes - at, bytes = char_bytes(word[at]);
-        bytes = bytes < left ? bytes : left;
+        uint64_t bytes = char_bytes(word + at, word_bytes - at);
         uint32_t id = kvl_token_index_find(&spm->index, tokenizer, true, word + at, bytes);
         err = kvl_merger_add(&spm->merger, word + at, (uint32_t)bytes, id);
         at += bytes;
@@ -266,13 +330,12 @@ static kvl_err spm_encode(struct kvl_tokenizer *tokenizer, const char *text, uin
     struct spm *spm = tokenizer->state;
     uint64_t escaped_bytes = 0;
     kvl_err err = escape(spm, text, text_bytes, &escaped_bytes);
-    for (uint64_t begin = 0, end; begin < escaped_bytes && !err; begin = end) {
-        end = spm->has_words ? begin + 1 : escaped_bytes;
-        while (end < escaped_bytes && !begins_word(spm->escaped, escaped_bytes, end)) {
-            end++;
-        }
-        struct kvl_gguf_string word = {spm->escaped + begin, end - begin};
-        err = kvl_known_words_encode(&spm->known, tokenizer, merge_word, word, list);
+    for (uint64_t begin = 0, bytes; begin < escaped_bytes && !err; begin += bytes) {
+        const char *word = spm->escaped + begin;
+        bytes = spm->has_words ? word_bytes_of(spm->escaped, escaped_bytes, begin)
+                               : joinable_bytes(spm, word, escaped_bytes - begin);
+        err = kvl_known_words_encode(
+            &spm->known, tokenizer, merge_word, (struct kvl_gguf_string){word, bytes}, list);
     }
     return err;
 }
