@@ -11,7 +11,7 @@
 #include "half.h"
 #include "kernels.h"
 
-enum { ROWS = KVL_PANEL_ROWS, CACHE_LINE = 64 };
+enum { ROWS = KVL_PANEL_ROWS, CACHE_LINE = 64, TILE_COLUMNS = 32 };
 
 static uint32_t type_of(const struct kvl_weight *weight) {
     return weight->tensor != NULL ? weight->tensor->type : (uint32_t)KVL_GGML_F16;
@@ -32,10 +32,28 @@ static void pack_random(
     }
 }
 
-static void pack_elements(
-    const uint8_t *row, uint32_t columns, uint32_t bytes, uint8_t *panel, uint32_t lane) {
-    for (uint32_t k = 0; k < columns; k++) {
-        memcpy(panel + ((size_t)k * ROWS + lane) * bytes, row + (size_t)k * bytes, bytes);
+/* Element k of each row to [k][32] of out. */
+static void spread(const uint8_t *row, uint32_t columns, uint32_t bytes, uint8_t *out) {
+    for (uint32_t k = 0; k < columns && bytes == 2; k++) {
+        memcpy(out + (size_t)k * ROWS * 2, row + (size_t)k * 2, 2);
+    }
+    for (uint32_t k = 0; k < columns && bytes == 4; k++) {
+        memcpy(out + (size_t)k * ROWS * 4, row + (size_t)k * 4, 4);
+    }
+}
+
+/* All rows of a panel, a few columns at a time: the cache lines that these are spread over stay in
+ * the first-level cache until they are whole. */
+static void pack_elements(const uint8_t *rows, const struct kvl_packed *packed, uint32_t lanes,
+    uint32_t bytes, uint8_t *panel) {
+    const size_t row_bytes = (size_t)packed->columns * bytes;
+    for (uint32_t k = 0; k < packed->columns; k += TILE_COLUMNS) {
+        const uint32_t left = packed->columns - k;
+        const uint32_t columns = left < TILE_COLUMNS ? left : TILE_COLUMNS;
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            spread(rows + lane * row_bytes + (size_t)k * bytes, columns, bytes,
+                panel + ((size_t)k * ROWS + lane) * bytes);
+        }
     }
 }
 
@@ -123,27 +141,28 @@ struct pack_job {
     const struct kvl_pack_item *items;
 };
 
+/* Lanes past the last row stay as they are: fresh memory is zero. */
 static void pack_panel(const struct kvl_pack_item *item, uint32_t index) {
     const struct kvl_packed *packed = item->packed;
     const struct kvl_quant *quant = kvl_quant_of(packed->type);
     const uint32_t block_bytes = kvl_ggml_layout(packed->type)->block_bytes;
     const uint64_t row_bytes = kvl_row_bytes(packed->type, packed->columns);
+    const uint64_t first = (uint64_t)index * ROWS;
+    const uint32_t lanes = packed->rows - first < ROWS ? (uint32_t)(packed->rows - first) : ROWS;
     uint8_t *panel = packed->panels + index * packed->panel_bytes;
-    for (uint32_t lane = 0; lane < ROWS; lane++) {
-        const uint64_t row_index = (uint64_t)index * ROWS + lane;
-        if (row_index >= packed->rows) {
-            break; /* fresh memory is zero */
+    if (item->weight->tensor == NULL) {
+        for (uint32_t lane = 0; lane < lanes; lane++) {
+            pack_random(item->weight, first + lane, panel, lane);
         }
-        if (item->weight->tensor == NULL) {
-            pack_random(item->weight, row_index, panel, lane);
-            continue;
-        }
-        const uint8_t *row = (const uint8_t *)item->weight->tensor->data + row_index * row_bytes;
-        if (quant == NULL) {
-            pack_elements(row, packed->columns, block_bytes, panel, lane);
-        } else {
-            pack_quantized(quant, row, packed->columns, block_bytes, panel, lane);
-        }
+        return;
+    }
+    const uint8_t *rows = (const uint8_t *)item->weight->tensor->data + first * row_bytes;
+    if (quant == NULL) {
+        pack_elements(rows, packed, lanes, block_bytes, panel);
+        return;
+    }
+    for (uint32_t lane = 0; lane < lanes; lane++) {
+        pack_quantized(quant, rows + lane * row_bytes, packed->columns, block_bytes, panel, lane);
     }
 }
 
