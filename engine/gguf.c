@@ -134,6 +134,15 @@ void kvl_gguf_close(struct kvl_gguf *gguf) {
     free(gguf);
 }
 
+void kvl_gguf_let_go(const struct kvl_gguf *gguf) {
+    if (gguf->mapped) {
+        (void)madvise((void *)gguf->bytes, gguf->size_bytes, MADV_DONTNEED);
+    }
+    for (uint32_t i = 0; i < gguf->part_count; i++) {
+        kvl_gguf_let_go(gguf->parts[i]);
+    }
+}
+
 const char *kvl_gguf_path(const struct kvl_gguf *gguf) {
     return gguf->path;
 }

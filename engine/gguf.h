@@ -97,6 +97,9 @@ KVL_MUST_CHECK kvl_err kvl_gguf_open(
 KVL_MUST_CHECK kvl_err kvl_gguf_open_memory(const void *data, uint64_t bytes, const char *name,
     struct kvl_gguf **out, struct kvl_errmsg *msg);
 void kvl_gguf_close(struct kvl_gguf *gguf); /* NULL is fine */
+/* Takes what was read of the file out of this process's memory; pointers stay good, and what is
+ * read again comes back from the page cache. For one who has made something else of the weights. */
+void kvl_gguf_let_go(const struct kvl_gguf *gguf);
 
 /* The path (or name) it was opened by, for messages. */
 const char *kvl_gguf_path(const struct kvl_gguf *gguf);

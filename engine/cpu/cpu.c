@@ -213,6 +213,9 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
     if (err != KVL_OK) {
         goto cleanup;
     }
+    if (model->gguf != NULL) {
+        kvl_gguf_let_go(model->gguf); /* but for the embeddings of a prompt's tokens */
+    }
     *out = &cpu->base;
     cpu = NULL;
 

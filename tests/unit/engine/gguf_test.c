@@ -323,6 +323,45 @@ static void a_file_on_disk_opens(void **state) {
     gguf_writer_deinit(&writer);
 }
 
+/* KiB of the mapped file that this process holds; -1 when it is not mapped. */
+static long resident_kib(const char *path) {
+    FILE *maps = fopen("/proc/self/smaps", "r");
+    char line[512];
+    long kib = -1;
+    bool is_inside = false;
+    assert_non_null(maps);
+    while (fgets(line, sizeof line, maps) != NULL && kib < 0) {
+        is_inside |= strstr(line, path) != NULL;
+        if (is_inside && strncmp(line, "Rss:", 4) == 0) {
+            kib = strtol(line + 4, NULL, 10);
+        }
+    }
+    fclose(maps);
+    return kib;
+}
+
+static void pages_let_go_come_back(void **state) {
+    (void)state;
+    struct gguf_writer writer;
+    struct kvl_gguf *gguf = NULL;
+    char path[] = "/tmp/kvl_gguf_test_XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    write_sample(&writer);
+    assert_true(gguf_writer_save(&writer, path));
+    assert_int_equal(kvl_gguf_open(path, &gguf, NULL), KVL_OK);
+    assert_memory_equal(kvl_gguf_tensor(gguf, "b")->data, ramp, 32);
+    assert_true(resident_kib(path) > 0);
+    kvl_gguf_let_go(gguf);
+    assert_int_equal(resident_kib(path), 0);
+    assert_memory_equal(kvl_gguf_tensor(gguf, "b")->data, ramp, 32);
+    assert_true(resident_kib(path) > 0);
+    kvl_gguf_close(gguf);
+    unlink(path);
+    gguf_writer_deinit(&writer);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_come_back_as_written),
@@ -336,6 +375,7 @@ int main(void) {
         cmocka_unit_test(alignment_is_a_power_of_two),
         cmocka_unit_test(other_files_are_refused),
         cmocka_unit_test(a_file_on_disk_opens),
+        cmocka_unit_test(pages_let_go_come_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
