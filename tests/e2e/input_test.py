@@ -81,6 +81,13 @@ class BadInput(Case):
         self.decode_refused(1, "--prompt-file", self.prompt(200), "--ctx", "64", "--max-tokens",
                             "1", "--no-offload", mentions=["64"])
 
+    def test_a_context_beyond_what_the_model_allows_names_both_numbers(self):
+        for asked in ("4097", "2147483647"):
+            self.decode_refused(1, "--prompt", "x", "--ctx", asked, "--max-tokens", "1",
+                                "--no-offload", mentions=[asked, "context of 4096"])
+        self.decode_refused(2, "--prompt", "x", "--ctx", "2147483648", "--max-tokens", "1",
+                            "--no-offload", mentions=["--ctx"])
+
     def test_a_context_full_in_mid_answer_ends_cleanly(self):
         result = decode("--prompt", "the moon", "--ctx", "64", "--max-tokens", "1000",
                         "--no-offload")

@@ -79,7 +79,7 @@ def main():
     parser.add_argument("--seeds", metavar="FOLDER")
     options = parser.parse_args()
     write_reference(os.path.join(options.out, "weights.gguf"))
-    for kind in [T.BF16, *SCALES_AT] if options.seeds else []:
+    for kind in [*PLAIN, *SCALES_AT] if options.seeds else []:
         write_seed(os.path.join(options.seeds, f"type_{kind.name.lower()}.gguf"), kind)
 
 

@@ -162,7 +162,7 @@ static void agrees_with_a_plain_pass_in_double(void **state) {
     check_reference(&shape, KVL_KV_BF16, 4e-2);
 }
 
-static const char *const architectures[] = {"llama", "qwen2", "qwen3", "gemma2", "gemma3"};
+static const char *const architectures[] = {"llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3"};
 enum { ARCHITECTURES = sizeof architectures / sizeof architectures[0] };
 
 static void every_architecture_agrees_with_a_plain_pass(void **state) {

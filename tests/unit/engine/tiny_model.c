@@ -186,14 +186,19 @@ static bool is(const struct tiny_shape *s, const char *architecture) {
     return strcmp(s->architecture, architecture) == 0;
 }
 
-static bool is_gemma(const struct tiny_shape *s) {
+/* Windows, and norms behind attention and FFN; the first gemma has neither. */
+static bool is_windowed(const struct tiny_shape *s) {
     return is(s, "gemma2") || is(s, "gemma3");
+}
+
+static bool is_gemma(const struct tiny_shape *s) {
+    return is(s, "gemma") || is_windowed(s);
 }
 
 static bool has_tensor(const struct tiny_shape *s, int index) {
     return index <= DOWN || (index <= V_BIAS      ? is(s, "qwen2")
                                 : index <= K_NORM ? is(s, "qwen3") || is(s, "gemma3")
-                                                  : is_gemma(s));
+                                                  : is_windowed(s));
 }
 
 static struct tiny *tiny_create(const struct tiny_shape *s) {
@@ -281,7 +286,7 @@ void tiny_model_write(struct gguf_writer *writer, const struct tiny_shape *s) {
     add_number(writer, s, "rope.dimension_count", s->rope_dims);
     add_real(writer, s, "rope.freq_base", ROPE_BASE);
     add_real(writer, s, "attention.layer_norm_rms_epsilon", EPSILON);
-    if (is_gemma(s)) {
+    if (is_windowed(s)) {
         add_number(writer, s, "attention.sliding_window", WINDOW);
         add_number(writer, s, "attention.sliding_window_pattern", 2);
     }
@@ -468,7 +473,7 @@ void tiny_model_reference(
             finish(s, q, s->heads, &m[Q_BIAS], &m[Q_NORM], l, t);
             finish(s, k, s->kv_heads, &m[K_BIAS], &m[K_NORM], l, t);
             attend(s, q, keys + (size_t)l * count * k_floats, values + (size_t)l * count * v_floats,
-                is_gemma(s) && l % 2 == 0 && t >= WINDOW ? t + 1 - WINDOW : 0, t + 1, attended);
+                is_windowed(s) && l % 2 == 0 && t >= WINDOW ? t + 1 - WINDOW : 0, t + 1, attended);
             multiply(&m[ATTN_OUT], attended, y);
             join(s, &m[ATTN_POST_NORM], y, x);
             norm(&m[FFN_NORM], x, n);

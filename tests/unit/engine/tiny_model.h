@@ -12,7 +12,7 @@
 #include "gguf_writer.h"
 
 struct tiny_shape {
-    const char *architecture; /* llama, qwen2, qwen3, gemma2 or gemma3 (window: 70 tokens) */
+    const char *architecture; /* llama, qwen2, qwen3, gemma, gemma2 or gemma3 (window: 70 tokens) */
     uint32_t layers, width, ffn_width, heads, kv_heads, k_dim, v_dim, rope_dims, vocab;
     uint32_t type; /* of the matrices, ggml's number */
     uint32_t embedding_type;
