@@ -5,7 +5,7 @@ the daemon behind it, a KV cache against none.
     bench/session_figures.py --bin build/release/bin --model FILE [--json] [--runs N] [--tokens N]
 
 Limits: raw io_uring O_DIRECT bandwidth and one decode step for the restore, the same engine without
-a daemon for decode. The comparison with llama.cpp is bench/llama_compare.py's."""
+a daemon for decode. The comparison with llama.cpp is bench/engine_vs_llamacpp's."""
 import argparse
 import json
 import pathlib

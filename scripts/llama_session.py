@@ -1,6 +1,6 @@
 """llama.cpp (through llama-cpp-python's bindings) as the outside reference: one model, one context.
 
-Shared by scripts/make-references and bench/llama_compare.py. Thin on purpose: every call is one or
+Shared by scripts/make-references and bench/llama_decode.py. Thin on purpose: every call is one or
 two calls of llama.h, so that what is compared is llama.cpp and not Python around it.
 """
 import ctypes
@@ -8,7 +8,10 @@ import ctypes
 import llama_cpp
 import numpy as np
 
-F32_FILE_TYPE = 0  # LLAMA_FTYPE_ALL_F32
+FILE_TYPES = {"F32": llama_cpp.LLAMA_FTYPE_ALL_F32,
+              "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
+              "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+              "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M}
 
 
 def _quiet(_level, _text, _data):
@@ -20,9 +23,9 @@ llama_cpp.llama_log_set(_quiet_callback, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 
 
-def requantize_to_f32(source, target, threads):
+def requantize(source, target, file_type, threads):
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = F32_FILE_TYPE
+    params.ftype = FILE_TYPES[file_type]
     params.allow_requantize = True
     params.nthread = threads
     status = llama_cpp.llama_model_quantize(source.encode(), target.encode(), ctypes.byref(params))

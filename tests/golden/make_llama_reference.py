@@ -23,7 +23,7 @@ sys.path.insert(0, HERE)
 sys.path.insert(0, os.path.join(HERE, "..", "..", "scripts"))
 import corpus  # noqa: E402
 import prompts  # noqa: E402
-from llama_session import LlamaSession, requantize_to_f32, version  # noqa: E402
+from llama_session import LlamaSession, requantize, version  # noqa: E402
 
 OFFSET_STRIDE = 256
 
@@ -157,7 +157,7 @@ def main():
     args = parser.parse_args()
     f32 = os.path.join(args.work, "model-f32.gguf")
     if not os.path.exists(f32):
-        requantize_to_f32(args.model, f32 + ".part", args.threads)
+        requantize(args.model, f32 + ".part", "F32", args.threads)
         os.rename(f32 + ".part", f32)
     session = LlamaSession(f32, 4096, args.threads)
     make_tokens(session, args.out)
