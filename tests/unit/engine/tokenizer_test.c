@@ -4,6 +4,7 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -254,6 +255,52 @@ static void open_spm(struct fixture *f) {
     gguf_add_u32(&f->writer, "tokenizer.ggml.bos_token_id", 1);
 }
 
+/* A SentencePiece vocabulary of three tokens that lies about its own sizes. */
+struct lies {
+    uint64_t kinds, scores; /* how many there are */
+    uint32_t kind_type, score_type;
+    float first_score;
+    uint32_t unknown, bos;
+};
+
+static void add_lying_spm(struct fixture *f, const struct lies *lies) {
+    static const char *const texts[] = {"<unk>", "a", "b"};
+    const int32_t kinds[4] = {2, 1, 1, 1};
+    const float scores[4] = {lies->first_score, -1, -2, -3};
+    gguf_add_string(&f->writer, "tokenizer.ggml.model", "llama");
+    gguf_add_strings(&f->writer, "tokenizer.ggml.tokens", texts, 3);
+    gguf_add_array(&f->writer, "tokenizer.ggml.token_type", lies->kind_type, 4, kinds, lies->kinds);
+    gguf_add_array(&f->writer, "tokenizer.ggml.scores", lies->score_type, 4, scores, lies->scores);
+    gguf_add_u32(&f->writer, "tokenizer.ggml.unknown_token_id", lies->unknown);
+    gguf_add_u32(&f->writer, "tokenizer.ggml.bos_token_id", lies->bos);
+}
+
+static void sizes_that_do_not_match_are_refused(void **state) {
+    (void)state;
+    const struct lies good = {3, 3, KVL_GGUF_I32, KVL_GGUF_F32, 0, 0, 1};
+    struct lies bad[9] = {good, good, good, good, good, good, good, good, good};
+    static const char *const says[9] = {"token_type", "token_type", "token_type", "scores",
+        "scores", "scores", "not a number", "unknown token", "BOS"};
+    bad[0].kinds = 2;
+    bad[1].kinds = 4;
+    bad[2].kind_type = KVL_GGUF_F32;
+    bad[3].scores = 2;
+    bad[4].scores = 4;
+    bad[5].score_type = KVL_GGUF_I32;
+    bad[6].first_score = NAN;
+    bad[7].unknown = 3;
+    bad[8].bos = UINT32_MAX;
+    struct fixture f = {0};
+    gguf_writer_init(&f.writer);
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        add_lying_spm(&f, &bad[i]);
+        assert_not_created(&f, KVL_ERR_CORRUPT, says[i]);
+    }
+    add_lying_spm(&f, &good);
+    assert_int_equal(open_fixture(&f), KVL_OK);
+    close_fixture(&f);
+}
+
 static void spm_merges_by_score(void **state) {
     (void)state;
     struct fixture f;
@@ -306,6 +353,8 @@ static void spm_joins_over_words_where_a_token_does(void **state) {
     close_fixture(&f);
     open_spm_words(&f, "x", "b" MARK);
     assert_ids(&f, "ab ab", 5, 0, IDS(6, 11, 7)); /* "b_" comes before "ab" */
+    /* "b\n" and "\na" are in no token: nothing joins there, on either side it goes on as before */
+    assert_ids(&f, "ab\nab ab", 8, 0, IDS(8, 10, 4, 11, 7));
     close_fixture(&f);
 }
 
@@ -348,6 +397,7 @@ int main(void) {
         cmocka_unit_test(what_is_not_supported_is_named),
         cmocka_unit_test(merges_end),
         cmocka_unit_test(overlapping_specials_are_cut_longest_first),
+        cmocka_unit_test(sizes_that_do_not_match_are_refused),
         cmocka_unit_test(spm_merges_by_score),
         cmocka_unit_test(spm_joins_over_words_where_a_token_does),
         cmocka_unit_test(phi_3_takes_white_space_behind_special_tokens),
