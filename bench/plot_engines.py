@@ -58,7 +58,7 @@ def draw_speed(axes, report, kind, title, xlabel, peak_name):
     axes.set_xscale("log")
     axes.set_xticks(tokens, [f"{t:,}" for t in tokens])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlim(tokens[0] * 0.85, tokens[-1] * (tokens[-1] / tokens[0]) ** 0.25)  # for the names
+    axes.set_xlim(tokens[0] * 0.75, tokens[-1] * (tokens[-1] / tokens[0]) ** 0.25)  # for the names
     axes.set_ylim(bottom=0)
     axes.set_title(title)
     axes.set_xlabel(xlabel)
@@ -110,7 +110,8 @@ def draw(report):
     draw_types(types, report)
     draw_pair(load, report.of_kind("load")[0], "Load", "ms")
     at_most = report.of_kind("memory")[0]
-    draw_pair(memory, at_most, f"Peak memory, {at_most['tokens']:,} tokens", "MiB")
+    draw_pair(memory, at_most, "Peak memory", "MiB")
+    memory.set_xlabel(f"{at_most['tokens']:,} tokens in context")
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{report.settings['model']}, {report.settings['threads']} threads of"
