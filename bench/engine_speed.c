@@ -2,10 +2,11 @@
  * most in the same minute: the peak of fused multiply-adds on registers, and the bandwidth of
  * reading memory.
  *
- *   kvl_bench_engine MODEL [threads [tokens...]]
+ *   kvl_bench_engine [--kernels NAME,NAME...] MODEL [threads [tokens...]]
  *
- * One thread alone is timed by the CPU time it took, so that it can be measured on a busy machine
- * too. bench/make_random_model.py makes a model of one weight type.
+ * With --kernels these tables of kernels take turns, three times each (default: the best one,
+ * once). One thread alone is timed by the CPU time it took, so that it can be measured on a busy
+ * machine too. bench/make_random_model.py makes a model of one weight type.
  *
  * Prefill is timed over `tokens` tokens from position 0, decode over the steps that follow; the
  * decode figure is the median step. Token ids are arbitrary: speed does not depend on them. */
@@ -14,12 +15,19 @@
 #include <string.h>
 #include <time.h>
 
-#include "cpu/pool.h"
+#include "cpu/cpu.h"
 #include "huge_memory.h"
 #include "model.h"
 #include "private_memory.h"
 
-enum { BLOCK_TOKENS = 64, DECODE_STEPS = 48, PEAK_UNITS = 64, READ_BYTES = 256 << 20 };
+enum {
+    BLOCK_TOKENS = 64,
+    DECODE_STEPS = 48,
+    PEAK_UNITS = 64,
+    READ_BYTES = 256 << 20,
+    TABLES_MAX = 8,
+    TURNS = 3
+};
 
 static clockid_t clock_used = CLOCK_MONOTONIC;
 
@@ -123,7 +131,9 @@ static double prefill_flops(const struct kvl_hparams *h, double tokens) {
 }
 
 struct session {
+    const struct kvl_cpu_kernels *kernels;
     struct kvl_backend *backend;
+    struct kvl_private_memory *memory;
     struct kvl_batch batch;
     uint32_t *tokens;
     uint8_t **blocks;
@@ -154,25 +164,27 @@ static int measure(struct session *s, const struct kvl_hparams *h, uint32_t toke
     }
     qsort(steps_s, DECODE_STEPS, sizeof steps_s[0], by_value);
     const double gflops = prefill_flops(h, tokens) / prefill_s * 1e-9;
-    printf("%6u tokens: prefill %7.1f tok/s  %6.1f GFLOPS  %3.0f %% of peak   decode %6.1f tok/s "
-           "(best %6.1f)\n",
-        tokens, tokens / prefill_s, gflops, 100 * gflops / peak, 1 / steps_s[DECODE_STEPS / 2],
-        1 / steps_s[0]);
+    printf(
+        "%-8s %6u tokens: prefill %7.1f tok/s  %6.1f GFLOPS  %3.0f %% of peak   decode %6.1f tok/s "
+        "(best %6.1f)\n",
+        s->kernels->name, tokens, tokens / prefill_s, gflops, 100 * gflops / peak,
+        1 / steps_s[DECODE_STEPS / 2], 1 / steps_s[0]);
     fflush(stdout);
     return 0;
 }
 
-static int measure_all(struct session *s, const struct kvl_hparams *h, const uint32_t *counts,
-    int count_of_counts, double peak) {
-    uint32_t most = 0;
-    for (int i = 0; i < count_of_counts; i++) {
-        most = counts[i] > most ? counts[i] : most;
-    }
+static void close_session(struct session *s) {
+    free(s->batch.logits);
+    free(s->blocks);
+    free(s->tokens);
+    kvl_private_memory_destroy(s->memory);
+    kvl_backend_cpu.destroy(s->backend);
+}
+
+/* Blocks and tokens for `most` of a prompt and the steps that follow. */
+static int make_room(struct session *s, const struct kvl_hparams *h, uint32_t most) {
     const uint32_t tokens = most + DECODE_STEPS;
     const uint32_t blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
-    const uint64_t block_bytes = kvl_block_bytes(h, BLOCK_TOKENS, KVL_KV_F16);
-    int status = 1;
-    struct kvl_private_memory *memory = NULL;
     s->tokens = calloc(tokens, sizeof *s->tokens);
     s->blocks = calloc(blocks, sizeof *s->blocks);
     s->batch = (struct kvl_batch){.block_tokens = BLOCK_TOKENS,
@@ -180,73 +192,135 @@ static int measure_all(struct session *s, const struct kvl_hparams *h, const uin
         .blocks = s->blocks,
         .logits_rows = 1};
     s->batch.logits = calloc(h->vocab, sizeof(float));
-    if (kvl_private_memory_create(s->backend, block_bytes, &memory) != KVL_OK ||
+    if (kvl_private_memory_create(
+            s->backend, kvl_block_bytes(h, BLOCK_TOKENS, KVL_KV_F16), &s->memory) != KVL_OK ||
         s->tokens == NULL || s->blocks == NULL || s->batch.logits == NULL) {
-        fprintf(stderr, "out of memory\n");
-        goto cleanup;
+        return 1;
     }
     for (uint32_t i = 0; i < blocks; i++) {
-        if (kvl_private_memory_take(memory, &s->blocks[i]) != KVL_OK) {
-            fprintf(stderr, "out of memory\n");
-            goto cleanup;
+        if (kvl_private_memory_take(s->memory, &s->blocks[i]) != KVL_OK) {
+            return 1;
         }
     }
     for (uint32_t i = 0; i < tokens; i++) {
         s->tokens[i] = i * 2654435761u % h->vocab;
     }
-    double warm_up_s;
-    status = forward(s, 0, 16, &warm_up_s);
-    for (int i = 0; i < count_of_counts && status == 0; i++) {
-        status = measure(s, h, counts[i], peak);
-    }
+    return 0;
+}
 
-cleanup:
-    free(s->batch.logits);
-    free(s->blocks);
-    free(s->tokens);
-    kvl_private_memory_destroy(memory);
+static int open_session(struct session *s, const struct kvl_model *model,
+    const struct kvl_backend_options *options, uint32_t most, struct kvl_errmsg *msg) {
+    const double begin = now_s();
+    if (kvl_cpu_create(s->kernels, model, options, &s->backend, msg) != KVL_OK) {
+        return 1;
+    }
+    printf("%-8s packed in %.0f ms\n", s->kernels->name, 1e3 * (now_s() - begin));
+    if (make_room(s, &model->hparams, most) != 0) {
+        fprintf(stderr, "out of memory\n");
+        return 1;
+    }
+    double warm_up_s;
+    return forward(s, 0, 16, &warm_up_s);
+}
+
+/* ---- what the command line asks for ---- */
+
+struct request {
+    const char *model;
+    struct kvl_backend_options options;
+    uint32_t tokens[16], most;
+    int count;
+    struct session sessions[TABLES_MAX];
+    uint32_t tables;
+};
+
+static int parse_kernels(struct request *request, char *names) {
+    char *rest = NULL;
+    for (char *name = strtok_r(names, ",", &rest); name != NULL && request->tables < TABLES_MAX;
+         name = strtok_r(NULL, ",", &rest)) {
+        const struct kvl_cpu_kernels *kernels = kvl_cpu_kernels_named(name);
+        if (kernels == NULL) {
+            fprintf(stderr, "no kernels named %s run here\n", name);
+            return 1;
+        }
+        request->sessions[request->tables++].kernels = kernels;
+    }
+    return 0;
+}
+
+static int parse(struct request *request, int argc, char **argv) {
+    *request = (struct request){.tokens = {512, 2048, 7900}, .count = 3};
+    if (argc > 2 && strcmp(argv[1], "--kernels") == 0) {
+        if (parse_kernels(request, argv[2]) != 0) {
+            return 1;
+        }
+        argc -= 2;
+        argv += 2;
+    }
+    if (argc < 2) {
+        fprintf(
+            stderr, "usage: kvl_bench_engine [--kernels NAME,...] MODEL [threads [tokens...]]\n");
+        return 1;
+    }
+    if (request->tables == 0) {
+        request->sessions[request->tables++].kernels = kvl_cpu_kernels_best();
+    }
+    request->model = argv[1];
+    request->options.threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0;
+    for (int i = 3; i < argc && i < 16 + 3; i++) {
+        request->tokens[i - 3] = (uint32_t)strtoul(argv[i], NULL, 10);
+        request->count = i - 2;
+    }
+    for (int i = 0; i < request->count; i++) {
+        request->most = request->tokens[i] > request->most ? request->tokens[i] : request->most;
+    }
+    return 0;
+}
+
+static int measure_all(
+    struct request *request, const struct kvl_model *model, double peak, struct kvl_errmsg *msg) {
+    int status = 0;
+    for (uint32_t t = 0; t < request->tables && status == 0; t++) {
+        status = open_session(&request->sessions[t], model, &request->options, request->most, msg);
+    }
+    const int turns = request->tables > 1 ? TURNS : 1;
+    for (int i = 0; i < request->count * turns; i++) {
+        for (uint32_t t = 0; t < request->tables && status == 0; t++) {
+            status =
+                measure(&request->sessions[t], &model->hparams, request->tokens[i / turns], peak);
+        }
+    }
     return status;
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2) {
-        fprintf(stderr, "usage: %s MODEL [threads [tokens...]]\n", argv[0]);
+    struct request request;
+    if (parse(&request, argc, argv) != 0) {
         return 2;
     }
-    uint32_t counts[16] = {512, 2048, 7900};
-    int count_of_counts = argc > 3 ? (argc - 3 > 16 ? 16 : argc - 3) : 3;
-    for (int i = 0; i < count_of_counts && argc > 3; i++) {
-        counts[i] = (uint32_t)strtoul(argv[3 + i], NULL, 10);
-    }
-    const struct kvl_backend_options options = {
-        .threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0};
-    clock_used = options.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
+    clock_used = request.options.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
     struct kvl_errmsg msg = {{0}};
     struct kvl_model *model = NULL;
     struct kvl_pool *pool = NULL;
-    struct session session = {0};
     int status = 1;
-    if (kvl_pool_create(options.threads, &pool, &msg) != KVL_OK) {
+    if (kvl_pool_create(request.options.threads, &pool, &msg) != KVL_OK) {
         goto cleanup;
     }
     const double peak = peak_gflops(pool);
     printf("%u threads: peak %.1f GFLOPS of f32 FMA, %.1f GB/s of reading\n",
         kvl_pool_threads(pool), peak, read_gb_per_s(pool));
-    if (kvl_model_load(argv[1], &model, &msg) != KVL_OK) {
+    if (kvl_model_load(request.model, &model, &msg) != KVL_OK) {
         goto cleanup;
     }
-    const double begin = now_s();
-    if (kvl_backend_cpu.create(model, &options, &session.backend, &msg) != KVL_OK) {
-        goto cleanup;
-    }
-    printf("packed in %.0f ms\n", 1e3 * (now_s() - begin));
-    status = measure_all(&session, &model->hparams, counts, count_of_counts, peak);
+    status = measure_all(&request, model, peak, &msg);
 
 cleanup:
     if (msg.text[0] != '\0') {
         fprintf(stderr, "%s\n", msg.text);
     }
-    kvl_backend_cpu.destroy(session.backend);
+    for (uint32_t t = 0; t < request.tables; t++) {
+        close_session(&request.sessions[t]);
+    }
     kvl_model_free(model);
     kvl_pool_destroy(pool);
     return status;

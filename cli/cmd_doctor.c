@@ -129,18 +129,30 @@ static struct finding check_disk_space(const char *folder) {
     return finding;
 }
 
+/* What the engine's kernels are written for. */
+static const char *vector_instructions(void) {
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        return "AVX-512";
+    }
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? "AVX2 and FMA" : NULL;
+#elif defined(__aarch64__)
+    return "NEON";
+#else
+    return NULL;
+#endif
+}
+
 static struct finding check_cpu(void) {
     struct finding finding = {
         .name = "cpu", .advice = "the portable kernels run, several times slower"};
     cpu_set_t set;
     int cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-#if defined(__x86_64__)
-    finding.good = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    snprintf(finding.found, sizeof finding.found, "%d core%s, AVX2 and FMA %s", cores,
-        cores == 1 ? "" : "s", finding.good ? "there" : "missing");
-#else
-    snprintf(finding.found, sizeof finding.found, "%d cores, not x86-64", cores);
-#endif
+    const char *vectors = vector_instructions();
+    finding.good = vectors != NULL;
+    snprintf(finding.found, sizeof finding.found, "%d core%s, %s", cores, cores == 1 ? "" : "s",
+        finding.good ? vectors : "neither AVX2 and FMA nor NEON");
     return finding;
 }
 

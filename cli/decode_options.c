@@ -60,6 +60,8 @@ static const char usage_text[] =
     "  --kv-dtype TYPE      of the cache: f16 (default), bf16, f32\n"
     "  --device DEVICE      cpu (default), cuda or cuda:N: a GPU, where this build has CUDA\n"
     "  --threads N          default: as many as the process may run on\n"
+    "  $KVLOFT_CPU_KERNELS  of the CPU: avx512, avx2, neon or portable; all give the same bits\n"
+    "                       (default: the fastest that it runs)\n"
     "\n"
     "where the cache lives (default: the daemon at the default address if one answers, else as\n"
     "with --no-offload; with --session a daemon has to answer)\n"

@@ -23,8 +23,7 @@
 
 #include "cpu/half.h"
 
-const int8_t kvl_quant_codebook[16] = {
-    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+const int8_t kvl_quant_codebook[16] = {KVL_QUANT_CODEBOOK_VALUES};
 
 static uint16_t u16_at(const uint8_t *bytes) {
     return (uint16_t)(bytes[0] | bytes[1] << 8);

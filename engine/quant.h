@@ -60,6 +60,8 @@ struct kvl_quant {
     void (*split)(const uint8_t *bytes, struct kvl_quant_block *out);
 };
 
+#define KVL_QUANT_CODEBOOK_VALUES                                                                  \
+    -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 extern const int8_t kvl_quant_codebook[16];
 
 /* NULL for a type that is not quantized, or not known. */

@@ -224,9 +224,28 @@ cleanup:
     return err;
 }
 
+/* The fastest that this CPU runs, unless the environment asks for others. */
+static kvl_err choose_kernels(const struct kvl_cpu_kernels **out, struct kvl_errmsg *msg) {
+    const char *name = getenv("KVLOFT_CPU_KERNELS");
+    if (name == NULL || name[0] == '\0') {
+        *out = kvl_cpu_kernels_best();
+        return KVL_OK;
+    }
+    *out = kvl_cpu_kernels_named(name);
+    if (*out == NULL) {
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "KVLOFT_CPU_KERNELS=%s: this CPU has no such kernels; it is meant for avx512, avx2, "
+            "neon or portable; without it the fastest are taken (%s here)",
+            name, kvl_cpu_kernels_best()->name);
+    }
+    return KVL_OK;
+}
+
 static kvl_err create(const struct kvl_model *model, const struct kvl_backend_options *options,
     struct kvl_backend **out, struct kvl_errmsg *msg) {
-    return kvl_cpu_create(kvl_cpu_kernels_best(), model, options, out, msg);
+    const struct kvl_cpu_kernels *kernels;
+    const kvl_err err = choose_kernels(&kernels, msg);
+    return err == KVL_OK ? kvl_cpu_create(kernels, model, options, out, msg) : err;
 }
 
 const struct kvl_backend_ops kvl_backend_cpu = {

@@ -36,6 +36,17 @@ static inline vec8 load_kv8(enum kvl_kv_dtype dtype, const uint8_t *vector, uint
     }
 }
 
+INLINE vecw load_kv_wide(enum kvl_kv_dtype dtype, const uint8_t *vector, uint32_t channel) {
+    switch (dtype) {
+    case KVL_KV_F16:
+        return vw_load_f16(vector + channel * 2);
+    case KVL_KV_BF16:
+        return vw_load_bf16(vector + channel * 2);
+    default:
+        return vw_load((const float *)(const void *)(vector + channel * 4));
+    }
+}
+
 static float load_kv1(enum kvl_kv_dtype dtype, const uint8_t *vector, uint32_t channel) {
     uint16_t half;
     float value;
@@ -52,43 +63,67 @@ static float load_kv1(enum kvl_kv_dtype dtype, const uint8_t *vector, uint32_t c
     }
 }
 
+/* Channels c to c + 7 of 8 positions, transposed: square[i] is channel c + i. */
+INLINE void load_square(const enum kvl_kv_dtype dtype, const uint8_t *const *positions, uint32_t c,
+    vec8 square[LANES]) {
+    for (uint32_t i = 0; i < LANES; i++) {
+        square[i] = load_kv8(dtype, positions[i], c);
+    }
+    v8_transpose(square);
+}
+
+/* The addresses of 8 positions from p on; from the tile's end on, the last one again. */
+INLINE const uint8_t *const *eight_positions(
+    const struct kvl_kv_tile *tile, uint32_t p, const uint8_t *spare[LANES]) {
+    if (p + LANES <= tile->count) {
+        return tile->positions + p;
+    }
+    for (uint32_t i = 0; i < LANES; i++) {
+        spare[i] = tile->positions[p + i < tile->count ? p + i : tile->count - 1];
+    }
+    return spare;
+}
+
+/* Channels from c on that fill no vector. */
+INLINE void load_odd_channels(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile,
+    uint32_t p, uint32_t c, float *out) {
+    for (; c < tile->dim; c++) {
+        for (uint32_t i = 0; i < LANES; i++) {
+            out[(size_t)c * KVL_STRIP_ROWS + i] =
+                p + i < tile->count ? load_kv1(dtype, tile->positions[p + i], c) : 0;
+        }
+    }
+}
+
 INLINE void load_keys_as(
     const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, float *strips) {
     const uint32_t dim = tile->dim;
     for (uint32_t p = 0; p < tile->count; p += LANES) {
+        const uint8_t *spare[LANES];
+        const uint8_t *const *positions = eight_positions(tile, p, spare);
         float *out =
             strips + (size_t)(p / KVL_STRIP_ROWS) * dim * KVL_STRIP_ROWS + p % KVL_STRIP_ROWS;
-        const uint32_t full = tile->count - p < LANES ? tile->count - p : LANES;
         uint32_t c = 0;
         for (; c + LANES <= dim; c += LANES) {
             vec8 square[LANES];
-            for (uint32_t i = 0; i < LANES; i++) {
-                square[i] = i < full ? load_kv8(dtype, tile->positions[p + i], c) : v8_set1(0);
-            }
-            v8_transpose(square);
+            load_square(dtype, positions, c, square);
             for (uint32_t i = 0; i < LANES; i++) {
                 v8_store(out + (size_t)(c + i) * KVL_STRIP_ROWS, square[i]);
             }
         }
-        for (; c < dim; c++) {
-            for (uint32_t i = 0; i < LANES; i++) {
-                out[(size_t)c * KVL_STRIP_ROWS + i] =
-                    i < full ? load_kv1(dtype, tile->positions[p + i], c) : 0;
-            }
-        }
+        load_odd_channels(dtype, tile, p, c, out);
     }
 }
 
 /* The GEMM reads whole strips of 16 positions; those behind the last key count as 0. */
 static void clear_odd_keys(const struct kvl_kv_tile *tile, float *strips) {
-    const uint32_t in_strip = (tile->count + LANES - 1) / LANES * LANES % KVL_STRIP_ROWS;
+    const uint32_t in_strip = tile->count % KVL_STRIP_ROWS;
     if (in_strip == 0) {
         return;
     }
-    float *strip =
-        strips + (size_t)(tile->count / KVL_STRIP_ROWS) * tile->dim * KVL_STRIP_ROWS + in_strip;
+    float *strip = strips + (size_t)(tile->count - in_strip) * tile->dim + in_strip;
     for (uint32_t c = 0; c < tile->dim; c++) {
-        v8_store(strip + (size_t)c * KVL_STRIP_ROWS, v8_set1(0));
+        memset(strip + (size_t)c * KVL_STRIP_ROWS, 0, (KVL_STRIP_ROWS - in_strip) * sizeof *strip);
     }
 }
 
@@ -115,10 +150,10 @@ INLINE void load_values_as(
     for (uint32_t p = 0; p < tile->count; p++) {
         const uint8_t *vector = tile->positions[p];
         uint32_t c = 0;
-        for (; c + LANES <= dim; c += LANES) {
-            v8_store(strips + c / KVL_STRIP_ROWS * strip_floats + p * KVL_STRIP_ROWS +
+        for (; c + WIDE <= dim; c += WIDE) {
+            vw_store(strips + c / KVL_STRIP_ROWS * strip_floats + p * KVL_STRIP_ROWS +
                          c % KVL_STRIP_ROWS,
-                load_kv8(dtype, vector, c));
+                load_kv_wide(dtype, vector, c));
         }
         for (; c < padded; c++) {
             strips[c / KVL_STRIP_ROWS * strip_floats + p * KVL_STRIP_ROWS + c % KVL_STRIP_ROWS] =
@@ -144,15 +179,6 @@ static void load_values(const struct kvl_kv_tile *tile, float *strips) {
 /* ---- attention of a few rows: keys and values are widened in registers, used once, not kept ----
  * `rows` is a constant where these are inlined. */
 
-/* Channels c to c + 7 of 8 positions, transposed: square[i] is channel c + i. */
-INLINE void load_square(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, uint32_t p,
-    uint32_t c, vec8 square[LANES]) {
-    for (uint32_t i = 0; i < LANES; i++) {
-        square[i] = p + i < tile->count ? load_kv8(dtype, tile->positions[p + i], c) : v8_set1(0);
-    }
-    v8_transpose(square);
-}
-
 /* Waiting for memory is most of a decode step at long context: positions p to p + count - 1 of the
  * next tile come in while these of this one are computed. */
 INLINE void fetch_ahead(
@@ -168,20 +194,23 @@ INLINE void fetch_ahead(
 /* Scores of 16 positions: two chains of sums per row. */
 INLINE void score_strip(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile, uint32_t p,
     const float *x, const uint32_t rows, float *scores) {
+    const uint8_t *spare[2][LANES];
+    const uint8_t *const *low = eight_positions(tile, p, spare[0]);
+    const uint8_t *const *high = eight_positions(tile, p + LANES, spare[1]);
     vec8 sum[KVL_DIRECT_ROWS][2];
     for (uint32_t r = 0; r < rows; r++) {
         sum[r][0] = sum[r][1] = v8_set1(0);
     }
     uint32_t c = 0;
     for (; c + LANES <= tile->dim; c += LANES) {
-        vec8 low[LANES], high[LANES];
-        load_square(dtype, tile, p, c, low);
-        load_square(dtype, tile, p + LANES, c, high);
+        vec8 keys[2][LANES];
+        load_square(dtype, low, c, keys[0]);
+        load_square(dtype, high, c, keys[1]);
         for (uint32_t i = 0; i < LANES; i++) {
             for (uint32_t r = 0; r < rows; r++) {
                 const vec8 xc = v8_set1(x[r * tile->dim + c + i]);
-                sum[r][0] = v8_fma(low[i], xc, sum[r][0]);
-                sum[r][1] = v8_fma(high[i], xc, sum[r][1]);
+                sum[r][0] = v8_fma(keys[0][i], xc, sum[r][0]);
+                sum[r][1] = v8_fma(keys[1][i], xc, sum[r][1]);
             }
         }
     }
@@ -210,45 +239,46 @@ INLINE void score_rows(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *
     }
 }
 
-/* `vectors` times 8 channels from c on; rows * vectors sums stay in registers over all positions.
+/* `vectors` times WIDE channels from c on; rows * vectors sums stay in registers over all
+ * positions.
  */
 INLINE void gather_channels(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile,
     uint32_t c, const float *weights, const uint32_t rows, const uint32_t vectors, float *out,
     size_t out_stride) {
-    vec8 sum[KVL_DIRECT_ROWS][4];
+    vecw sum[KVL_DIRECT_ROWS][4];
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t v = 0; v < vectors; v++) {
-            sum[r][v] = v8_load(out + r * out_stride + c + v * LANES);
+            sum[r][v] = vw_load(out + r * out_stride + c + v * WIDE);
         }
     }
     for (uint32_t p = 0; p < tile->count; p++) {
-        vec8 value[4];
+        vecw weight[KVL_DIRECT_ROWS];
         fetch_ahead(dtype, tile, p, c == 0);
-        for (uint32_t v = 0; v < vectors; v++) {
-            value[v] = load_kv8(dtype, tile->positions[p], c + v * LANES);
-        }
         for (uint32_t r = 0; r < rows; r++) {
-            const vec8 weight = v8_set1(weights[r * KVL_TILE_TOKENS + p]);
-            for (uint32_t v = 0; v < vectors; v++) {
-                sum[r][v] = v8_fma(value[v], weight, sum[r][v]);
+            weight[r] = vw_set1(weights[r * KVL_TILE_TOKENS + p]);
+        }
+        for (uint32_t v = 0; v < vectors; v++) {
+            const vecw value = load_kv_wide(dtype, tile->positions[p], c + v * WIDE);
+            for (uint32_t r = 0; r < rows; r++) {
+                sum[r][v] = vw_fma(value, weight[r], sum[r][v]);
             }
         }
     }
     for (uint32_t r = 0; r < rows; r++) {
         for (uint32_t v = 0; v < vectors; v++) {
-            v8_store(out + r * out_stride + c + v * LANES, sum[r][v]);
+            vw_store(out + r * out_stride + c + v * WIDE, sum[r][v]);
         }
     }
 }
 
 INLINE void gather_rows(const enum kvl_kv_dtype dtype, const struct kvl_kv_tile *tile,
     const float *weights, const uint32_t rows, float *out, size_t out_stride) {
-    const uint32_t vectors = rows <= 3 ? 4 : 2;
+    const uint32_t vectors = WIDE == LANES && rows > 2 ? 2 : 4; /* as registers allow */
     uint32_t c = 0;
-    for (; c + vectors * LANES <= tile->dim; c += vectors * LANES) {
+    for (; c + vectors * WIDE <= tile->dim; c += vectors * WIDE) {
         gather_channels(dtype, tile, c, weights, rows, vectors, out, out_stride);
     }
-    for (; c + LANES <= tile->dim; c += LANES) {
+    for (; c + WIDE <= tile->dim; c += WIDE) {
         gather_channels(dtype, tile, c, weights, rows, 1, out, out_stride);
     }
     for (; c < tile->dim; c++) {

@@ -1,12 +1,24 @@
 /* kernels_body.h - every kernel, written once over 8-lane vectors and compiled once per
  * instruction set. The including file defines first:
  *
- *   vec8, vec8i          8 lanes of f32, of u32
- *   v8_*, v8i_*          the operations on them; each rounds once per lane, as IEEE 754 says
+ *   vec8, v8_*           8 lanes of f32 and the operations on them
+ *   vecw, vw_*           WIDE = KVL_WIDE_LANES lanes of f32, 8 or 16; kernels_narrow.h if 8
+ *   veci, vi_*           as many of u32
+ *   KVL_GEMM_ROWS        rows of a product whose sums fit into the registers
+ *   KVL_PANELS_AT_ONCE   panels of a matrix-vector product for which they suffice, 1 or 2
  *   KVL_KERNELS_TABLE, KVL_KERNELS_NAME, KVL_KERNELS_AVAILABLE
  *                        the table's symbol, its name, the test whether this CPU can run it
  *
- * Order of operations is the contract of kernels.h; vectors only carry independent lanes. */
+ *   v8_max(a, b), v8_min   a > b ? a : b, so b where either is NaN
+ *   v8_add_exponent(a, n)  a * 2^n, n in the low bits
+ *   vw_lookup(table, a)    table[a % 16] of 16 floats, if KVL_HAS_LOOKUP
+ *   vi_load_i8             a signed byte a lane
+ *   vi_byte_to_top         byte number `byte` of each lane as its top one, over zeros
+ *   vi_sub_bytes           every byte, below 128, less `amount`
+ *   vi_lookup_bytes        every byte, below 16, as an index into the table
+ *
+ * Each operation rounds once per lane, as IEEE 754 says. Order of operations is the contract of
+ * kernels.h; vectors only carry independent lanes. Products and attention use wide vectors. */
 #include <math.h>
 #include <string.h>
 
@@ -19,8 +31,11 @@
 
 enum {
     LANES = 8,
-    GEMM_ROWS = 6,
-    PANEL_VECTORS = KVL_PANEL_ROWS / LANES,
+    WIDE = KVL_WIDE_LANES,
+    STRIP_VECTORS = KVL_STRIP_ROWS / WIDE,
+    PANEL_VECTORS = KVL_PANEL_ROWS / WIDE,
+    GEMM_ROWS = KVL_GEMM_ROWS,
+    PANELS_AT_ONCE = KVL_PANELS_AT_ONCE,
     CACHE_LINE = 64,
 };
 
@@ -187,6 +202,8 @@ static void scale(const float *x, uint32_t count, float factor, float *y) {
         store_upto(y + i, v8_mul(load_upto(x + i, count - i), f), count - i);
     }
 }
+
+#include "kernels_gemm.h"
 
 #include "kernels_attention.h"
 #include "kernels_weights.h"

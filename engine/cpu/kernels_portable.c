@@ -1,19 +1,20 @@
 /* kernels_portable.c - the kernels in plain C: 8 lanes are an array, every operation a loop over
- * them. Bit-equal to the AVX2 table; fast only where the compiler has a fused multiply-add
- * instruction for fmaf. Also where the choice between the tables is made. */
+ * them. What the other tables have to be bit-equal to; fast only where the compiler has a fused
+ * multiply-add instruction for fmaf. */
 #include <math.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "half.h"
+#include "kernels_narrow.h"
 
 typedef struct {
     float lane[8];
 } vec8;
 typedef struct {
     uint32_t lane[8];
-} vec8i;
+} veci;
 
 #define FOR_LANES for (int i = 0; i < 8; i++)
 
@@ -117,57 +118,52 @@ static inline void v8_transpose(vec8 m[8]) {
     }
 }
 
-static inline vec8i v8i_load(const void *p) {
-    vec8i r;
+static inline veci vi_load(const void *p) {
+    veci r;
     memcpy(&r, p, sizeof r);
     return r;
 }
 
-static inline vec8i v8i_shift_right(vec8i a, int bits) {
+static inline veci vi_shift_right(veci a, int bits) {
     FOR_LANES a.lane[i] >>= bits;
     return a;
 }
 
-static inline vec8i v8i_shift_left(vec8i a, int bits) {
+static inline veci vi_shift_left(veci a, int bits) {
     FOR_LANES a.lane[i] <<= bits;
     return a;
 }
 
-static inline vec8i v8i_and(vec8i a, uint32_t mask) {
+static inline veci vi_and(veci a, uint32_t mask) {
     FOR_LANES a.lane[i] &= mask;
     return a;
 }
 
-static inline vec8i v8i_or(vec8i a, vec8i b) {
+static inline veci vi_or(veci a, veci b) {
     FOR_LANES a.lane[i] |= b.lane[i];
     return a;
 }
 
-static inline vec8i v8i_sign_extend_byte(vec8i a, int byte) {
-    FOR_LANES a.lane[i] = (uint32_t)(int32_t)(int8_t)(a.lane[i] >> (8 * byte));
+static inline veci vi_byte_to_top(veci a, int byte) {
+    FOR_LANES a.lane[i] = a.lane[i] << (24 - 8 * byte) & 0xFF000000u;
     return a;
 }
 
-static inline vec8i v8i_sign_extend_nibble(vec8i a, int at) {
-    FOR_LANES a.lane[i] = ((a.lane[i] >> at & 15) ^ 8) - 8;
-    return a;
-}
-
-static inline vec8i v8i_load_i8(const void *p) {
+static inline veci vi_load_i8(const void *p) {
     int8_t byte[8];
     memcpy(byte, p, sizeof byte);
-    vec8i r;
+    veci r;
     FOR_LANES r.lane[i] = (uint32_t)(int32_t)byte[i];
     return r;
 }
 
 /* The top bit, set meanwhile, keeps a byte from borrowing of its neighbour. */
-static inline vec8i v8i_sub_bytes(vec8i a, uint32_t amount) {
+static inline veci vi_sub_bytes(veci a, uint32_t amount) {
     FOR_LANES a.lane[i] = ((a.lane[i] | 0x80808080u) - amount * 0x01010101u) ^ 0x80808080u;
     return a;
 }
 
-static inline vec8i v8i_lookup_bytes(vec8i a, const int8_t table[16]) {
+static inline veci vi_lookup_bytes(veci a, const int8_t table[16]) {
     FOR_LANES {
         uint32_t bytes = 0;
         for (int at = 0; at < 32; at += 8) {
@@ -178,7 +174,7 @@ static inline vec8i v8i_lookup_bytes(vec8i a, const int8_t table[16]) {
     return a;
 }
 
-static inline vec8 v8i_to_f32(vec8i a) {
+static inline vec8 vi_to_f32(veci a) {
     vec8 r;
     FOR_LANES r.lane[i] = (float)(int32_t)a.lane[i];
     return r;
@@ -192,12 +188,3 @@ static bool available(void) {
 #define KVL_KERNELS_NAME "portable"
 #define KVL_KERNELS_AVAILABLE available
 #include "kernels_body.h"
-
-const struct kvl_cpu_kernels *kvl_cpu_kernels_best(void) {
-#ifdef __x86_64__
-    if (kvl_cpu_kernels_avx2.available()) {
-        return &kvl_cpu_kernels_avx2;
-    }
-#endif
-    return &kvl_cpu_kernels_portable;
-}

@@ -3,7 +3,7 @@
  * Quantized types share one code: a struct of constants says what a type's panel looks like, and
  * every function that takes it is inlined once per type, so that nothing of it is left. */
 
-/* ---- 8 rows of a panel, 8 consecutive k ---- */
+/* ---- WIDE rows of a panel, 4 consecutive k ---- */
 
 /* A quantized type's constants (quant.h), and where things lie in a block of 32 rows (kernels.h).
  */
@@ -37,121 +37,149 @@ INLINE uint32_t block_bytes_of(const struct form f) {
     return codes_at(f) + f.block * KVL_PANEL_ROWS * f.bits / 8;
 }
 
+/* Codes become f32 from the top byte of an i32, so they come 2^24 times too large, and those that
+ * are the upper half of a byte 2^28 times. A power of two in d makes up for it, exactly. */
+INLINE bool is_signed_nibble(const struct form f) {
+    return f.bits == 4 && f.offset > 0;
+}
+
+/* Or codes of 4 bits are looked up as f32 at once, where there are registers for that. */
+INLINE bool is_looked_up(const struct form f) {
+    return f.bits == 4 && KVL_HAS_LOOKUP;
+}
+
+INLINE float code_scale(const struct form f) {
+    return is_looked_up(f) ? 1 : is_signed_nibble(f) ? 0x1p-28f : 0x1p-24f;
+}
+
 /* w = code * d, or code * d + m */
 struct scaling {
-    vec8 d, m;
+    vecw d, m;
 };
 
 INLINE struct scaling load_scaling(
     const struct form f, const uint8_t *block, uint32_t g, uint32_t row) {
-    struct scaling s = {.d = v8_load_f16(block + row * 2), .m = v8_set1(0)};
+    struct scaling s = {.m = vw_set1(0)};
+    s.d = vw_mul(vw_load_f16(block + row * 2), vw_set1(code_scale(f)));
     if (f.min != KVL_QUANT_NO_MIN) {
-        s.m = v8_load_f16(block + HALVES_BYTES + row * 2);
+        s.m = vw_load_f16(block + HALVES_BYTES + row * 2);
     }
     if (f.scale_bits == 0) {
         return s;
     }
     const uint8_t *scales = block + scales_at(f) + g * KVL_PANEL_ROWS + row;
-    vec8i scale = v8i_load_i8(scales), min = scale;
+    veci scale = vi_load_i8(scales), min = scale;
     if (f.scale_bits == 4) {
-        min = v8i_and(v8i_shift_right(scale, 4), 15);
-        scale = v8i_and(scale, 15);
+        min = vi_and(vi_shift_right(scale, 4), 15);
+        scale = vi_and(scale, 15);
     } else if (f.min != KVL_QUANT_NO_MIN) {
-        min = v8i_load_i8(scales + scales_bytes(f));
+        min = vi_load_i8(scales + scales_bytes(f));
     }
-    s.d = v8_mul(s.d, v8i_to_f32(scale));
+    s.d = vw_mul(s.d, vi_to_f32(scale));
     if (f.min == KVL_QUANT_SUBTRACT_MIN) { /* -0 - x is -x, of zeros too */
-        s.m = v8_sub(v8_set1(-0.0f), v8_mul(s.m, v8i_to_f32(min)));
+        s.m = vw_sub(vw_set1(-0.0f), vw_mul(s.m, vi_to_f32(min)));
     }
     return s;
 }
 
-/* Codes of 8 k: of 4 bits as one word, others (and indices of a codebook) as bytes, 4 k a word. */
-struct octet {
-    vec8i word[2];
-};
-
-INLINE bool is_word(const struct form f) {
-    return f.bits == 4 && f.offset != KVL_QUANT_CODEBOOK;
-}
-
-/* 4 k as bytes from the plane of `bits` bits at `plane`; quad = k / 4 within the 32 k. */
-INLINE vec8i load_quad(const uint8_t *plane, const uint32_t bits, const uint32_t quad) {
+/* Bytes of 4 k from the plane of `bits` bits at `plane`; quad = k / 4 within the 32 k. */
+INLINE veci load_bits(const uint8_t *plane, const uint32_t bits, const uint32_t quad) {
     const uint32_t quads = 8 / bits; /* in a word */
-    const vec8i word = v8i_load(plane + quad / quads * WORDS_BYTES);
+    const veci word = vi_load(plane + quad / quads * WORDS_BYTES);
     if (bits == 8) {
         return word;
     }
     const uint32_t mask = ((1u << bits) - 1) * 0x01010101u;
-    return v8i_and(v8i_shift_right(word, (int)(bits * (quad % quads))), mask);
+    return vi_and(vi_shift_right(word, (int)(bits * (quad % quads))), mask);
 }
 
-/* codes: those of the 32 k, at the row; g: which 8 of them. */
-INLINE struct octet load_octet(const struct form f, const uint8_t *codes, const uint32_t g) {
-    struct octet octet;
-    if (is_word(f)) {
-        octet.word[0] = octet.word[1] = v8i_load(codes + g * WORDS_BYTES);
-        return octet;
+INLINE veci load_signed_nibbles(const uint8_t *plane, const uint32_t quad) {
+    const veci word = vi_load(plane + quad / 2 * WORDS_BYTES);
+    return vi_and(quad % 2 == 0 ? vi_shift_left(word, 4) : word, 0xF0F0F0F0u);
+}
+
+/* The codes of 4 k, a byte each. codes: those of the 32 k, at the row. */
+INLINE veci load_quad(const struct form f, const uint8_t *codes, const uint32_t quad) {
+    if (is_looked_up(f)) {
+        return vi_load(codes + quad / 2 * WORDS_BYTES);
+    }
+    if (is_signed_nibble(f)) {
+        return load_signed_nibbles(codes, quad);
     }
     const uint32_t low = low_bits(f), high = f.bits - low;
-    for (uint32_t i = 0; i < 2; i++) {
-        vec8i quad = load_quad(codes, low, 2 * g + i);
-        if (high != 0) {
-            const vec8i more = load_quad(codes + low * WORDS_BYTES, high, 2 * g + i);
-            quad = v8i_or(quad, v8i_shift_left(more, (int)low));
-        }
-        if (f.offset == KVL_QUANT_CODEBOOK) {
-            quad = v8i_lookup_bytes(quad, kvl_quant_codebook);
-        } else if (f.offset != 0) {
-            quad = v8i_sub_bytes(quad, (uint32_t)f.offset);
-        }
-        octet.word[i] = quad;
+    veci bytes = load_bits(codes, low, quad);
+    if (high != 0) {
+        const veci more = load_bits(codes + low * WORDS_BYTES, high, quad);
+        bytes = vi_or(bytes, vi_shift_left(more, (int)low));
     }
-    return octet;
+    if (f.offset == KVL_QUANT_CODEBOOK) {
+        return vi_lookup_bytes(bytes, kvl_quant_codebook);
+    }
+    return f.offset == 0 ? bytes : vi_sub_bytes(bytes, (uint32_t)f.offset);
 }
 
-INLINE vec8 weight_of(
-    const struct form f, const struct octet octet, const uint32_t j, const struct scaling s) {
-    const int at = (int)(j % 4 * 8 + j / 4 * 4);
-    const vec8i word = octet.word[j / 4];
-    const vec8i code = !is_word(f)     ? v8i_sign_extend_byte(word, (int)(j % 4))
-                       : f.offset == 0 ? v8i_and(v8i_shift_right(word, at), 15)
-                                       : v8i_sign_extend_nibble(word, at);
-    return f.min == KVL_QUANT_NO_MIN ? v8_mul(v8i_to_f32(code), s.d)
-                                     : v8_fma(v8i_to_f32(code), s.d, s.m);
+/* What 4 bits mean, as f32. */
+static const float values_unsigned[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+static const float values_signed[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+static const float values_codebook[16] = {KVL_QUANT_CODEBOOK_VALUES};
+
+INLINE const float *values_of(const struct form f) {
+    return f.offset == 0                    ? values_unsigned
+           : f.offset == KVL_QUANT_CODEBOOK ? values_codebook
+                                            : values_signed;
+}
+
+INLINE vecw weight_of(const struct form f, const veci bytes, const uint32_t quad, const uint32_t j,
+    const struct scaling s) {
+    vecw code;
+    if (is_looked_up(f)) {
+        code = vw_lookup(values_of(f), vi_shift_right(bytes, (int)(8 * j + 4 * (quad % 2))));
+    } else {
+        code = vi_to_f32(vi_byte_to_top(bytes, (int)j));
+    }
+    return f.min == KVL_QUANT_NO_MIN ? vw_mul(code, s.d) : vw_fma(code, s.d, s.m);
 }
 
 /* ---- strips of weights for the GEMM ---- */
 
-INLINE void unpack_octet(const struct form f, const uint8_t *codes, const uint32_t g,
+INLINE void unpack_quad(const struct form f, const uint8_t *codes, const uint32_t quad,
     const struct scaling s, float *out) {
-    const struct octet octet = load_octet(f, codes, g);
-    for (uint32_t j = 0; j < 8; j++) {
-        v8_store(out + j * KVL_STRIP_ROWS, weight_of(f, octet, j, s));
+    const veci bytes = load_quad(f, codes, quad);
+    for (uint32_t j = 0; j < 4; j++) {
+        vw_store(out + (4 * quad + j) * KVL_STRIP_ROWS, weight_of(f, bytes, quad, j, s));
+    }
+}
+
+/* 16 k from `quad` on. */
+INLINE void unpack_quads(const struct form f, const uint8_t *codes, const uint32_t quad,
+    const struct scaling s, float *out) {
+    unpack_quad(f, codes, quad, s, out);
+    unpack_quad(f, codes, quad + 1, s, out);
+    unpack_quad(f, codes, quad + 2, s, out);
+    unpack_quad(f, codes, quad + 3, s, out);
+}
+
+/* A block of the rows from `row` on, 32 k at a time. */
+INLINE void unpack_block(const struct form f, const uint8_t *block, uint32_t row, float *out) {
+    const uint8_t *codes = block + codes_at(f) + row * 4;
+    for (uint32_t g = 0; g < f.block / f.group; g++) {
+        struct scaling s = load_scaling(f, block, g, row);
+        unpack_quads(f, codes, 0, s, out);
+        if (f.group == 16) {
+            s = load_scaling(f, block, ++g, row);
+        }
+        unpack_quads(f, codes, 4, s, out);
+        codes += f.bits * WORDS_BYTES;
+        out += 32 * KVL_STRIP_ROWS;
     }
 }
 
 INLINE void unpack_quantized(
     const struct form f, const uint8_t *panel, uint32_t half, uint32_t columns, float *strip) {
-    const uint32_t octets = f.group / 8; /* of a group */
     for (uint32_t k = 0; k < columns; k += f.block, panel += block_bytes_of(f)) {
-        for (uint32_t v = 0; v < 2; v++) {
-            const uint32_t row = half * KVL_STRIP_ROWS + v * LANES;
-            float *out = strip + (size_t)k * KVL_STRIP_ROWS + v * LANES;
-            const uint8_t *codes = panel + codes_at(f) + row * 4;
-            for (uint32_t g = 0; g < f.block / f.group;) {
-                struct scaling s = load_scaling(f, panel, g, row);
-                unpack_octet(f, codes, 0, s, out);
-                unpack_octet(f, codes, 1, s, out + 8 * KVL_STRIP_ROWS);
-                if (octets == 2) {
-                    s = load_scaling(f, panel, ++g, row);
-                }
-                unpack_octet(f, codes, 2, s, out + 16 * KVL_STRIP_ROWS);
-                unpack_octet(f, codes, 3, s, out + 24 * KVL_STRIP_ROWS);
-                g++;
-                codes += f.bits * WORDS_BYTES;
-                out += 32 * KVL_STRIP_ROWS;
-            }
+        for (uint32_t at = 0; at < KVL_STRIP_ROWS; at += WIDE) {
+            unpack_block(
+                f, panel, half * KVL_STRIP_ROWS + at, strip + (size_t)k * KVL_STRIP_ROWS + at);
         }
     }
 }
@@ -159,16 +187,18 @@ INLINE void unpack_quantized(
 static void unpack_f16(const uint8_t *panel, uint32_t half, uint32_t columns, float *strip) {
     panel += half * KVL_STRIP_ROWS * 2;
     for (uint32_t k = 0; k < columns; k++, panel += KVL_PANEL_ROWS * 2) {
-        v8_store(strip + (size_t)k * KVL_STRIP_ROWS, v8_load_f16(panel));
-        v8_store(strip + (size_t)k * KVL_STRIP_ROWS + LANES, v8_load_f16(panel + LANES * 2));
+        for (uint32_t at = 0; at < KVL_STRIP_ROWS; at += WIDE) {
+            vw_store(strip + (size_t)k * KVL_STRIP_ROWS + at, vw_load_f16(panel + at * 2));
+        }
     }
 }
 
 static void unpack_bf16(const uint8_t *panel, uint32_t half, uint32_t columns, float *strip) {
     panel += half * KVL_STRIP_ROWS * 2;
     for (uint32_t k = 0; k < columns; k++, panel += KVL_PANEL_ROWS * 2) {
-        v8_store(strip + (size_t)k * KVL_STRIP_ROWS, v8_load_bf16(panel));
-        v8_store(strip + (size_t)k * KVL_STRIP_ROWS + LANES, v8_load_bf16(panel + LANES * 2));
+        for (uint32_t at = 0; at < KVL_STRIP_ROWS; at += WIDE) {
+            vw_store(strip + (size_t)k * KVL_STRIP_ROWS + at, vw_load_bf16(panel + at * 2));
+        }
     }
 }
 
@@ -200,163 +230,158 @@ static void unpack_strip(
     }
 }
 
-/* ---- GEMM: up to 6 rows by 16 outputs stay in 12 registers over all of k ---- */
+/* ---- one token: weights are unpacked in registers ----
+ * `count` panels take turns, a constant where these are inlined: a sum is a chain of multiply-adds,
+ * each of which waits for the one before, and those of one panel keep a processor with registers
+ * for more waiting. */
 
-INLINE void gemm_rows(const struct kvl_gemm *g, uint32_t row, const uint32_t rows) {
-    const float *x = g->x + row * g->x_stride;
-    const float *strip = g->strip;
-    float *y = g->y + row * g->y_stride;
-    vec8 sum[GEMM_ROWS][2];
-    for (uint32_t r = 0; r < rows; r++) {
-        sum[r][0] = g->accumulate ? v8_load(y + r * g->y_stride) : v8_set1(0);
-        sum[r][1] = g->accumulate ? v8_load(y + r * g->y_stride + LANES) : v8_set1(0);
-    }
-    for (uint32_t k = 0; k < g->k; k++, strip += KVL_STRIP_ROWS) {
-        const vec8 w0 = v8_load(strip);
-        const vec8 w1 = v8_load(strip + LANES);
-        for (uint32_t r = 0; r < rows; r++) {
-            const vec8 xk = v8_set1(x[r * g->x_stride + k]);
-            sum[r][0] = v8_fma(w0, xk, sum[r][0]);
-            sum[r][1] = v8_fma(w1, xk, sum[r][1]);
-        }
-    }
-    for (uint32_t r = 0; r < rows; r++) {
-        v8_store(y + r * g->y_stride, sum[r][0]);
-        v8_store(y + r * g->y_stride + LANES, sum[r][1]);
-    }
-}
-
-static void gemm(const struct kvl_gemm *g) {
-    uint32_t row = 0;
-    for (; row + GEMM_ROWS <= g->rows; row += GEMM_ROWS) {
-        gemm_rows(g, row, GEMM_ROWS);
-    }
-    switch (g->rows - row) {
-    case 1:
-        gemm_rows(g, row, 1);
-        break;
-    case 2:
-        gemm_rows(g, row, 2);
-        break;
-    case 3:
-        gemm_rows(g, row, 3);
-        break;
-    case 4:
-        gemm_rows(g, row, 4);
-        break;
-    case 5:
-        gemm_rows(g, row, 5);
-        break;
-    default:
-        break;
-    }
-}
-
-/* ---- one token: weights are unpacked in registers ---- */
-
-/* One k of all rows at a time: four chains of sums, and few enough values for 16 registers. */
-INLINE void multiply_octet(const struct form f, const uint8_t *codes, const uint32_t g,
-    const struct scaling *s, const float *x, vec8 *sum) {
-    struct octet octet[PANEL_VECTORS];
+/* One k of all rows at a time: few enough values for 16 registers. */
+INLINE void multiply_quad(const struct form f, const uint8_t *codes, const uint32_t quad,
+    const struct scaling *s, const float *x, vecw *sum) {
+    veci bytes[PANEL_VECTORS];
     for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
-        octet[v] = load_octet(f, codes + v * LANES * 4, g);
+        bytes[v] = load_quad(f, codes + v * WIDE * 4, quad);
     }
-    for (uint32_t j = 0; j < 8; j++) {
-        const vec8 xk = v8_set1(x[8 * g + j]);
+    for (uint32_t j = 0; j < 4; j++) {
+        const vecw xk = vw_set1(x[4 * quad + j]);
         for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
-            sum[v] = v8_fma(weight_of(f, octet[v], j, s[v]), xk, sum[v]);
+            sum[v] = vw_fma(weight_of(f, bytes[v], quad, j, s[v]), xk, sum[v]);
         }
     }
+}
+
+#define FOR_PANELS for (uint32_t p = 0; p < count; p++)
+
+/* A block of each panel, and how far it is read. */
+struct cursor {
+    const uint8_t *block[PANELS_AT_ONCE], *codes[PANELS_AT_ONCE];
+    struct scaling scaling[PANELS_AT_ONCE][PANEL_VECTORS];
+};
+
+/* 16 k from `quad` on. */
+INLINE void multiply_quads(const struct form f, const struct cursor *at, const uint32_t count,
+    const uint32_t quad, const float *x, vecw sum[][PANEL_VECTORS]) {
+    FOR_PANELS multiply_quad(f, at->codes[p], quad, at->scaling[p], x, sum[p]);
+    FOR_PANELS multiply_quad(f, at->codes[p], quad + 1, at->scaling[p], x, sum[p]);
+    FOR_PANELS multiply_quad(f, at->codes[p], quad + 2, at->scaling[p], x, sum[p]);
+    FOR_PANELS multiply_quad(f, at->codes[p], quad + 3, at->scaling[p], x, sum[p]);
 }
 
 INLINE void load_scalings(
-    const struct form f, const uint8_t *block, uint32_t g, struct scaling s[PANEL_VECTORS]) {
-    for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
-        s[v] = load_scaling(f, block, g, v * LANES);
+    const struct form f, struct cursor *at, const uint32_t count, uint32_t g) {
+    FOR_PANELS {
+        for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+            at->scaling[p][v] = load_scaling(f, at->block[p], g, v * WIDE);
+        }
     }
 }
 
 /* The processor does not see by itself where a code in two planes goes on: without this Q6_K ran at
  * 5 GB/s from memory, with it at 8.4. */
-enum { FETCH_AHEAD_BYTES = 1024 };
+enum { FETCH_AHEAD_BYTES = 2048 };
 
 INLINE void fetch_codes(const struct form f, const uint8_t *codes) {
-    for (uint32_t i = 0; i < f.bits * WORDS_BYTES && low_bits(f) != f.bits; i += CACHE_LINE) {
-        __builtin_prefetch(codes + i);
+    for (uint32_t i = 0; i < f.bits * WORDS_BYTES; i += CACHE_LINE) {
+        __builtin_prefetch(codes + FETCH_AHEAD_BYTES + i);
     }
 }
 
-INLINE void multiply_quantized(
-    const struct form f, const uint8_t *panel, uint32_t columns, const float *x, vec8 *sum) {
-    struct scaling s[PANEL_VECTORS];
-    for (uint32_t k = 0; k < columns; k += f.block, panel += block_bytes_of(f)) {
-        const uint8_t *codes = panel + codes_at(f);
-        for (uint32_t g = 0; g < f.block / f.group; g++, x += 32, codes += f.bits * WORDS_BYTES) {
-            fetch_codes(f, codes + FETCH_AHEAD_BYTES);
-            load_scalings(f, panel, g, s);
-            multiply_octet(f, codes, 0, s, x, sum);
-            multiply_octet(f, codes, 1, s, x, sum);
-            if (f.group == 16) {
-                load_scalings(f, panel, ++g, s);
+INLINE void multiply_block(const struct form f, struct cursor *at, const uint32_t count,
+    const float *x, vecw sum[][PANEL_VECTORS]) {
+    for (uint32_t g = 0; g < f.block / f.group; g++, x += 32) {
+        FOR_PANELS fetch_codes(f, at->codes[p]);
+        load_scalings(f, at, count, g);
+        multiply_quads(f, at, count, 0, x, sum);
+        if (f.group == 16) {
+            load_scalings(f, at, count, ++g);
+        }
+        multiply_quads(f, at, count, 4, x, sum);
+        FOR_PANELS at->codes[p] += f.bits * WORDS_BYTES;
+    }
+}
+
+INLINE void multiply_quantized(const struct form f, const uint8_t *const *panels,
+    const uint32_t count, uint32_t columns, const float *x, vecw sum[][PANEL_VECTORS]) {
+    struct cursor at;
+    for (uint32_t k = 0; k < columns; k += f.block) {
+        FOR_PANELS {
+            at.block[p] = panels[p] + (size_t)(k / f.block) * block_bytes_of(f);
+            at.codes[p] = at.block[p] + codes_at(f);
+        }
+        multiply_block(f, &at, count, x + k, sum);
+    }
+}
+
+INLINE vecw load_element(const uint32_t type, const uint8_t *panel, size_t index) {
+    switch (type) {
+    case KVL_GGML_F16:
+        return vw_load_f16(panel + index * 2);
+    case KVL_GGML_BF16:
+        return vw_load_bf16(panel + index * 2);
+    default:
+        return vw_load((const float *)(const void *)panel + index);
+    }
+}
+
+INLINE void multiply_elements(const uint32_t type, const uint8_t *const *panels,
+    const uint32_t count, uint32_t columns, const float *x, vecw sum[][PANEL_VECTORS]) {
+    for (uint32_t k = 0; k < columns; k++) {
+        const vecw xk = vw_set1(x[k]);
+        FOR_PANELS {
+            for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+                const size_t index = (size_t)k * KVL_PANEL_ROWS + v * WIDE;
+                sum[p][v] = vw_fma(load_element(type, panels[p], index), xk, sum[p][v]);
             }
-            multiply_octet(f, codes, 2, s, x, sum);
-            multiply_octet(f, codes, 3, s, x, sum);
         }
     }
 }
 
-static inline void multiply_f16(const uint8_t *panel, uint32_t columns, const float *x, vec8 *sum) {
-    for (uint32_t k = 0; k < columns; k++) {
-        const vec8 xk = v8_set1(x[k]);
-        for (uint32_t v = 0; v < PANEL_VECTORS; v++, panel += LANES * 2) {
-            sum[v] = v8_fma(v8_load_f16(panel), xk, sum[v]);
-        }
-    }
-}
-
-static inline void multiply_bf16(
-    const uint8_t *panel, uint32_t columns, const float *x, vec8 *sum) {
-    for (uint32_t k = 0; k < columns; k++) {
-        const vec8 xk = v8_set1(x[k]);
-        for (uint32_t v = 0; v < PANEL_VECTORS; v++, panel += LANES * 2) {
-            sum[v] = v8_fma(v8_load_bf16(panel), xk, sum[v]);
-        }
-    }
-}
-
-static inline void multiply_f32(const float *panel, uint32_t columns, const float *x, vec8 *sum) {
-    for (uint32_t k = 0; k < columns; k++) {
-        const vec8 xk = v8_set1(x[k]);
-        for (uint32_t v = 0; v < PANEL_VECTORS; v++, panel += LANES) {
-            sum[v] = v8_fma(v8_load(panel), xk, sum[v]);
-        }
-    }
-}
-
-static void matvec(
-    uint32_t type, const void *panel, uint32_t columns, const float *x, float *y, bool accumulate) {
-    vec8 sum[PANEL_VECTORS];
-    for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
-        sum[v] = accumulate ? v8_load(y + v * LANES) : v8_set1(0);
-    }
+INLINE void multiply_panels(uint32_t type, const uint8_t *const *panels, const uint32_t count,
+    uint32_t columns, const float *x, vecw sum[][PANEL_VECTORS]) {
     switch (type) {
 #define MULTIPLY_CASE(name, ...)                                                                   \
     case KVL_GGML_##name: {                                                                        \
         static const struct form form = {__VA_ARGS__};                                             \
-        multiply_quantized(form, panel, columns, x, sum);                                          \
+        multiply_quantized(form, panels, count, columns, x, sum);                                  \
         break;                                                                                     \
     }
         KVL_QUANT_TYPES(MULTIPLY_CASE)
     case KVL_GGML_F16:
-        multiply_f16(panel, columns, x, sum);
+        multiply_elements(KVL_GGML_F16, panels, count, columns, x, sum);
         break;
     case KVL_GGML_BF16:
-        multiply_bf16(panel, columns, x, sum);
+        multiply_elements(KVL_GGML_BF16, panels, count, columns, x, sum);
         break;
     default:
-        multiply_f32(panel, columns, x, sum);
+        multiply_elements(KVL_GGML_F32, panels, count, columns, x, sum);
     }
-    for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
-        v8_store(y + v * LANES, sum[v]);
+}
+
+INLINE void multiply_vector(
+    const struct kvl_matvec *product, const uint32_t first, const uint32_t count) {
+    const uint8_t *panels[PANELS_AT_ONCE];
+    vecw sum[PANELS_AT_ONCE][PANEL_VECTORS];
+    FOR_PANELS {
+        panels[p] = product->panels[first + p];
+        for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+            sum[p][v] =
+                product->accumulate ? vw_load(product->y[first + p] + v * WIDE) : vw_set1(0);
+        }
+    }
+    multiply_panels(product->type, panels, count, product->columns, product->x, sum);
+    FOR_PANELS {
+        for (uint32_t v = 0; v < PANEL_VECTORS; v++) {
+            vw_store(product->y[first + p] + v * WIDE, sum[p][v]);
+        }
+    }
+}
+
+static void matvec(const struct kvl_matvec *product) {
+    uint32_t panel = 0;
+    for (; panel + PANELS_AT_ONCE <= product->count; panel += PANELS_AT_ONCE) {
+        multiply_vector(product, panel, PANELS_AT_ONCE);
+    }
+    for (; PANELS_AT_ONCE > 1 && panel < product->count; panel++) {
+        multiply_vector(product, panel, 1);
     }
 }

@@ -47,8 +47,10 @@ struct kvl_pool {
 };
 
 static inline void relax(void) {
-#ifdef __x86_64__
+#if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory"); /* waits as long as a pause; yield does nothing */
 #endif
 }
 
