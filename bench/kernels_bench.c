@@ -23,7 +23,7 @@ static struct {
     _Alignas(64) float x[ROWS * COLUMNS];
     _Alignas(64) float y[ROWS * KVL_PANEL_ROWS];
     _Alignas(64) float strip[COLUMNS * KVL_STRIP_ROWS];
-    _Alignas(64) uint8_t panel[2][COLUMNS * KVL_PANEL_ROWS * 4];
+    _Alignas(64) uint8_t panel[COLUMNS * KVL_PANEL_ROWS * 4];
     _Alignas(64) uint8_t kv[KVL_TILE_TOKENS][DIM * 4];
     _Alignas(64) float strips[KVL_TILE_TOKENS * DIM];
     _Alignas(64) float scores[ROWS * KVL_TILE_TOKENS];
@@ -73,26 +73,12 @@ static void run_gather(const struct kvl_cpu_kernels *kernels, uint32_t rows) {
 }
 
 static void run_unpack(const struct kvl_cpu_kernels *kernels, uint32_t type) {
-    kernels->unpack_strip(type, data.panel[0], 0, COLUMNS, data.strip);
-    kernels->unpack_strip(type, data.panel[0], 1, COLUMNS, data.strip);
+    kernels->unpack_strip(type, data.panel, 0, COLUMNS, data.strip);
+    kernels->unpack_strip(type, data.panel, 1, COLUMNS, data.strip);
 }
 
 static void run_matvec(const struct kvl_cpu_kernels *kernels, uint32_t type) {
-    kernels->matvec(&(struct kvl_matvec){.type = type,
-        .columns = COLUMNS,
-        .x = data.x,
-        .panels = {data.panel[0]},
-        .y = {data.y},
-        .count = 1});
-}
-
-static void run_matvec_pair(const struct kvl_cpu_kernels *kernels, uint32_t type) {
-    kernels->matvec(&(struct kvl_matvec){.type = type,
-        .columns = COLUMNS,
-        .x = data.x,
-        .panels = {data.panel[0], data.panel[1]},
-        .y = {data.y, data.y + KVL_PANEL_ROWS},
-        .count = 2});
+    kernels->matvec(type, data.panel, COLUMNS, data.x, data.y, false);
 }
 
 static struct kvl_kv_tile tile_of(uint32_t dtype) {
@@ -185,10 +171,6 @@ static void measure_weights(uint32_t rounds) {
         measure(&(struct work){name, run_matvec, types[i], flops, "GFLOPS"}, rounds);
     }
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
-        snprintf(name, sizeof name, "2 panels %s", kvl_ggml_layout(types[i])->name);
-        measure(&(struct work){name, run_matvec_pair, types[i], 2 * flops, "GFLOPS"}, rounds);
-    }
-    for (size_t i = 0; i < sizeof types / sizeof types[0]; i++) {
         snprintf(name, sizeof name, "unpack %s", kvl_ggml_layout(types[i])->name);
         measure(&(struct work){name, run_unpack, types[i], flops / 2e-3, "Mw/s"}, rounds);
     }
@@ -225,11 +207,11 @@ static void fill(void) {
     for (size_t i = 0; i < sizeof data.x / sizeof data.x[0]; i++) {
         data.x[i] = (float)(i * 2654435761u % 1000) * 1e-3f - 0.5f;
     }
-    for (size_t i = 0; i < sizeof data.panel[0]; i++) {
-        data.panel[0][i] = data.panel[1][i] = (uint8_t)(i % 2 == 1 ? 0x2C : i * 2654435761u >> 8);
+    for (size_t i = 0; i < sizeof data.panel; i++) {
+        data.panel[i] = (uint8_t)(i % 2 == 1 ? 0x2C : i * 2654435761u >> 8);
     }
     for (size_t i = 0; i < KVL_TILE_TOKENS; i++) {
-        memcpy(data.kv[i], data.panel[0] + i, sizeof data.kv[i]);
+        memcpy(data.kv[i], data.panel + i, sizeof data.kv[i]);
         data.positions[i] = data.kv[i];
     }
     memcpy(data.scores, data.x, sizeof data.scores);

@@ -35,11 +35,10 @@
 #include "../backend.h"
 
 enum {
-    KVL_PANEL_ROWS = 32,   /* weight rows of a packed panel */
-    KVL_STRIP_ROWS = 16,   /* outputs of a strip: what the GEMM kernel makes at a time */
-    KVL_MATVEC_PANELS = 2, /* panels of a matrix-vector product at a time, at most */
-    KVL_TILE_TOKENS = 64,  /* positions of an attention tile, counted from position 0 */
-    KVL_DIRECT_ROWS = 6,   /* most query rows for score_direct and gather_direct */
+    KVL_PANEL_ROWS = 32,  /* weight rows of a packed panel */
+    KVL_STRIP_ROWS = 16,  /* outputs of a strip: what the GEMM kernel makes at a time */
+    KVL_TILE_TOKENS = 64, /* positions of an attention tile, counted from position 0 */
+    KVL_DIRECT_ROWS = 6,  /* most query rows for score_direct and gather_direct */
 };
 
 /* y[rows][16] = x[rows][k] * strip[k][16], or y += with `accumulate` (the sum then starts from y).
@@ -52,18 +51,6 @@ struct kvl_gemm {
     size_t y_stride;
     uint32_t rows;
     uint32_t k;
-    bool accumulate;
-};
-
-/* y[p][32] = panels[p] * x[columns], or y += with `accumulate`, for one or two panels of one type.
- */
-struct kvl_matvec {
-    uint32_t type;
-    uint32_t columns;
-    const float *x;
-    const void *panels[KVL_MATVEC_PANELS];
-    float *y[KVL_MATVEC_PANELS];
-    uint32_t count; /* panels: 1 or 2 */
     bool accumulate;
 };
 
@@ -92,9 +79,9 @@ struct kvl_cpu_kernels {
     void (*unpack_strip)(
         uint32_t type, const void *panel, uint32_t half, uint32_t columns, float *strip);
     void (*gemm)(const struct kvl_gemm *product);
-    /* The bits of unpack_strip and gemm with one row; two panels may take less time than twice one.
-     */
-    void (*matvec)(const struct kvl_matvec *product);
+    /* y[32] = panel * x[columns]; the bits of unpack_strip and gemm with one row. */
+    void (*matvec)(uint32_t type, const void *panel, uint32_t columns, const float *x, float *y,
+        bool accumulate);
 
     /* y = x / sqrt(mean(x^2) + epsilon) * weight */
     void (*rms_norm)(const float *x, const float *weight, uint32_t width, float epsilon, float *y);

@@ -9,7 +9,6 @@
 #include "vector_avx2.h"
 
 #define KVL_WIDE_LANES 16
-#define KVL_PANELS_AT_ONCE 2
 #define KVL_HAS_LOOKUP 1
 #define KVL_GEMM_ROWS 8 /* keep two pipes busy, each sum waiting 4 cycles */
 

@@ -5,7 +5,6 @@
  *   vecw, vw_*           WIDE = KVL_WIDE_LANES lanes of f32, 8 or 16; kernels_narrow.h if 8
  *   veci, vi_*           as many of u32
  *   KVL_GEMM_ROWS        rows of a product whose sums fit into the registers
- *   KVL_PANELS_AT_ONCE   panels of a matrix-vector product for which they suffice, 1 or 2
  *   KVL_KERNELS_TABLE, KVL_KERNELS_NAME, KVL_KERNELS_AVAILABLE
  *                        the table's symbol, its name, the test whether this CPU can run it
  *
@@ -35,7 +34,6 @@ enum {
     STRIP_VECTORS = KVL_STRIP_ROWS / WIDE,
     PANEL_VECTORS = KVL_PANEL_ROWS / WIDE,
     GEMM_ROWS = KVL_GEMM_ROWS,
-    PANELS_AT_ONCE = KVL_PANELS_AT_ONCE,
     CACHE_LINE = 64,
 };
 

@@ -4,7 +4,6 @@
 
 #define KVL_WIDE_LANES 8
 #define KVL_GEMM_ROWS 6
-#define KVL_PANELS_AT_ONCE 1
 #define KVL_HAS_LOOKUP 0
 
 #define vecw vec8

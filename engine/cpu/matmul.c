@@ -1,6 +1,6 @@
 /* matmul.c - see matmul.h. A unit of work is one panel of 32 outputs for a block of tokens: the
  * panel is unpacked once per block into a strip that stays in the cache while the block's rows run
- * over it. A single token skips the strip and takes two panels a unit; the bits are the same. */
+ * over it. A single token skips the strip; the bits are the same. */
 #include "matmul.h"
 
 #include <string.h>
@@ -16,6 +16,10 @@ static void multiply_panel(const struct kvl_cpu *cpu, struct kvl_cpu_scratch *sc
     struct tile tile, bool accumulate) {
     const struct kvl_cpu_kernels *kernels = cpu->kernels;
     const uint8_t *packed = kvl_packed_panel(weight, panel);
+    if (tokens == 1) {
+        kernels->matvec(weight->type, packed, weight->columns, x, tile.y, accumulate);
+        return;
+    }
     for (uint32_t half = 0; half < 2; half++) {
         kernels->unpack_strip(weight->type, packed, half, weight->columns, scratch->strip);
         kernels->gemm(&(struct kvl_gemm){
@@ -57,21 +61,20 @@ static uint32_t block_tokens(uint32_t tokens, uint32_t block) {
 struct matmul_job {
     struct kvl_cpu *cpu;
     const struct kvl_matmul *products;
-    uint32_t units; /* of all products, for a block of tokens */
+    uint32_t panels; /* of all products */
     uint32_t tokens;
 };
 
-static uint32_t panels_of_unit(const struct matmul_job *job) {
-    return job->tokens == 1 ? KVL_MATVEC_PANELS : 1;
-}
-
-static uint32_t unit_count(const struct matmul_job *job, const struct kvl_matmul *product) {
-    const uint32_t panels = panels_of_unit(job);
-    return (product->weight->panel_count + panels - 1) / panels;
-}
-
-static void multiply_block(const struct matmul_job *job, struct kvl_cpu_scratch *scratch,
-    const struct kvl_matmul *product, uint32_t panel, uint32_t block) {
+static void matmul_unit(void *arg, uint32_t thread, uint32_t unit) {
+    const struct matmul_job *job = arg;
+    struct kvl_cpu_scratch *scratch = &job->cpu->scratch[thread];
+    const uint32_t block = unit / job->panels;
+    uint32_t panel = unit % job->panels;
+    const struct kvl_matmul *product = job->products;
+    while (panel >= product->weight->panel_count) {
+        panel -= product->weight->panel_count;
+        product++;
+    }
     const struct kvl_packed *weight = product->weight;
     const size_t first = (size_t)block * KVL_MATMUL_TOKENS;
     const float *x = product->x + first * weight->columns;
@@ -90,53 +93,13 @@ static void multiply_block(const struct matmul_job *job, struct kvl_cpu_scratch 
     copy_columns(y, weight->rows, tile, KVL_PANEL_ROWS, tokens, outputs);
 }
 
-/* One token: the outputs of two panels, or of the last one. */
-static void multiply_token(const struct matmul_job *job, struct kvl_cpu_scratch *scratch,
-    const struct kvl_matmul *product, uint32_t panel) {
-    const struct kvl_packed *weight = product->weight;
-    struct kvl_matvec vector = {.type = weight->type,
-        .columns = weight->columns,
-        .x = product->x,
-        .accumulate = product->accumulate};
-    float *y = NULL;
-    uint32_t outputs = KVL_PANEL_ROWS;
-    for (; vector.count < KVL_MATVEC_PANELS && panel < weight->panel_count; panel++) {
-        y = product->y + (size_t)panel * KVL_PANEL_ROWS;
-        outputs = panel_outputs(weight, panel);
-        vector.panels[vector.count] = kvl_packed_panel(weight, panel);
-        vector.y[vector.count++] = outputs == KVL_PANEL_ROWS ? y : scratch->tile_a;
-    }
-    if (outputs == KVL_PANEL_ROWS) {
-        job->cpu->kernels->matvec(&vector);
-        return;
-    }
-    memcpy(scratch->tile_a, y, outputs * sizeof *y); /* the last one of the matrix */
-    job->cpu->kernels->matvec(&vector);
-    memcpy(y, scratch->tile_a, outputs * sizeof *y);
-}
-
-static void matmul_unit(void *arg, uint32_t thread, uint32_t unit) {
-    const struct matmul_job *job = arg;
-    struct kvl_cpu_scratch *scratch = &job->cpu->scratch[thread];
-    const uint32_t block = unit / job->units;
-    const struct kvl_matmul *product = job->products;
-    for (unit %= job->units; unit >= unit_count(job, product); product++) {
-        unit -= unit_count(job, product);
-    }
-    if (job->tokens == 1) {
-        multiply_token(job, scratch, product, unit * KVL_MATVEC_PANELS);
-    } else {
-        multiply_block(job, scratch, product, unit, block);
-    }
-}
-
 void kvl_matmul(
     struct kvl_cpu *cpu, const struct kvl_matmul *products, uint32_t count, uint32_t tokens) {
     struct matmul_job job = {.cpu = cpu, .products = products, .tokens = tokens};
     for (uint32_t i = 0; i < count; i++) {
-        job.units += unit_count(&job, &products[i]);
+        job.panels += products[i].weight->panel_count;
     }
-    kvl_pool_run(cpu->pool, matmul_unit, &job, job.units * block_count(tokens));
+    kvl_pool_run(cpu->pool, matmul_unit, &job, job.panels * block_count(tokens));
 }
 
 /* ---- the gated half of a feed-forward ---- */
@@ -149,25 +112,6 @@ struct gated_job {
     uint32_t tokens;
 };
 
-/* tile_a = gate(x), tile_b = up(x) */
-static void multiply_both(const struct gated_job *job, struct kvl_cpu_scratch *scratch,
-    uint32_t panel, const float *x, uint32_t tokens) {
-    const struct kvl_packed *gate = job->gate, *up = job->up;
-    if (tokens == 1 && gate->type == up->type) {
-        job->cpu->kernels->matvec(&(struct kvl_matvec){.type = gate->type,
-            .columns = gate->columns,
-            .x = x,
-            .panels = {kvl_packed_panel(gate, panel), kvl_packed_panel(up, panel)},
-            .y = {scratch->tile_a, scratch->tile_b},
-            .count = 2});
-        return;
-    }
-    multiply_panel(job->cpu, scratch, gate, panel, x, tokens,
-        (struct tile){scratch->tile_a, KVL_PANEL_ROWS}, false);
-    multiply_panel(job->cpu, scratch, up, panel, x, tokens,
-        (struct tile){scratch->tile_b, KVL_PANEL_ROWS}, false);
-}
-
 static void gated_unit(void *arg, uint32_t thread, uint32_t unit) {
     const struct gated_job *job = arg;
     struct kvl_cpu_scratch *scratch = &job->cpu->scratch[thread];
@@ -176,7 +120,10 @@ static void gated_unit(void *arg, uint32_t thread, uint32_t unit) {
     const size_t first = (size_t)block * KVL_MATMUL_TOKENS;
     const uint32_t tokens = block_tokens(job->tokens, block);
     const float *x = job->x + first * job->gate->columns;
-    multiply_both(job, scratch, panel, x, tokens);
+    multiply_panel(job->cpu, scratch, job->gate, panel, x, tokens,
+        (struct tile){scratch->tile_a, KVL_PANEL_ROWS}, false);
+    multiply_panel(job->cpu, scratch, job->up, panel, x, tokens,
+        (struct tile){scratch->tile_b, KVL_PANEL_ROWS}, false);
     float *out = job->out + first * job->gate->rows + (size_t)panel * KVL_PANEL_ROWS;
     const uint32_t outputs = panel_outputs(job->gate, panel);
     const struct kvl_cpu_kernels *kernels = job->cpu->kernels;
