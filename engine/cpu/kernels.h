@@ -4,7 +4,7 @@
  * shapes of the model: a product sums over k sequentially, one fused multiply-add per k, SIMD lanes
  * being different outputs; a reduction over a row keeps 8 lane sums, element i going to lane i % 8,
  * and adds the lanes as ((0+4)+(2+6))+((1+5)+(3+7)). All tables are compiled from the same
- * kernels_body.h over 8-lane vectors, so they give the same bits and share one arithmetic id.
+ * kernels_body.h, so they give the same bits and share one arithmetic id.
  *
  * Packed panel of 32 weight rows (pack.h makes it), `columns` = k, all little endian:
  *

@@ -30,20 +30,20 @@ printf '%s\n' core/*.c engine/*.c engine/cpu/*.c |
     -fsyntax-only
 echo "core and engine compile for aarch64"
 
-sources=(core/kvl_err.c engine/ggml_type.c engine/huge_memory.c engine/quant.c
+sources=(core/kvl_err.c engine/backend.c engine/ggml_type.c engine/huge_memory.c engine/quant.c
   engine/cpu/kernels.c engine/cpu/kernels_neon.c engine/cpu/kernels_portable.c engine/cpu/pack.c
   engine/cpu/pool.c tests/unit/engine/gguf_writer.c tests/unit/engine/tiny_model.c
   tests/unit/engine/kernels_test.c tests/unit/engine/pool_test.c)
 ccache=$(command -v ccache || true)
 compile() {
-  $ccache $compiler "${flags[@]}" -Itests/cross -Itests/unit/engine -O2 -ffp-contract=off \
+  $ccache $compiler "${flags[@]}" -Itests/cross -Itests/unit/engine -O1 -ffp-contract=off \
     -c "$1" -o "$build_dir/$(basename "$1" .c).o"
 }
 for source in "${sources[@]}"; do
   compile "$source"
 done
 cd "$build_dir"
-library=(kvl_err.o ggml_type.o huge_memory.o quant.o kernels.o kernels_neon.o kernels_portable.o
+library=(kvl_err.o backend.o ggml_type.o huge_memory.o quant.o kernels.o kernels_neon.o kernels_portable.o
   pack.o pool.o gguf_writer.o tiny_model.o)
 for test in kernels_test pool_test; do
   $compiler -static "$test.o" "${library[@]}" -pthread -lm -o "$test"
