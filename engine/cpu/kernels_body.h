@@ -35,6 +35,7 @@ enum {
     PANEL_VECTORS = KVL_PANEL_ROWS / WIDE,
     GEMM_ROWS = KVL_GEMM_ROWS,
     CACHE_LINE = 64,
+    FETCH_LEVEL_2 = 2, /* __builtin_prefetch: into the second level of caches, not the first */
 };
 
 /* ---- sums over lanes ---- */

@@ -270,7 +270,7 @@ enum { FETCH_AHEAD_BYTES = 1024 };
 
 INLINE void fetch_codes(const struct form f, const uint8_t *codes) {
     for (uint32_t i = 0; i < f.bits * WORDS_BYTES; i += CACHE_LINE) {
-        __builtin_prefetch(codes + i);
+        __builtin_prefetch(codes + i, 0, FETCH_LEVEL_2);
     }
 }
 
