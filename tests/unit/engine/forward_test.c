@@ -412,6 +412,29 @@ static void gives_logits_of_the_last_rows_only(void **state) {
     free(path);
 }
 
+static void the_environment_chooses_kernels_that_run_here(void **state) {
+    (void)state;
+    struct kvl_backend *backend = NULL;
+    struct kvl_model *model;
+    struct kvl_errmsg msg = {{0}};
+    const struct kvl_backend_options options = {.threads = 1, .context_max = 16};
+    char *path = quantised_model();
+    assert_int_equal(kvl_model_load(path, &model, &msg), KVL_OK);
+    assert_int_equal(setenv("KVLOFT_CPU_KERNELS", "avx9", 1), 0);
+    assert_int_equal(kvl_backend_cpu.create(model, &options, &backend, &msg), KVL_ERR_INVALID);
+    assert_non_null(strstr(msg.text, "KVLOFT_CPU_KERNELS=avx9"));
+    assert_int_equal(setenv("KVLOFT_CPU_KERNELS", "portable", 1), 0);
+    assert_int_equal(kvl_backend_cpu.create(model, &options, &backend, &msg), KVL_OK);
+    assert_ptr_equal(((struct kvl_cpu *)(void *)backend)->kernels, &kvl_cpu_kernels_portable);
+    kvl_backend_cpu.destroy(backend);
+    assert_int_equal(unsetenv("KVLOFT_CPU_KERNELS"), 0);
+    assert_int_equal(kvl_backend_cpu.create(model, &options, &backend, &msg), KVL_OK);
+    assert_ptr_equal(((struct kvl_cpu *)(void *)backend)->kernels, kvl_cpu_kernels_best());
+    kvl_backend_cpu.destroy(backend);
+    kvl_model_free(model);
+    free(path);
+}
+
 static void refuses_impossible_batches(void **state) {
     (void)state;
     char *path = quantised_model();
@@ -461,6 +484,7 @@ int main(void) {
         cmocka_unit_test(writes_nothing_but_its_own_tokens),
         cmocka_unit_test(asks_before_each_layer_and_stops_when_told),
         cmocka_unit_test(gives_logits_of_the_last_rows_only),
+        cmocka_unit_test(the_environment_chooses_kernels_that_run_here),
         cmocka_unit_test(refuses_impossible_batches),
         cmocka_unit_test(block_bytes_are_checked),
     };
