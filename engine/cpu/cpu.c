@@ -234,8 +234,8 @@ static kvl_err choose_kernels(const struct kvl_cpu_kernels **out, struct kvl_err
     *out = kvl_cpu_kernels_named(name);
     if (*out == NULL) {
         return kvl_fail(msg, KVL_ERR_INVALID,
-            "KVLOFT_CPU_KERNELS=%s: this CPU has no such kernels; it is meant for avx512, avx2, "
-            "neon or portable; without it the fastest are taken (%s here)",
+            "KVLOFT_CPU_KERNELS=%s: no kernels of that name run on this CPU: there are "
+            "avx512, avx2, neon and portable; unset it for the fastest (%s here)",
             name, kvl_cpu_kernels_best()->name);
     }
     return KVL_OK;

@@ -1,4 +1,4 @@
-/* kernels_body.h - every kernel, written once over 8-lane vectors and compiled once per
+/* kernels_body.h - every kernel, written once over vectors and compiled once per
  * instruction set. The including file defines first:
  *
  *   vec8, v8_*           8 lanes of f32 and the operations on them

@@ -488,7 +488,8 @@ static uint64_t hash_products(const struct kvl_cpu_kernels *kernels, uint64_t ha
 
 static uint64_t hash_rows(const struct kvl_cpu_kernels *kernels, uint64_t hash) {
     enum { COUNT = 61 };
-    float *x = random_floats(COUNT, 7), *w = random_floats(COUNT, 8), y[COUNT];
+    float y[COUNT];
+    float *x = random_floats(KVL_TILE_TOKENS, 7), *w = random_floats(KVL_TILE_TOKENS, 8);
     kernels->rms_norm(x, w, COUNT, 1e-5f, y);
     hash = hash_of(hash, y, COUNT);
     kernels->swiglu(x, w, COUNT, y);
