@@ -112,6 +112,22 @@ kvl_err kvl_key_of_namespace(const struct kvl_namespace_desc *desc, struct kvl_k
     return hasher_result(&hasher);
 }
 
+kvl_err kvl_key_of_layer_group(
+    const struct kvl_key *first, const struct kvl_geometry *geometry, struct kvl_key *out) {
+    if (first == NULL || kvl_block_payload_bytes(geometry, KVL_DTYPE_F16) == 0 || out == NULL)
+        return KVL_ERR_INVALID;
+    uint8_t encoded[4 * KVL_GEOMETRY_FIELDS];
+    geometry_encode(geometry, encoded);
+    struct hasher hasher;
+    hasher_init(&hasher);
+    hash_begin(&hasher);
+    hash_text_field(&hasher, "layer group");
+    hash_field(&hasher, first->bytes, sizeof(first->bytes));
+    hash_field(&hasher, encoded, sizeof(encoded));
+    hash_end(&hasher, out);
+    return hasher_result(&hasher);
+}
+
 kvl_err kvl_key_of_opaque_namespace(
     const char *name, uint64_t block_bytes, struct kvl_bytes salt, struct kvl_key *out) {
     if (!text_valid(name) || block_bytes == 0 || !bytes_valid(salt) || out == NULL)

@@ -6,6 +6,8 @@
  *     model fingerprint 32 | geometry 28: u32le layers, kv_heads, k_dim, v_dim, block_tokens,
  *     layer_group, shard | dtype u32le | rope bytes | layout version u32le | arithmetic id |
  *     fidelity | tenant salt | adapter
+ *   of a further layer group of the same model = SHA-256 over, length-prefixed: "layer group" |
+ *     namespace of the model's first group 32 | geometry 28
  *   opaque namespace = the same with fingerprint, geometry, dtype, rope and arithmetic id replaced
  *     by: "opaque" | u64le block_bytes | name | fidelity | tenant salt
  *   key[0] = SHA-256(namespace, tokens[0]); key[i] = SHA-256(key[i-1], tokens[i]);
@@ -42,8 +44,10 @@ struct kvl_geometry {
     uint32_t k_dim; /* elements per head */
     uint32_t v_dim;
     uint32_t block_tokens;
-    uint32_t layer_group; /* 0 unless the model has unlike layers */
-    uint32_t shard;       /* 0 unless the model is cut over devices */
+    /* What the layers of this group see: 0: all tokens before them; else that many, their own
+     * included, and then a block is of use without its parent. */
+    uint32_t layer_group;
+    uint32_t shard; /* 0 unless the model is cut over devices */
 };
 
 enum kvl_dtype { KVL_DTYPE_F16 = 1, KVL_DTYPE_BF16 = 2, KVL_DTYPE_F32 = 3 };
@@ -67,6 +71,11 @@ struct kvl_namespace_desc {
 
 KVL_MUST_CHECK kvl_err kvl_key_of_namespace(
     const struct kvl_namespace_desc *desc, struct kvl_key *out);
+/* Unlike layers of a model form groups, each with blocks of its own in a namespace of its own. The
+ * first group's is kvl_key_of_namespace's; those of the others follow from it, so that whoever
+ * knows one namespace of a session can tell which ones belong to it. */
+KVL_MUST_CHECK kvl_err kvl_key_of_layer_group(
+    const struct kvl_key *first, const struct kvl_geometry *geometry, struct kvl_key *out);
 KVL_MUST_CHECK kvl_err kvl_key_of_opaque_namespace(
     const char *name, uint64_t block_bytes, struct kvl_bytes salt, struct kvl_key *out);
 

@@ -16,20 +16,24 @@
 #include "planted.h"
 #include "store_private.h"
 
+void kvl_store_lookup_each(
+    struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found) {
+    const uint32_t *blocks = store->scratch_blocks;
+    kvl_table_find_many(store->table, keys, count, store->scratch_blocks);
+    for (uint32_t i = 0; i < count; i++)
+        found[i] = blocks[i] == KVL_BLOCK_NONE ? 0 : kvl_table_at(store->table, blocks[i])->tiers;
+}
+
 uint32_t kvl_store_lookup(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found) {
     if (count > KVL_CHAIN_BLOCKS_MAX)
         count = KVL_CHAIN_BLOCKS_MAX;
-    memset(found, 0, count);
-    kvl_table_find_many(store->table, keys, count, store->scratch_blocks);
-    for (uint32_t i = 0; i < count; i++) {
-        if (store->scratch_blocks[i] == KVL_BLOCK_NONE)
-            return i;
-        found[i] = kvl_table_at(store->table, store->scratch_blocks[i])->tiers;
-        if (found[i] == 0)
-            return i;
-    }
-    return count;
+    kvl_store_lookup_each(store, keys, count, found);
+    uint32_t leading = 0;
+    while (leading < count && found[leading] != 0)
+        leading++;
+    memset(found + leading, 0, count - leading);
+    return leading;
 }
 
 /* ---- progress ----------------------------------------------------------------------------- */

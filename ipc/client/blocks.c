@@ -51,19 +51,31 @@ static kvl_err run_list(
     return err == KVL_OK && target->too_many ? KVL_ERR_INVALID : err;
 }
 
-kvl_err kvl_lookup(struct kvl_client *client, const struct kvl_key *keys, uint32_t count,
-    uint8_t *found, uint32_t *hits) {
-    *hits = 0;
+/* Items that the daemon left out stand for blocks that are nowhere. */
+static kvl_err look_up(struct kvl_client *client, const struct kvl_key *keys, uint32_t count,
+    bool each, uint8_t *found, uint32_t *answered) {
+    *answered = 0;
     if (count > KVL_CHAIN_BLOCKS_MAX)
         return KVL_ERR_TOOBIG;
-    struct kvl_wire_chain chain = {.count = count, .keys = keys};
+    struct kvl_wire_chain chain = {.flag = each, .count = count, .keys = keys};
     struct list_target target = {.items = found, .item_bytes = 1, .max = count};
     kvl_err err = run_list(client, KVL_VERB_LOOKUP, &chain, &target);
     if (err != KVL_OK)
         return err;
     memset(found + target.count, 0, count - target.count);
-    *hits = target.count;
+    *answered = target.count;
     return KVL_OK;
+}
+
+kvl_err kvl_lookup(struct kvl_client *client, const struct kvl_key *keys, uint32_t count,
+    uint8_t *found, uint32_t *hits) {
+    return look_up(client, keys, count, false, found, hits);
+}
+
+kvl_err kvl_lookup_each(
+    struct kvl_client *client, const struct kvl_key *keys, uint32_t count, uint8_t *found) {
+    uint32_t answered;
+    return look_up(client, keys, count, true, found, &answered);
 }
 
 kvl_err kvl_restore(struct kvl_client *client, enum kvl_tier_kind tier, const struct kvl_key *keys,

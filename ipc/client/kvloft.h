@@ -132,6 +132,9 @@ KVL_MUST_CHECK kvl_err kvl_client_namespace_at(
  * somewhere. One round trip. */
 KVL_MUST_CHECK kvl_err kvl_lookup(struct kvl_client *client, const struct kvl_key *keys,
     uint32_t count, uint8_t *found, uint32_t *hits);
+/* The same of every key, whether those before it are anywhere or not; 0: nowhere. */
+KVL_MUST_CHECK kvl_err kvl_lookup_each(
+    struct kvl_client *client, const struct kvl_key *keys, uint32_t count, uint8_t *found);
 
 struct kvl_restore_result {
     uint32_t count;           /* leading blocks leased: that many entries of blocks are set */

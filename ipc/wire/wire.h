@@ -144,7 +144,7 @@ struct kvl_wire_blob {
 struct kvl_wire_chain {
     uint32_t namespace_id; /* alloc */
     uint32_t target;       /* enum kvl_tier_kind: restore, prefetch, alloc, demote */
-    bool flag;             /* alloc: wait; pin: pinned */
+    bool flag;             /* alloc: wait; pin: pinned; lookup: each */
     uint32_t count;        /* <= KVL_CHAIN_BLOCKS_MAX */
     const struct kvl_key *keys;
 };

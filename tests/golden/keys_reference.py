@@ -11,6 +11,9 @@
 Offload clients' own keys (core/kvl_key.h): ns = SHA-256 over the fields "opaque" | u64le
 block_bytes | name | fidelity | tenant salt; key = SHA-256(ns || the client's 32 bytes).
 
+Further layer groups of a model (ditto): ns = SHA-256 over the fields "layer group" | the first
+group's ns | geometry.
+
 Standard library only. Never change it to agree with the C code: one of the two is wrong then.
 """
 import hashlib
@@ -131,6 +134,21 @@ def opaque_vectors():
     ]
 
 
+def group_vector(**changes):
+    first = namespace(BASE)
+    group = geometry(**changes)
+    fields = [b"layer group", first, b"".join(u32(group[name]) for name in GEOMETRY)]
+    return {"first": first.hex(), "geometry": group,
+            "namespace": hashlib.sha256(b"".join(field(data) for data in fields)).hexdigest()}
+
+
+def group_vectors():
+    return [
+        group_vector(layer_group=1024),
+        group_vector(layer_group=4096, layers=13),
+    ]
+
+
 def lines(entries):
     """One vector a line."""
     return ",\n".join("  " + json.dumps(entry) for entry in entries)
@@ -138,4 +156,5 @@ def lines(entries):
 
 if __name__ == "__main__":
     print("{\"made_by\": \"tests/golden/keys_reference.py\", \"vectors\": [\n" + lines(vectors())
-          + "\n], \"opaque\": [\n" + lines(opaque_vectors()) + "\n]}")
+          + "\n], \"opaque\": [\n" + lines(opaque_vectors())
+          + "\n], \"groups\": [\n" + lines(group_vectors()) + "\n]}")

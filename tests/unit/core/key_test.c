@@ -114,6 +114,25 @@ static void keys_equal_the_reference(void **state) {
     json_decref(root);
 }
 
+static void layer_groups_equal_the_reference(void **state) {
+    (void)state;
+    json_t *root = json_load_file(KVL_KEYS_JSON, 0, NULL);
+    const json_t *groups = json_object_get(root, "groups");
+    assert_true(json_array_size(groups) > 0);
+    size_t i;
+    json_t *group;
+    json_array_foreach(groups, i, group) {
+        struct kvl_geometry geometry = geometry_of(json_object_get(group, "geometry"));
+        struct kvl_key first, key;
+        assert_true(kvl_key_from_hex(json_string_value(json_object_get(group, "first")), &first));
+        assert_int_equal(kvl_key_of_layer_group(&first, &geometry, &key), KVL_OK);
+        assert_hex(&key, group, "namespace");
+        geometry.layers = 0;
+        assert_int_equal(kvl_key_of_layer_group(&first, &geometry, &key), KVL_ERR_INVALID);
+    }
+    json_decref(root);
+}
+
 static struct kvl_namespace_desc plain_desc(void) {
     return (struct kvl_namespace_desc){
         .geometry = {.layers = 2, .kv_heads = 1, .k_dim = 4, .v_dim = 4, .block_tokens = 4},
@@ -203,6 +222,7 @@ static void hex_goes_both_ways(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_equal_the_reference),
+        cmocka_unit_test(layer_groups_equal_the_reference),
         cmocka_unit_test(every_field_of_a_namespace_counts),
         cmocka_unit_test(a_chain_is_its_blocks),
         cmocka_unit_test(absurd_input_is_refused),

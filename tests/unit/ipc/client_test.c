@@ -44,6 +44,15 @@ static void test_store_and_restore(void **state) {
     assert_int_equal(hits, 3);
     assert_true(found[2] & 1 << KVL_TIER_DEVICE);
     assert_int_equal(found[3], 0);
+    struct kvl_key holed[4] = {keys[3], keys[1], keys[3], keys[2]};
+    assert_int_equal(kvl_lookup(reader, holed, 4, found, &hits), KVL_OK);
+    assert_int_equal(hits, 0);
+    assert_int_equal(found[1], 0);
+    assert_int_equal(kvl_lookup_each(reader, holed, 4, found), KVL_OK);
+    assert_int_equal(found[0], 0);
+    assert_true(found[1] & 1 << KVL_TIER_DEVICE);
+    assert_int_equal(found[2], 0);
+    assert_true(found[3] & 1 << KVL_TIER_DEVICE);
     struct kvl_restored blocks[4];
     struct kvl_restore_result result;
     assert_int_equal(kvl_restore(reader, KVL_TIER_DEVICE, keys, 4, blocks, &result), KVL_OK);
