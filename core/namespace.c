@@ -22,6 +22,11 @@ struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t
     return known ? &store->namespaces[id - 1]->info : NULL;
 }
 
+bool kvl_namespace_is_windowed(struct kvl_store *store, uint32_t id) {
+    const struct kvl_namespace_info *info = kvl_namespace_by_id(store, id);
+    return info != NULL && info->geometry.layer_group != 0;
+}
+
 struct kvl_tenant *kvl_namespace_tenant(struct kvl_store *store, uint32_t id) {
     bool known = id != 0 && id <= store->namespace_end && store->namespaces[id - 1] != NULL;
     return known ? store->namespaces[id - 1]->tenant : store->tenants.tenants[KVL_TENANT_DEFAULT];

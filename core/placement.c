@@ -45,6 +45,11 @@ static void list(struct kvl_store *store, uint32_t block, unsigned tier) {
 
 /* ---- copies come and go ------------------------------------------------------------------- */
 
+/* The parent of the entry, which has to stay where its child is; NONE: nobody has to. */
+static uint32_t needed_parent(struct kvl_store *store, const struct kvl_entry *entry) {
+    return kvl_namespace_is_windowed(store, entry->namespace_id) ? KVL_BLOCK_NONE : entry->parent;
+}
+
 static void count_in_namespace(
     struct kvl_store *store, const struct kvl_entry *entry, bool visible) {
     struct kvl_namespace_info *info = kvl_namespace_by_id(store, entry->namespace_id);
@@ -76,7 +81,7 @@ void kvl_place_set(struct kvl_store *store, uint32_t block, unsigned tier) {
         mine->used_bytes += entry->disk_bytes;
         return;
     }
-    kvl_table_child_came(store->table, entry->parent, tier);
+    kvl_table_child_came(store->table, needed_parent(store, entry), tier);
     if (entry->leases[tier] == 0)
         list(store, block, tier);
 }
@@ -94,7 +99,7 @@ void kvl_place_clear(struct kvl_store *store, uint32_t block, unsigned tier) {
         mine->used_bytes -= entry->disk_bytes;
         return;
     }
-    kvl_table_child_left(store->table, entry->parent, tier);
+    kvl_table_child_left(store->table, needed_parent(store, entry), tier);
     unlist(store, block, tier);
 }
 

@@ -5,8 +5,9 @@
  * heap. It frees a sixteenth of the quota, so that sweeps are seldom; meanwhile the tenant's new
  * blocks wait in the persist queue, nobody else's do.
  *
- * Of blocks that were last used in the same second the ones sealed last go first: children before
- * their parents. Pinned blocks stay, and those that are being read; for these the new ones wait. */
+ * Of blocks that were last used in the same second those of window groups go first, in the order of
+ * their seals, then the others against it: children before their parents. Pinned blocks stay, and
+ * those that are being read; for these the new ones wait. */
 #include <stdlib.h>
 
 #include "clock.h"
@@ -19,6 +20,7 @@
 struct candidate {
     uint32_t block;
     uint32_t last_use_s;
+    bool windowed;
     uint64_t generation;
 };
 
@@ -35,7 +37,10 @@ static int order_of(const void *left, const void *right) {
     const struct candidate *a = left, *b = right;
     if (a->last_use_s != b->last_use_s)
         return a->last_use_s < b->last_use_s ? -1 : 1;
-    return a->generation > b->generation ? -1 : a->generation < b->generation;
+    if (a->windowed != b->windowed)
+        return a->windowed ? -1 : 1;
+    int later = (a->generation > b->generation) - (a->generation < b->generation);
+    return a->windowed ? later : -later;
 }
 
 static void swap(struct candidate *a, struct candidate *b) {
@@ -140,7 +145,10 @@ void kvl_quota_pump(struct kvl_store *store) {
         if (!is_unpinned_on_disk(entry) || kvl_entry_tenant(store, entry) != sweep->tenant)
             continue;
         if (may_leave_disk(entry))
-            keep(sweep, (struct candidate){sweep->cursor, entry->last_use_s, entry->generation});
+            keep(sweep, (struct candidate){.block = sweep->cursor,
+                            .last_use_s = entry->last_use_s,
+                            .windowed = kvl_namespace_is_windowed(store, entry->namespace_id),
+                            .generation = entry->generation});
         else
             sweep->reads = true;
     }

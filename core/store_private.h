@@ -323,6 +323,9 @@ uint64_t kvl_generation_next(struct kvl_store *store);
 /* NULL when there is none. */
 struct kvl_namespace_info *kvl_namespace_by_id(struct kvl_store *store, uint32_t id);
 struct kvl_namespace_info *kvl_namespace_by_key(struct kvl_store *store, const struct kvl_key *key);
+/* Whether its layers see a window only. Of such a chain the end is of use and the beginning is not:
+ * blocks leave in the order of their use alone, and of those used at once the first one first. */
+bool kvl_namespace_is_windowed(struct kvl_store *store, uint32_t id);
 /* The default tenant for an id that is none, as a pin's entry has before its block was found. */
 struct kvl_tenant *kvl_namespace_tenant(struct kvl_store *store, uint32_t id);
 static inline struct kvl_tenant *kvl_entry_tenant(

@@ -285,9 +285,15 @@ static void count_asked(const struct chain *chain, struct kvl_client *client,
 }
 
 static void touch(struct chain *chain) {
+    struct kvl_store *store = chain->store;
+    uint32_t count = chain->granted;
+    if (count == 0)
+        return;
+    bool windowed = kvl_namespace_is_windowed(
+        store, kvl_table_at(store->table, chain->blocks[0])->namespace_id);
     /* Leaves first: the oldest of a chain is then its leaf, which may leave first. */
-    for (uint32_t i = chain->granted; i > 0; i--)
-        kvl_block_used(chain->store, chain->blocks[i - 1]);
+    for (uint32_t i = 0; i < count; i++)
+        kvl_block_used(store, chain->blocks[windowed ? i : count - 1 - i]);
 }
 
 static void unlease(struct kvl_store *store, struct kvl_client *client,

@@ -215,6 +215,19 @@ void kvl_lease_end(struct kvl_store *store, struct kvl_client *client, struct kv
         kvl_fill_end(store, ended.block);
 }
 
+static void release_one(struct kvl_store *store, struct kvl_client *client, uint64_t number) {
+    struct kvl_lease *lease = kvl_lease_find(store->leases, number);
+    if (lease != NULL && lease->client == client->id)
+        kvl_lease_end(store, client, lease);
+    else
+        store->tenants.tenants[client->info.tenant]->stale_releases++;
+}
+
+static bool is_windowed(struct kvl_store *store, uint64_t number) {
+    const struct kvl_lease *lease = kvl_lease_find(store->leases, number);
+    return lease != NULL && kvl_namespace_is_windowed(store, lease->namespace_id);
+}
+
 void kvl_store_release(struct kvl_store *store, uint32_t client_id, const uint64_t *leases,
     uint32_t lease_count, const struct kvl_ticket *tickets, uint32_t ticket_count) {
     struct kvl_client *client = kvl_client_find(store, client_id);
@@ -225,14 +238,11 @@ void kvl_store_release(struct kvl_store *store, uint32_t client_id, const uint64
     }
     for (uint32_t i = 0; i < ticket_count; i++)
         kvl_ticket_release(store, client_id, tickets[i]);
-    /* Leases come in order of their chain: the last one, a leaf, becomes the oldest. */
-    for (uint32_t i = lease_count; i > 0; i--) {
-        struct kvl_lease *lease = kvl_lease_find(store->leases, leases[i - 1]);
-        if (lease != NULL && lease->client == client_id)
-            kvl_lease_end(store, client, lease);
-        else
-            store->tenants.tenants[client->info.tenant]->stale_releases++;
-    }
+    /* Leases come in order of their chain: the last one, a leaf, becomes the oldest; but of a
+     * window group the first one, which is left behind first. */
+    bool windowed = lease_count > 0 && is_windowed(store, leases[0]);
+    for (uint32_t i = 0; i < lease_count; i++)
+        release_one(store, client, leases[windowed ? i : lease_count - 1 - i]);
     kvl_store_pump(store);
 }
 

@@ -79,7 +79,7 @@ static void open_client(
     assert_int_equal(kvl_store_client_open(f->store, &info, client), KVL_OK);
 }
 
-static void open_namespace(struct fixture *f, uint32_t tenant) {
+static void open_namespace(struct fixture *f, uint32_t tenant, uint32_t window_tokens) {
     struct kvl_namespace_desc desc = {.geometry = geometry,
         .dtype = KVL_DTYPE_F16,
         .arithmetic_id = "test",
@@ -88,6 +88,11 @@ static void open_namespace(struct fixture *f, uint32_t tenant) {
     struct kvl_namespace_request request = {
         .geometry = geometry, .dtype = KVL_DTYPE_F16, .label = "test model"};
     assert_int_equal(kvl_key_of_namespace(&desc, &request.key), KVL_OK);
+    request.geometry.layer_group = window_tokens;
+    if (window_tokens != 0) {
+        struct kvl_key first = request.key;
+        assert_int_equal(kvl_key_of_layer_group(&first, &request.geometry, &request.key), KVL_OK);
+    }
     assert_int_equal(kvl_store_namespace_open(f->store, tenant, &request, &f->ns), KVL_OK);
     assert_int_equal(f->ns.layout.payload_bytes, BLOCK_BYTES);
 }
@@ -139,16 +144,20 @@ void fixture_open(struct fixture *f, const struct fixture_options *options) {
         assert_true(kvl_clock_ns() - start < WAIT_NS_MAX);
         fixture_poll_for(f, 1);
     }
-    open_namespace(f, KVL_TENANT_DEFAULT);
+    open_namespace(f, KVL_TENANT_DEFAULT, 0);
     open_client(f, KVL_TENANT_DEFAULT, "a", 11, &f->a);
     open_client(f, KVL_TENANT_DEFAULT, "b", 12, &f->b);
 }
 
 uint32_t fixture_enter(struct fixture *f, uint32_t tenant) {
     uint32_t client = 0;
-    open_namespace(f, tenant);
+    open_namespace(f, tenant, 0);
     open_client(f, tenant, "tenant", 13, &client);
     return client;
+}
+
+void fixture_enter_window(struct fixture *f, uint32_t tenant, uint32_t window_tokens) {
+    open_namespace(f, tenant, window_tokens);
 }
 
 static void end_tier(struct kvl_tier *tier) {

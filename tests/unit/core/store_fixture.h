@@ -48,6 +48,9 @@ void fixture_open(struct fixture *f, const struct fixture_options *options);
 /* A client of that tenant, and a namespace of its own: what the fixture stores from now on. The
  * keys below are inside keys as long as the tenant has no salt. */
 uint32_t fixture_enter(struct fixture *f, uint32_t tenant);
+/* A namespace of the tenant's namespace's model whose layers see so many tokens: what the fixture
+ * stores from now on. */
+void fixture_enter_window(struct fixture *f, uint32_t tenant, uint32_t window_tokens);
 void fixture_close(struct fixture *f); /* as a crash would: nothing is drained first */
 
 /* Polls until the word's ticket ends; returns its status. Fails the test when that takes over
