@@ -17,6 +17,9 @@ enum kvl_tier_kind { KVL_TIER_DEVICE, KVL_TIER_HOST, KVL_TIER_DISK, KVL_TIER_COU
 #define KVL_TIER_NAMES                                                                             \
     { "device", "host", "disk" }
 
+/* In a look-up of each: in no tier yet, but sealed a moment ago: a restore waits for it. */
+#define KVL_FOUND_SEALING 0x80u
+
 /* What an arena's descriptor is, and so how it is mapped. */
 enum kvl_arena_memory {
     KVL_ARENA_MEMFD = 0, /* by mmap */

@@ -122,8 +122,8 @@ bool kvl_store_namespace_at(
  * leading keys are somewhere (entries after the first miss are 0). */
 uint32_t kvl_store_lookup(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found);
-/* The same of every key, whether those before it are anywhere or not; 0: nowhere. At most
- * KVL_CHAIN_BLOCKS_MAX of them. */
+/* The same of every key, whether those before it are anywhere or not; 0: nowhere, or
+ * KVL_FOUND_SEALING. At most KVL_CHAIN_BLOCKS_MAX of them. */
 void kvl_store_lookup_each(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found);
 

@@ -20,8 +20,13 @@ void kvl_store_lookup_each(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found) {
     const uint32_t *blocks = store->scratch_blocks;
     kvl_table_find_many(store->table, keys, count, store->scratch_blocks);
-    for (uint32_t i = 0; i < count; i++)
-        found[i] = blocks[i] == KVL_BLOCK_NONE ? 0 : kvl_table_at(store->table, blocks[i])->tiers;
+    for (uint32_t i = 0; i < count; i++) {
+        const struct kvl_entry *entry =
+            blocks[i] == KVL_BLOCK_NONE ? NULL : kvl_table_at(store->table, blocks[i]);
+        found[i] = entry == NULL ? 0 : entry->tiers;
+        if (entry != NULL && entry->tiers == 0 && (entry->flags & KVL_ENTRY_SEALING) != 0)
+            found[i] = KVL_FOUND_SEALING;
+    }
 }
 
 uint32_t kvl_store_lookup(
@@ -30,7 +35,7 @@ uint32_t kvl_store_lookup(
         count = KVL_CHAIN_BLOCKS_MAX;
     kvl_store_lookup_each(store, keys, count, found);
     uint32_t leading = 0;
-    while (leading < count && found[leading] != 0)
+    while (leading < count && found[leading] != 0 && found[leading] != KVL_FOUND_SEALING)
         leading++;
     memset(found + leading, 0, count - leading);
     return leading;

@@ -132,7 +132,8 @@ KVL_MUST_CHECK kvl_err kvl_client_namespace_at(
  * somewhere. One round trip. */
 KVL_MUST_CHECK kvl_err kvl_lookup(struct kvl_client *client, const struct kvl_key *keys,
     uint32_t count, uint8_t *found, uint32_t *hits);
-/* The same of every key, whether those before it are anywhere or not; 0: nowhere. */
+/* The same of every key, whether those before it are anywhere or not; 0: nowhere, or
+ * KVL_FOUND_SEALING. */
 KVL_MUST_CHECK kvl_err kvl_lookup_each(
     struct kvl_client *client, const struct kvl_key *keys, uint32_t count, uint8_t *found);
 

@@ -46,6 +46,9 @@ static void a_block_is_invisible_until_it_was_hashed(void **state) {
     assert_int_equal(fixture_lookup(&f, 5, 1, found), 0);
     assert_int_equal(fixture_seal(&f, f.a, block.lease, block.offset_bytes, 5, 0), KVL_OK);
     assert_int_equal(fixture_lookup(&f, 5, 1, found), 0); /* nothing was polled yet */
+    assert_int_equal(found[0], 0);
+    kvl_store_lookup_each(f.store, &key, 1, found);
+    assert_int_equal(found[0], KVL_FOUND_SEALING);
     fixture_settle(&f);
     assert_int_equal(fixture_lookup(&f, 5, 1, found), 1);
     fixture_close(&f);
