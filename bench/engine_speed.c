@@ -137,6 +137,7 @@ struct session {
     struct kvl_batch batch;
     uint32_t *tokens;
     uint8_t **blocks;
+    uint8_t **window_blocks; /* each behind the other group's */
 };
 
 static int forward(struct session *s, uint32_t position, uint32_t count, double *seconds) {
@@ -176,6 +177,7 @@ static int measure(struct session *s, const struct kvl_hparams *h, uint32_t toke
 static void close_session(struct session *s) {
     free(s->batch.logits);
     free(s->blocks);
+    free(s->window_blocks);
     free(s->tokens);
     kvl_private_memory_destroy(s->memory);
     kvl_backend_cpu.destroy(s->backend);
@@ -187,20 +189,24 @@ static int make_room(struct session *s, const struct kvl_hparams *h, uint32_t mo
     const uint32_t blocks = (tokens + BLOCK_TOKENS - 1) / BLOCK_TOKENS;
     s->tokens = calloc(tokens, sizeof *s->tokens);
     s->blocks = calloc(blocks, sizeof *s->blocks);
+    s->window_blocks = calloc(blocks, sizeof *s->window_blocks);
     s->batch = (struct kvl_batch){.block_tokens = BLOCK_TOKENS,
         .kv_dtype = KVL_KV_F16,
         .blocks = s->blocks,
+        .window_blocks = s->window_blocks,
         .logits_rows = 1};
     s->batch.logits = calloc(h->vocab, sizeof(float));
     if (kvl_private_memory_create(
             s->backend, kvl_block_bytes(h, BLOCK_TOKENS, KVL_KV_F16), &s->memory) != KVL_OK ||
-        s->tokens == NULL || s->blocks == NULL || s->batch.logits == NULL) {
+        s->tokens == NULL || s->blocks == NULL || s->window_blocks == NULL ||
+        s->batch.logits == NULL) {
         return 1;
     }
     for (uint32_t i = 0; i < blocks; i++) {
         if (kvl_private_memory_take(s->memory, &s->blocks[i]) != KVL_OK) {
             return 1;
         }
+        s->window_blocks[i] = s->blocks[i] + kvl_group_block_bytes(h, 0, BLOCK_TOKENS, KVL_KV_F16);
     }
     for (uint32_t i = 0; i < tokens; i++) {
         s->tokens[i] = i * 2654435761u % h->vocab;

@@ -143,7 +143,7 @@ static void advance(struct kvl_sequence *sequence) {
 
 /* Ends the sequence's leases; what it sealed is seen by others a little later. */
 static void close_sequence(struct kvl_sequence *sequence) {
-    kvl_cache_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
+    kvl_caches_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
     kvl_sequence_deinit(sequence);
 }
 
@@ -200,7 +200,7 @@ static void run_round(uint32_t round) {
         kvl_cuda_of(bench.backend)->trace = NULL;
         bench.first_layer_ms[round] = ((double)bench.arrived_ns[0] - (double)bench.call_ns) * 1e-6;
     }
-    bench.stats = *kvl_cache_stats(sequence.cache);
+    bench.stats = *kvl_caches_stats(sequence.cache);
     close_sequence(&sequence);
     if (bench.stats.restored_tokens[KVL_TIER_HOST] != bench.options.tokens)
         need("restore", KVL_ERR_NOTFOUND, "not everything came from the host");

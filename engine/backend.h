@@ -4,9 +4,9 @@
  * on how many tokens one call holds, on alignment, threads, or on where the blocks came from.
  *
  * KV block layout (DESIGN.md, "Block layout"): one block holds block_tokens consecutive tokens of
- * all layers, contiguous: per layer K [kv_head][token][k_dim], then V [kv_head][token][v_dim],
- * layers in order, K after RoPE, elements of kv_dtype. Position p lives in blocks[p / block_tokens]
- * at token p % block_tokens. */
+ * all layers of a group, contiguous: per layer K [kv_head][token][k_dim], then V
+ * [kv_head][token][v_dim], layers in order, K after RoPE, elements of kv_dtype. Position p lives in
+ * blocks[p / block_tokens] at token p % block_tokens. */
 #ifndef KVL_BACKEND_H
 #define KVL_BACKEND_H
 
@@ -67,6 +67,18 @@ struct kvl_hparams {
     uint32_t window_pattern; /* the last of every so many layers sees everything */
 };
 
+/* Unlike layers form groups, each with blocks of its own. Group 0 are the layers that see
+ * everything, group 1 the windowed ones; where all are alike there is group 0 alone. */
+#define KVL_LAYER_GROUPS_MAX 2u
+struct kvl_layer_group {
+    uint32_t layers; /* 0: there is no such group */
+    uint32_t window; /* tokens that each sees, its own included; 0: all before it */
+};
+struct kvl_layer_place {
+    uint32_t group;
+    uint32_t index; /* among the group's layers */
+};
+
 /* One forward call over `count` consecutive tokens that start at `position`. */
 struct kvl_batch {
     const uint32_t *tokens;
@@ -79,7 +91,10 @@ struct kvl_batch {
      * backend's device (see the memory operations below). Blocks wholly below
      * `position` are only read; the others are written from `position` on. Borrowed for the call.
      */
-    uint8_t *const *blocks;
+    uint8_t *const *blocks; /* of layer group 0 */
+    /* The same of layer group 1, in a model that has one. What lies wholly behind the window of
+     * `position` counts for nothing, but any finite numbers (zeros) must be there. */
+    uint8_t *const *window_blocks;
     /* Logits of the last logits_rows tokens go to logits [logits_rows][vocab] f32; 0 rows: none. */
     uint32_t logits_rows;
     float *logits; /* host memory */
@@ -173,7 +188,14 @@ static inline uint32_t kvl_layer_window(const struct kvl_hparams *hparams, uint3
     return is_full ? 0 : hparams->window;
 }
 
-/* Bytes of one block; 0 when it overflows. */
+uint32_t kvl_layer_group_count(const struct kvl_hparams *hparams);
+struct kvl_layer_group kvl_layer_group(const struct kvl_hparams *hparams, uint32_t group);
+struct kvl_layer_place kvl_layer_place(const struct kvl_hparams *hparams, uint32_t layer);
+
+/* Bytes of one block of the group; 0 when it overflows. */
+uint64_t kvl_group_block_bytes(const struct kvl_hparams *hparams, uint32_t group,
+    uint32_t block_tokens, enum kvl_kv_dtype kv_dtype);
+/* Bytes of a block of each group; 0 when it overflows. */
 uint64_t kvl_block_bytes(
     const struct kvl_hparams *hparams, uint32_t block_tokens, enum kvl_kv_dtype kv_dtype);
 uint32_t kvl_kv_dtype_bytes(enum kvl_kv_dtype kv_dtype);

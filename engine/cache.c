@@ -30,7 +30,8 @@ static kvl_err allocate(struct kvl_cache *cache) {
 kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cache **out) {
     *out = NULL;
     const struct kvl_hparams *hparams = options->hparams;
-    if (options->block_tokens == 0 || options->context_max == 0)
+    const struct kvl_layer_group layers = kvl_layer_group(hparams, options->group);
+    if (options->block_tokens == 0 || options->context_max == 0 || layers.layers == 0)
         return KVL_ERR_INVALID;
     struct kvl_cache *cache = calloc(1, sizeof *cache);
     if (cache == NULL)
@@ -38,17 +39,20 @@ kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cac
     cache->backend = options->backend;
     cache->connection = options->connection;
     cache->generation = options->connection != NULL ? options->connection->generation : 0;
+    cache->group = options->group;
     cache->geometry = (struct kvl_geometry){
-        .layers = hparams->layers,
+        .layers = layers.layers,
         .kv_heads = hparams->kv_heads,
         .k_dim = hparams->k_dim,
         .v_dim = hparams->v_dim,
         .block_tokens = options->block_tokens,
+        .layer_group = layers.window,
     };
     cache->restore_progress = options->restore_progress;
     cache->restore_progress_arg = options->restore_progress_arg;
     cache->element_bytes = kvl_kv_dtype_bytes(options->kv_dtype);
-    cache->block_bytes = kvl_block_bytes(hparams, options->block_tokens, options->kv_dtype);
+    cache->block_bytes =
+        kvl_group_block_bytes(hparams, options->group, options->block_tokens, options->kv_dtype);
     cache->block_max = (uint32_t)(((uint64_t)options->context_max + options->block_tokens - 1) /
                                   options->block_tokens);
     kvl_err err = cache->block_bytes == 0 ? KVL_ERR_TOOBIG : allocate(cache);
@@ -61,7 +65,7 @@ kvl_err kvl_cache_create(const struct kvl_cache_options *options, struct kvl_cac
 }
 
 /* Whether the daemon that we are connected to holds a slot for it. */
-static bool is_leased(const struct kvl_cache_block *block) {
+bool kvl_cache_is_leased(const struct kvl_cache_block *block) {
     return block->lease != 0 &&
            (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED ||
                block->home == KVL_HOME_ORPHANED);
@@ -73,7 +77,7 @@ static void release_all(struct kvl_cache *cache) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < cache->block_max; ++i) {
         struct kvl_cache_block *block = &cache->blocks[i];
-        if (!is_leased(block))
+        if (!kvl_cache_is_leased(block))
             continue;
         if (!kvl_cache_may_wait(cache, KVL_PATIENCE_MS))
             return; /* the client's end releases them */
@@ -120,7 +124,8 @@ const struct kvl_cache_stats *kvl_cache_stats(const struct kvl_cache *cache) {
 }
 
 const struct kvl_key *kvl_cache_parent_key(const struct kvl_cache *cache, uint32_t block) {
-    return block == 0 ? &cache->connection->request.key : &cache->blocks[block - 1].key;
+    return block == 0 ? kvl_connection_namespace(cache->connection, cache->group)
+                      : &cache->blocks[block - 1].key;
 }
 
 kvl_err kvl_cache_name_blocks(struct kvl_cache *cache, const uint32_t *tokens, uint32_t count) {
@@ -187,7 +192,8 @@ void kvl_cache_detach(struct kvl_cache *cache) {
         struct kvl_cache_block *block = &cache->blocks[i];
         if (block->home == KVL_HOME_FILLING || block->home == KVL_HOME_SEALED)
             block->home = KVL_HOME_ORPHANED;
-        block->settled = block->asked = block->sealing = false;
+        block->asked = block->sealing = false;
+        block->settled = i < cache->behind_count;
         block->lease = 0;
         if (block->home == KVL_HOME_ORPHANED && block->arena->base != NULL && room == KVL_OK)
             room = evacuate(cache, i);
@@ -203,19 +209,37 @@ void kvl_cache_release(struct kvl_cache *cache, uint64_t lease) {
             kvl_release_async(cache->connection->client, &lease, 1, NULL, 0, NULL, NULL));
 }
 
-void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index) {
+void kvl_cache_forget_block(struct kvl_cache *cache, uint32_t index) {
     struct kvl_cache_block *block = &cache->blocks[index];
     if (block->home == KVL_HOME_PRIVATE)
         kvl_private_memory_give_back(cache->memory, cache->table[index]);
-    else if (is_leased(block))
-        kvl_cache_release(cache, block->lease);
     kvl_cache_leave_arena(cache, index);
     block->home = KVL_HOME_MISSING;
     block->lease = 0;
     block->settled = block->sealing = false;
-    cache->table[index] = NULL;
-    if (cache->settled_count > index)
-        cache->settled_count = index;
+    cache->table[index] = cache->nothing;
+}
+
+void kvl_cache_drop_blocks(struct kvl_cache *cache, uint32_t first, uint32_t end) {
+    uint64_t leases[RELEASE_MAX];
+    uint32_t count = 0;
+    for (uint32_t i = first; i < end; ++i) {
+        if (kvl_cache_is_leased(&cache->blocks[i]))
+            leases[count++] = cache->blocks[i].lease;
+        kvl_cache_forget_block(cache, i);
+        if (count < RELEASE_MAX && i + 1 < end)
+            continue;
+        if (count > 0 && kvl_cache_is_online(cache))
+            (void)kvl_connection_check(cache->connection,
+                kvl_release_async(cache->connection->client, leases, count, NULL, 0, NULL, NULL));
+        count = 0;
+    }
+    if (first < end && cache->settled_count > first)
+        cache->settled_count = first;
+}
+
+void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index) {
+    kvl_cache_drop_blocks(cache, index, index + 1);
 }
 
 bool kvl_cache_take_slot(
@@ -234,10 +258,9 @@ bool kvl_cache_take_slot(
     return true;
 }
 
-/* Slots for the missing blocks of the span. *end is lowered to the first one that is to be
- * restored instead. Whatever is still MISSING below *end afterwards takes private memory. */
-static void ask_for_slots(
-    struct kvl_cache *cache, const struct kvl_cache_span *span, uint32_t *end) {
+/* Slots for the missing blocks of the span, but not for those that are to be restored instead.
+ * What is still MISSING afterwards takes private memory. */
+static void ask_for_slots(struct kvl_cache *cache, const struct kvl_cache_span *span) {
     struct kvl_client *client = cache->connection->client;
     for (uint32_t i = span->first; i < span->end; ++i)
         if (cache->blocks[i].asked && cache->blocks[i].home == KVL_HOME_MISSING) {
@@ -258,18 +281,30 @@ static void ask_for_slots(
         cache->chain[i] = named ? cache->blocks[block].key : (struct kvl_key){0};
     }
     struct kvl_ticket no_ticket;
-    kvl_err err = kvl_connection_check(
-        cache->connection, kvl_alloc(client, cache->connection->space.id, KVL_TIER_DEVICE,
-                               cache->chain, count, false, cache->granted, &no_ticket));
+    kvl_err err = kvl_connection_check(cache->connection,
+        kvl_alloc(client, kvl_connection_space(cache->connection, cache->group)->id,
+            KVL_TIER_DEVICE, cache->chain, count, false, cache->granted, &no_ticket));
     for (uint32_t i = 0; err == KVL_OK && i < count; ++i) {
         uint32_t block = first + i;
         const struct kvl_allocated *granted = &cache->granted[i];
         if (granted->status == KVL_ALLOC_GRANTED)
             (void)kvl_cache_take_slot(cache, block, granted);
         else if (granted->status == KVL_ALLOC_EXISTS && block >= span->left_first &&
-                 block < span->left_end && block < *end)
-            *end = block;
+                 block < span->left_end)
+            cache->blocks[block].known = true;
     }
+}
+
+void kvl_cache_ask(struct kvl_cache *cache, const struct kvl_cache_span *span) {
+    for (uint32_t i = span->first; i < span->end; ++i)
+        cache->blocks[i].known = false;
+    if (cache->behind_count > span->first)
+        cache->behind_count = span->first; /* computing begins anew */
+    if (!kvl_cache_may_wait(cache, span->patience_ms))
+        return;
+    kvl_client_set_timeout(cache->connection->client, span->patience_ms);
+    ask_for_slots(cache, span);
+    kvl_client_set_timeout(cache->connection->client, 0);
 }
 
 kvl_err kvl_cache_prepare(
@@ -277,12 +312,15 @@ kvl_err kvl_cache_prepare(
     *end = span->end;
     if (span->first > span->end || span->end > cache->block_max)
         return KVL_ERR_INVALID;
-    if (kvl_cache_may_wait(cache, span->patience_ms)) {
-        kvl_client_set_timeout(cache->connection->client, span->patience_ms);
-        ask_for_slots(cache, span, end);
-        kvl_client_set_timeout(cache->connection->client, 0);
-    }
-    for (uint32_t i = span->first; i < *end; ++i) {
+    kvl_cache_ask(cache, span);
+    for (uint32_t i = span->end; i > span->first; --i)
+        if (cache->blocks[i - 1].known)
+            *end = i - 1;
+    return kvl_cache_fill_up(cache, span->first, *end);
+}
+
+kvl_err kvl_cache_fill_up(struct kvl_cache *cache, uint32_t first, uint32_t end) {
+    for (uint32_t i = first; i < end; ++i) {
         if (cache->blocks[i].home != KVL_HOME_MISSING)
             continue;
         kvl_err err = kvl_private_memory_take(cache->memory, &cache->table[i]);
@@ -327,13 +365,17 @@ kvl_err kvl_cache_finish_copies(struct kvl_cache *cache) {
     return err;
 }
 
+bool kvl_cache_is_private(const struct kvl_cache *cache, uint32_t block) {
+    enum kvl_block_home home = cache->blocks[block].home;
+    return home == KVL_HOME_PRIVATE || home == KVL_HOME_ORPHANED;
+}
+
 uint64_t kvl_cache_private_tokens(const struct kvl_cache *cache, uint32_t count) {
     uint64_t tokens = 0;
     uint32_t block_tokens = cache->geometry.block_tokens;
     for (uint32_t i = 0; i < cache->block_max && (uint64_t)i * block_tokens < count; ++i) {
-        enum kvl_block_home home = cache->blocks[i].home;
         uint32_t rest = count - i * block_tokens;
-        if (home == KVL_HOME_PRIVATE || home == KVL_HOME_ORPHANED)
+        if (kvl_cache_is_private(cache, i))
             tokens += rest < block_tokens ? rest : block_tokens;
     }
     return tokens;

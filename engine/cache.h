@@ -1,4 +1,5 @@
-/* cache.h - the KV blocks of one sequence: where each of them lives, and whose it is.
+/* cache.h - the KV blocks of one sequence and one layer group: where each of them lives, and whose
+ * it is. caches.h has those of all groups.
  *
  * With a daemon, blocks live in its device arena: restored under a read lease, or filled in place
  * under a write lease and sealed when whole. A block that gets no slot (leases fill the tier,
@@ -17,6 +18,10 @@
  *
  * Between two forward calls blocks may move; during one they stay where they are.
  *
+ * In a window group, blocks that the window has left behind go: their leases end and their memory
+ * is given back, and they are MISSING for good. A tile of the attention may reach back over the
+ * window's beginning, so the table shows zeros there, not nothing.
+ *
  * Owns:    private memory and leases; backend and connection are borrowed and outlive the cache.
  * Threads: the engine's one thread. */
 #ifndef KVL_CACHE_H
@@ -33,6 +38,7 @@ struct kvl_cache_options {
     struct kvl_backend *backend;       /* whose memory blocks live in */
     struct kvl_connection *connection; /* NULL: private memory only */
     const struct kvl_hparams *hparams; /* copied */
+    uint32_t group;                    /* of its layers */
     enum kvl_kv_dtype kv_dtype;
     uint32_t block_tokens;
     uint32_t context_max; /* tokens */
@@ -52,7 +58,8 @@ KVL_MUST_CHECK kvl_err kvl_cache_create(
 /* Ends all leases. NULL is fine. */
 void kvl_cache_destroy(struct kvl_cache *cache);
 
-/* For kvl_batch.blocks; entries change between forward calls, the array does not. */
+/* For kvl_batch.blocks, or window_blocks; entries change between forward calls, the array does not.
+ */
 uint8_t *const *kvl_cache_table(const struct kvl_cache *cache);
 /* Names the whole blocks of a sequence that holds these tokens so far (it only grows). */
 KVL_MUST_CHECK kvl_err kvl_cache_name_blocks(
@@ -71,9 +78,9 @@ struct kvl_cache_tail {
  * Errors: INVALID. */
 KVL_MUST_CHECK kvl_err kvl_cache_name_tail(
     const struct kvl_cache *cache, const uint32_t *tokens, struct kvl_cache_tail *tail);
-/* Asks for the known ones among blocks [first, limit). *tokens: the position reached, were all of
- * it to come (first * block_tokens: nothing). The tail is copied into block tail->block, which the
- * caller gives memory (kvl_cache_prepare) before the forward call. */
+/* Asks for the leading known ones of blocks [first, limit). *tokens: the position reached, were all
+ * of it to come (first * block_tokens: nothing). The tail is copied into block tail->block, which
+ * the caller gives memory (kvl_cache_prepare) before the forward call. */
 KVL_MUST_CHECK kvl_err kvl_cache_restore_begin(struct kvl_cache *cache, uint32_t first,
     uint32_t limit, const struct kvl_cache_tail *tail, uint32_t *tokens);
 bool kvl_cache_is_restoring(const struct kvl_cache *cache);
@@ -85,6 +92,8 @@ kvl_err kvl_cache_wait_layer(void *arg, uint32_t layer);
 /* True: all of it came. False: only the first *blocks blocks of the sequence are there, the others
  * are MISSING again. */
 bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks);
+/* After all, of what restore_begin got, only the blocks before `end` are wanted, and no tail. */
+void kvl_cache_restore_cut(struct kvl_cache *cache, uint32_t end);
 
 /* ---- filling --------------------------------------------------------------------------------- */
 
@@ -100,9 +109,10 @@ KVL_MUST_CHECK kvl_err kvl_cache_prepare(
 /* Asks for a slot for a block that will be needed soon; waits for nothing. */
 void kvl_cache_prepare_ahead(struct kvl_cache *cache, uint32_t block);
 
-/* Between two forward calls, waiting for nothing: takes replies, notes a lost daemon, seals what is
- * whole (tokens: the sequence's; `whole` leading blocks are complete), and, when offer is set,
- * offers private whole blocks again and tries to reach a lost daemon. */
+/* Between two forward calls, waiting for nothing: takes replies, notes a lost daemon, lets go what
+ * the window has left behind, seals what is whole (tokens: the sequence's; `whole` leading blocks
+ * are complete), and, when offer is set, offers private whole blocks again and tries to reach a
+ * lost daemon. */
 void kvl_cache_settle(struct kvl_cache *cache, const uint32_t *tokens, uint32_t whole, bool offer);
 /* The same to its end: returns when every answer has come, or the daemon is lost and cannot be
  * reached again. */

@@ -1,4 +1,6 @@
-/* cache_internal.h - what cache.c, cache_restore.c and cache_store.c share. */
+/* cache_internal.h - what cache.c, cache_restore.c, cache_store.c, cache_window.c and caches.c
+ * share.
+ */
 #ifndef KVL_CACHE_INTERNAL_H
 #define KVL_CACHE_INTERNAL_H
 
@@ -20,6 +22,7 @@ struct kvl_cache_block {
     struct kvl_device_arena *arena; /* held: FILLING, SEALED and ORPHANED */
     enum kvl_block_home home;
     bool settled; /* the daemon has it, or will never: nothing more to do */
+    bool known;   /* MISSING, and the daemon has it: said when a slot was asked for last */
     bool asked;   /* an alloc for it is under way */
     bool sealing; /* a seal of it is under way */
 };
@@ -46,12 +49,15 @@ struct kvl_cache {
     struct kvl_backend *backend;
     struct kvl_connection *connection; /* or NULL */
     uint64_t generation;               /* of the connection that leases belong to; 0: none */
-    struct kvl_geometry geometry;
+    uint32_t group;
+    struct kvl_geometry geometry; /* of the group; layer_group: its window, or 0 */
     uint32_t element_bytes;
     uint64_t block_bytes;
     uint32_t block_max;
     uint32_t named_count;
     uint32_t settled_count; /* leading blocks with settled set */
+    uint32_t behind_count;  /* leading blocks that the window has left behind: MISSING, settled */
+    uint8_t *nothing;       /* what the table shows of MISSING blocks: NULL, or a block of zeros */
     uint8_t **table;
     struct kvl_cache_block *blocks;
     struct kvl_private_memory *memory;
@@ -76,6 +82,22 @@ bool kvl_cache_may_wait(struct kvl_cache *cache, uint32_t patience_ms);
 void kvl_cache_detach(struct kvl_cache *cache);
 /* Makes a block MISSING; ends its lease behind. */
 void kvl_cache_drop_block(struct kvl_cache *cache, uint32_t index);
+/* The same of many, with few requests. */
+void kvl_cache_drop_blocks(struct kvl_cache *cache, uint32_t first, uint32_t end);
+/* What is left when the lease is somebody else's business. */
+void kvl_cache_forget_block(struct kvl_cache *cache, uint32_t index);
+bool kvl_cache_is_leased(const struct kvl_cache_block *block);
+/* Asks for slots for the span's blocks; sets `known` of each. */
+void kvl_cache_ask(struct kvl_cache *cache, const struct kvl_cache_span *span);
+/* Private memory for what is MISSING of them. Errors: NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_cache_fill_up(struct kvl_cache *cache, uint32_t first, uint32_t end);
+bool kvl_cache_is_private(const struct kvl_cache *cache, uint32_t block);
+/* The first block that a token at this position, or a later one, sees something of. */
+uint32_t kvl_cache_first_seen(const struct kvl_cache *cache, uint64_t position);
+/* From now on the table shows zeros of MISSING blocks. Errors: NOMEM, IO (a lost device). */
+KVL_MUST_CHECK kvl_err kvl_cache_need_nothing(struct kvl_cache *cache);
+/* With `whole` leading blocks complete: lets go those that nothing to come will see. */
+void kvl_cache_leave_behind(struct kvl_cache *cache, uint32_t whole);
 /* Puts a granted slot under a MISSING block. False (and the lease ended) when it cannot be used. */
 bool kvl_cache_take_slot(
     struct kvl_cache *cache, uint32_t index, const struct kvl_allocated *granted);

@@ -177,6 +177,34 @@ static void count_restored(struct kvl_cache *cache, uint32_t count) {
     }
 }
 
+static void give_ticket_back(struct kvl_cache *cache) {
+    const struct kvl_ticket *ticket = &cache->restore.ticket;
+    if (ticket->generation != 0 && kvl_cache_is_online(cache))
+        (void)kvl_connection_check(cache->connection,
+            kvl_release_async(cache->connection->client, NULL, 0, ticket, 1, NULL, NULL));
+}
+
+/* The ticket goes on for all of them: the cut ones come for nobody, and are waited for. */
+void kvl_cache_restore_cut(struct kvl_cache *cache, uint32_t end) {
+    struct kvl_cache_restore *restore = &cache->restore;
+    if (!restore->active)
+        return;
+    uint32_t whole = restore->count - (restore->takes_tail ? 1 : 0);
+    uint32_t kept = end > restore->first ? end - restore->first : 0;
+    if (restore->takes_tail)
+        kvl_cache_release(cache, cache->restored[restore->count - 1].lease);
+    restore->takes_tail = false;
+    kvl_device_arena_let_go(restore->tail_arena);
+    restore->tail_arena = NULL;
+    if (kept < whole)
+        kvl_cache_drop_blocks(cache, restore->first + kept, restore->first + whole);
+    restore->count = kept < whole ? kept : whole;
+    if (restore->count > 0)
+        return;
+    give_ticket_back(cache);
+    restore->active = false;
+}
+
 bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks) {
     struct kvl_cache_restore *restore = &cache->restore;
     uint32_t ready = restore->count;
@@ -191,13 +219,11 @@ bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks) {
     kvl_device_arena_let_go(restore->tail_arena);
     restore->tail_arena = NULL;
     uint32_t whole = restore->count - (restore->takes_tail ? 1 : 0);
-    for (uint32_t i = ready; i < whole; ++i)
-        kvl_cache_drop_block(cache, restore->first + i);
+    if (ready < whole)
+        kvl_cache_drop_blocks(cache, restore->first + ready, restore->first + whole);
     if (restore->takes_tail)
         kvl_cache_release(cache, cache->restored[restore->count - 1].lease);
-    if (restore->ticket.generation != 0 && kvl_cache_is_online(cache))
-        (void)kvl_connection_check(cache->connection,
-            kvl_release_async(cache->connection->client, NULL, 0, &restore->ticket, 1, NULL, NULL));
+    give_ticket_back(cache);
     count_restored(cache, ready);
     uint64_t end_ns = restore->arrived_ns != 0 ? restore->arrived_ns : kvl_cache_now_ns();
     cache->stats.restore_ns += end_ns - restore->began_ns;

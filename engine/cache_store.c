@@ -182,8 +182,9 @@ static void send_alloc(
     struct kvl_cache_call sent = *call;
     for (uint32_t i = 0; i < sent.count; ++i)
         cache->blocks[sent.blocks[i]].asked = true;
-    kvl_err err = kvl_alloc_async(cache->connection->client, cache->connection->space.id,
-        KVL_TIER_DEVICE, keys, sent.count, false, alloc_answered, call);
+    kvl_err err = kvl_alloc_async(cache->connection->client,
+        kvl_connection_space(cache->connection, cache->group)->id, KVL_TIER_DEVICE, keys,
+        sent.count, false, alloc_answered, call);
     if (err == KVL_OK)
         return;
     for (uint32_t i = 0; i < sent.count; ++i)
@@ -243,9 +244,9 @@ static void follow_connection(struct kvl_cache *cache, bool revive) {
 }
 
 void kvl_cache_settle(struct kvl_cache *cache, const uint32_t *tokens, uint32_t whole, bool offer) {
-    if (cache->connection == NULL)
-        return;
-    follow_connection(cache, offer);
+    if (cache->connection != NULL)
+        follow_connection(cache, offer);
+    kvl_cache_leave_behind(cache, whole);
     if (!kvl_cache_is_online(cache))
         return;
     while (cache->settled_count < whole && cache->blocks[cache->settled_count].settled)
@@ -279,7 +280,8 @@ static kvl_err fill_tail(
     struct kvl_cache *cache, uint8_t *slot, const struct kvl_cache_tail *tail) {
     struct kvl_backend *backend = cache->backend;
     cache->copies_pending = true;
-    kvl_err err = backend->ops->zero(backend, slot, cache->connection->space.layout.slot_bytes);
+    kvl_err err = backend->ops->zero(
+        backend, slot, kvl_connection_space(cache->connection, cache->group)->layout.slot_bytes);
     for (uint32_t layer = 0; err == KVL_OK && layer < cache->geometry.layers; ++layer)
         err = kvl_cache_copy_rows(cache, slot, cache->table[tail->block], layer, tail->tokens);
     kvl_err finished = kvl_cache_finish_copies(cache);
@@ -305,8 +307,8 @@ static kvl_err store_tail(
     struct kvl_client *client = cache->connection->client;
     struct kvl_allocated granted = {0};
     struct kvl_ticket no_ticket;
-    kvl_err err = kvl_alloc(client, cache->connection->space.id, KVL_TIER_DEVICE, &tail->key, 1,
-        false, &granted, &no_ticket);
+    kvl_err err = kvl_alloc(client, kvl_connection_space(cache->connection, cache->group)->id,
+        KVL_TIER_DEVICE, &tail->key, 1, false, &granted, &no_ticket);
     if (err != KVL_OK || granted.status == KVL_ALLOC_EXISTS)
         return err;
     if (granted.status != KVL_ALLOC_GRANTED)

@@ -56,20 +56,25 @@ static void rope_of(const struct kvl_hparams *hparams, struct rope_bytes *rope) 
         append_frequencies(rope, hparams->rope_frequencies_windowed, hparams->rope_dims / 2);
 }
 
+static struct kvl_geometry geometry_of(
+    const struct kvl_hparams *hparams, uint32_t group, uint32_t block_tokens) {
+    struct kvl_layer_group layers = kvl_layer_group(hparams, group);
+    return (struct kvl_geometry){
+        .layers = layers.layers,
+        .kv_heads = hparams->kv_heads,
+        .k_dim = hparams->k_dim,
+        .v_dim = hparams->v_dim,
+        .block_tokens = block_tokens,
+        .layer_group = layers.window,
+    };
+}
+
 kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmetic_id,
     enum kvl_kv_dtype kv_dtype, uint32_t block_tokens, struct kvl_namespace_request *out) {
-    const struct kvl_hparams *hparams = &model->hparams;
     struct rope_bytes rope;
-    rope_of(hparams, &rope);
+    rope_of(&model->hparams, &rope);
     struct kvl_namespace_desc desc = {
-        .geometry =
-            {
-                .layers = hparams->layers,
-                .kv_heads = hparams->kv_heads,
-                .k_dim = hparams->k_dim,
-                .v_dim = hparams->v_dim,
-                .block_tokens = block_tokens,
-            },
+        .geometry = geometry_of(&model->hparams, 0, block_tokens),
         .dtype = (enum kvl_dtype)kv_dtype,
         .rope = {rope.bytes, rope.used},
         .arithmetic_id = arithmetic_id,
@@ -78,6 +83,13 @@ kvl_err kvl_engine_namespace(const struct kvl_model *model, const char *arithmet
     memcpy(desc.fingerprint, model->fingerprint, sizeof desc.fingerprint);
     *out = (struct kvl_namespace_request){.geometry = desc.geometry, .dtype = desc.dtype};
     return kvl_key_of_namespace(&desc, &out->key);
+}
+
+kvl_err kvl_engine_window_namespace(const struct kvl_model *model,
+    const struct kvl_namespace_request *first, struct kvl_namespace_request *out) {
+    *out = *first;
+    out->geometry = geometry_of(&model->hparams, 1, first->geometry.block_tokens);
+    return kvl_key_of_layer_group(&first->key, &out->geometry, &out->key);
 }
 
 #define LARGER(option)                                                                             \
@@ -96,23 +108,27 @@ static kvl_err refuse_namespace(kvl_err err, struct kvl_errmsg *msg) {
     return kvl_fail(msg, err, "the daemon refused this model's namespace: %s", kvl_err_text(err));
 }
 
-/* Opens the namespace and checks that the arena can hold its blocks at all. */
+/* Opens the namespaces and checks that the arena can hold their blocks at all. */
 static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_errmsg *msg) {
     kvl_err err =
         kvl_client_namespace(connection->client, &connection->request, &connection->space);
+    if (err == KVL_OK && connection->group_count > 1)
+        err = kvl_client_namespace(
+            connection->client, &connection->window_request, &connection->window_space);
     if (err != KVL_OK)
         return refuse_namespace(err, msg);
+    uint64_t slot_bytes =
+        connection->space.layout.slot_bytes + connection->window_space.layout.slot_bytes;
     struct kvl_device_arena *arena = NULL;
     err = kvl_device_arena_open(
         connection->backend, connection->client, &connection->arena_count, &arena, msg);
     if (err != KVL_OK)
         return err;
-    if (arena->bytes < connection->space.layout.slot_bytes) {
+    if (arena->bytes < slot_bytes) {
         err = kvl_fail(msg, KVL_ERR_NOSPC,
             "the device tier has %llu bytes, one block of this model takes %llu; "
             "give its owner (kvloftd, or --embedded) a larger --device-bytes",
-            (unsigned long long)arena->bytes,
-            (unsigned long long)connection->space.layout.slot_bytes);
+            (unsigned long long)arena->bytes, (unsigned long long)slot_bytes);
         kvl_device_arena_let_go(arena);
         return err;
     }
@@ -122,6 +138,18 @@ static kvl_err enter_namespace(struct kvl_connection *connection, struct kvl_err
     return KVL_OK;
 }
 
+static kvl_err name_namespaces(
+    struct kvl_connection *connection, const struct kvl_connection_options *options) {
+    kvl_err err = kvl_engine_namespace(options->model, options->backend->arithmetic_id,
+        options->kv_dtype, options->block_tokens, &connection->request);
+    snprintf(connection->request.label, sizeof connection->request.label, "%s", options->label);
+    connection->group_count = kvl_layer_group_count(&options->model->hparams);
+    if (err == KVL_OK && connection->group_count > 1)
+        err = kvl_engine_window_namespace(
+            options->model, &connection->request, &connection->window_request);
+    return err;
+}
+
 kvl_err kvl_connection_open(struct kvl_connection *connection,
     const struct kvl_connection_options *options, struct kvl_errmsg *msg) {
     *connection = (struct kvl_connection){
@@ -129,11 +157,9 @@ kvl_err kvl_connection_open(struct kvl_connection *connection,
         .notice = options->notice,
         .notice_arg = options->notice_arg,
     };
-    kvl_err err = kvl_engine_namespace(options->model, options->backend->arithmetic_id,
-        options->kv_dtype, options->block_tokens, &connection->request);
+    kvl_err err = name_namespaces(connection, options);
     if (err != KVL_OK)
         return kvl_fail(msg, err, "cannot name this model's blocks: %s", kvl_err_text(err));
-    snprintf(connection->request.label, sizeof connection->request.label, "%s", options->label);
     struct kvl_client_options client = {
         .address = options->address,
         .tenant = options->tenant,

@@ -28,8 +28,11 @@
 
 struct kvl_connection {
     struct kvl_client *client;
-    struct kvl_namespace_request request;
+    struct kvl_namespace_request request; /* of layer group 0 */
     struct kvl_namespace_info space;
+    uint32_t group_count;
+    struct kvl_namespace_request window_request; /* of layer group 1, where there is one */
+    struct kvl_namespace_info window_space;
     uint64_t generation; /* 1 for the first daemon */
     struct kvl_backend *backend;
     struct kvl_device_arena *arena; /* NULL while the daemon is lost */
@@ -59,14 +62,27 @@ struct kvl_connection_options {
     void *notice_arg;
 };
 
-/* The block keys' namespace of a model under one backend's arithmetic. */
+/* The block keys' namespace of a model under one backend's arithmetic: of its layer group 0. */
 KVL_MUST_CHECK kvl_err kvl_engine_namespace(const struct kvl_model *model,
     const char *arithmetic_id, enum kvl_kv_dtype kv_dtype, uint32_t block_tokens,
     struct kvl_namespace_request *out);
+/* Of layer group 1, which the model must have; it follows from that of group 0. */
+KVL_MUST_CHECK kvl_err kvl_engine_window_namespace(const struct kvl_model *model,
+    const struct kvl_namespace_request *first, struct kvl_namespace_request *out);
 
-/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block, or
- * its host tier too few to pass through); TOOBIG (nor the disk tier; msg says what to enlarge);
- * UNSUPPORTED (its memory is another device's than the backend's; msg says what to do). */
+static inline const struct kvl_key *kvl_connection_namespace(
+    const struct kvl_connection *connection, uint32_t group) {
+    return group == 0 ? &connection->request.key : &connection->window_request.key;
+}
+static inline const struct kvl_namespace_info *kvl_connection_space(
+    const struct kvl_connection *connection, uint32_t group) {
+    return group == 0 ? &connection->space : &connection->window_space;
+}
+
+/* Errors: those of kvl_client_open; NOSPC (the daemon's device tier holds not even one block of
+ * each layer group, or its host tier too few to pass through); TOOBIG (nor the disk tier; msg says
+ * what to enlarge); UNSUPPORTED (its memory is another device's than the backend's; msg says what
+ * to do). */
 KVL_MUST_CHECK kvl_err kvl_connection_open(struct kvl_connection *connection,
     const struct kvl_connection_options *options, struct kvl_errmsg *msg);
 /* After everything that holds the arena. */

@@ -64,7 +64,7 @@ static kvl_err hash_logits(struct turn *turn) {
 static kvl_err prefill(struct turn *turn) {
     struct kvl_sequence *sequence = turn->sequence;
     struct kvl_turn_report *report = turn->report;
-    const struct kvl_cache_stats *stats = kvl_cache_stats(sequence->cache);
+    const struct kvl_cache_stats *stats = kvl_caches_stats(sequence->cache);
     struct kvl_cache_stats before = *stats;
     uint64_t computed_before = sequence->computed_total;
     uint64_t began_ns = now_ns();
@@ -138,11 +138,11 @@ static kvl_err decode(struct turn *turn) {
 static void end_turn(struct turn *turn) {
     struct kvl_sequence *sequence = turn->sequence;
     struct kvl_turn_report *report = turn->report;
-    kvl_cache_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
+    kvl_caches_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
     if (turn->options->session != NULL)
         kvl_saved_session_end_turn(turn->options->session, sequence);
     if (!sequence->options.no_cache)
-        report->private_tokens = kvl_cache_private_tokens(sequence->cache, sequence->computed);
+        report->private_tokens = kvl_caches_private_tokens(sequence->cache, sequence->computed);
     const struct kvl_connection *connection = sequence->options.connection;
     report->daemon_lost = connection != NULL && connection->lost_ever;
 }

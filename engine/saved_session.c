@@ -156,7 +156,7 @@ void kvl_saved_session_end_turn(struct kvl_saved_session *session, struct kvl_se
     }
     kvl_saved_session_follow(session, sequence, true);
     struct kvl_cache_tail tail;
-    kvl_cache_seal_tail(sequence->cache, sequence->tokens, sequence->computed, &tail);
+    kvl_caches_seal_tail(sequence->cache, sequence->tokens, sequence->computed, &tail);
     kvl_err err = kvl_connection_check(connection, kvl_client_drain(connection->client));
     if (err == KVL_OK && session->saved < sequence->count) { /* refused while draining */
         kvl_saved_session_follow(session, sequence, true);
@@ -172,7 +172,7 @@ void kvl_saved_session_end_turn(struct kvl_saved_session *session, struct kvl_se
 
 void kvl_saved_session_close(struct kvl_saved_session *session, struct kvl_sequence *sequence) {
     if (session->connection != NULL && session->failed && sequence != NULL) {
-        kvl_cache_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
+        kvl_caches_finish(sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence));
         kvl_saved_session_end_turn(session, sequence);
     }
     if (session->connection != NULL &&

@@ -33,7 +33,7 @@ kvl_err kvl_sequence_init(
 }
 
 void kvl_sequence_deinit(struct kvl_sequence *sequence) {
-    kvl_cache_destroy(sequence->cache);
+    kvl_caches_destroy(sequence->cache);
     free(sequence->tokens);
     *sequence = (struct kvl_sequence){0};
 }
@@ -57,7 +57,7 @@ static kvl_err need_cache(struct kvl_sequence *sequence) {
         .restore_progress = restore_progress,
         .restore_progress_arg = sequence,
     };
-    return kvl_cache_create(&options, &sequence->cache);
+    return kvl_caches_create(&options, &sequence->cache);
 }
 
 kvl_err kvl_sequence_append(struct kvl_sequence *sequence, const uint32_t *tokens, uint32_t count) {
@@ -69,7 +69,7 @@ kvl_err kvl_sequence_append(struct kvl_sequence *sequence, const uint32_t *token
     if (count > 0)
         memcpy(sequence->tokens + sequence->count, tokens, count * sizeof *tokens);
     sequence->count += count;
-    return kvl_cache_name_blocks(sequence->cache, sequence->tokens, sequence->count);
+    return kvl_caches_name_blocks(sequence->cache, sequence->tokens, sequence->count);
 }
 
 void kvl_sequence_offer_tail(
@@ -79,7 +79,7 @@ void kvl_sequence_offer_tail(
         return;
     struct kvl_cache_tail tail = {
         .block = (sequence->count - tokens) / block_tokens, .tokens = tokens};
-    if (kvl_cache_name_tail(sequence->cache, sequence->tokens, &tail) == KVL_OK &&
+    if (kvl_caches_name_tail(sequence->cache, sequence->tokens, &tail) == KVL_OK &&
         kvl_key_equal(&tail.key, key))
         sequence->tail = tail;
 }
@@ -99,7 +99,7 @@ static kvl_err before_layer(void *arg, uint32_t layer) {
     struct kvl_sequence *sequence = advance->sequence;
     uint64_t chunk = advance->end - advance->begin;
     report_progress(advance, advance->begin + chunk * layer / sequence->options.hparams->layers);
-    return kvl_cache_wait_layer(sequence->cache, layer);
+    return kvl_caches_wait_layer(sequence->cache, layer);
 }
 
 /* Only what was generated is decoded: a prompt's last token is prefilled as the others are, also
@@ -116,13 +116,14 @@ static kvl_err compute(struct advance *advance) {
         .phase = wanted->is_decode && count == 1 ? KVL_PHASE_DECODE : KVL_PHASE_PREFILL,
         .block_tokens = sequence->options.block_tokens,
         .kv_dtype = sequence->options.kv_dtype,
-        .blocks = kvl_cache_table(sequence->cache),
+        .blocks = kvl_caches_table(sequence->cache, 0),
+        .window_blocks = kvl_caches_table(sequence->cache, 1),
         .logits_rows = last ? advance->rows : 0,
         .logits = wanted->logits,
         .greedy_token = last ? wanted->greedy_token : NULL,
         .before_layer = before_layer,
         .before_layer_arg = advance,
-        .layers_arrive = kvl_cache_is_restoring(sequence->cache),
+        .layers_arrive = kvl_caches_is_restoring(sequence->cache),
     };
     struct kvl_backend *backend = sequence->options.backend;
     return backend->ops->forward(backend, &batch);
@@ -165,7 +166,7 @@ static kvl_err begin_restore(struct advance *advance) {
     const struct kvl_cache_tail *tail = &sequence->tail;
     bool tail_fits =
         (uint64_t)tail->block * block_tokens + tail->tokens <= sequence->count - advance->rows;
-    return kvl_cache_restore_begin(
+    return kvl_caches_restore_begin(
         sequence->cache, first, limit, tail_fits ? tail : NULL, &advance->begin);
 }
 
@@ -185,7 +186,7 @@ static kvl_err prepare(struct advance *advance) {
     span.left_first = span.first;
     if (advance->begin % block_tokens != 0 || advance->races >= RESTORE_RACES_MAX)
         ++span.left_first;
-    kvl_err err = kvl_cache_prepare(sequence->cache, &span, &end_block);
+    kvl_err err = kvl_caches_prepare(sequence->cache, &span, &end_block);
     if (err == KVL_OK && end_block < span.end)
         advance->end = end_block * block_tokens;
     return err;
@@ -194,19 +195,19 @@ static kvl_err prepare(struct advance *advance) {
 /* One chunk: restore what is known in front of it, compute, seal. */
 static kvl_err step(struct advance *advance) {
     struct kvl_sequence *sequence = advance->sequence;
-    struct kvl_cache *cache = sequence->cache;
+    struct kvl_caches *cache = sequence->cache;
     kvl_err err = begin_restore(advance);
     if (err == KVL_OK)
         err = prepare(advance);
-    bool restoring = kvl_cache_is_restoring(cache);
+    bool restoring = kvl_caches_is_restoring(cache);
     bool computes = err == KVL_OK && advance->end > advance->begin;
     if (computes)
-        err = kvl_cache_take_tail(cache);
+        err = kvl_caches_take_tail(cache);
     if (computes && err == KVL_OK)
         err = compute(advance);
     if (restoring) {
         uint32_t blocks = 0;
-        if (!kvl_cache_restore_end(cache, &blocks)) {
+        if (!kvl_caches_restore_end(cache, &blocks)) {
             ++advance->failures;
             sequence->computed = blocks * sequence->options.block_tokens;
             return err == KVL_ERR_CANCELED ? KVL_OK : err; /* compute from there on */
@@ -229,7 +230,7 @@ static kvl_err step(struct advance *advance) {
  * (may_retry) in prefill. */
 static void settle(struct kvl_sequence *sequence, bool may_retry) {
     may_retry = may_retry || sequence->computed % sequence->options.block_tokens == 0;
-    kvl_cache_settle(
+    kvl_caches_settle(
         sequence->cache, sequence->tokens, kvl_sequence_whole_blocks(sequence), may_retry);
 }
 
@@ -238,7 +239,7 @@ static void prepare_ahead(struct kvl_sequence *sequence, bool is_prefill) {
     uint32_t block_tokens = sequence->options.block_tokens;
     uint32_t in_block = sequence->computed % block_tokens;
     if (in_block <= 1 || is_prefill)
-        kvl_cache_prepare_ahead(
+        kvl_caches_prepare_ahead(
             sequence->cache, sequence->computed / block_tokens + (in_block != 0));
 }
 

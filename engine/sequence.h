@@ -17,7 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "cache.h"
+#include "caches.h"
 
 struct kvl_sequence_options {
     struct kvl_backend *backend;
@@ -38,7 +38,7 @@ struct kvl_sequence_options {
 
 struct kvl_sequence {
     struct kvl_sequence_options options;
-    struct kvl_cache *cache;
+    struct kvl_caches *cache;
     uint32_t *tokens; /* context_max of them */
     uint32_t count;
     uint32_t computed;          /* leading tokens whose KV is in the cache */

@@ -11,8 +11,10 @@ struct kvl_kv_slot kvl_kv_slot(const struct kvl_hparams *hparams, const struct k
     const uint64_t keys = (uint64_t)hparams->kv_heads * batch->block_tokens * hparams->k_dim;
     const uint64_t values = (uint64_t)hparams->kv_heads * batch->block_tokens * hparams->v_dim;
     const uint64_t token = position % batch->block_tokens;
+    const struct kvl_layer_place place = kvl_layer_place(hparams, layer);
+    uint8_t *const *blocks = place.group == 0 ? batch->blocks : batch->window_blocks;
     uint8_t *of_layer =
-        batch->blocks[position / batch->block_tokens] + layer * (keys + values) * element;
+        blocks[position / batch->block_tokens] + place.index * (keys + values) * element;
     return (struct kvl_kv_slot){
         .key = of_layer + token * hparams->k_dim * element,
         .value = of_layer + (keys + token * hparams->v_dim) * element,

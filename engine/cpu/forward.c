@@ -245,6 +245,9 @@ static bool is_valid(const struct kvl_cpu *cpu, const struct kvl_batch *batch) {
         batch->count > cpu->context_max - batch->position) {
         return false;
     }
+    if (batch->window_blocks == NULL && kvl_layer_group_count(&cpu->model->hparams) > 1) {
+        return false;
+    }
     if (batch->logits_rows > 0 && batch->logits == NULL && batch->greedy_token == NULL) {
         return false;
     }

@@ -22,19 +22,21 @@ static void *allocate(uint64_t bytes) {
 
 static void compute(struct kvl_backend *backend, const struct kvl_hparams *h) {
     uint32_t tokens[TOKENS];
-    uint8_t *blocks[BLOCKS];
+    uint8_t *blocks[BLOCKS], *window_blocks[BLOCKS];
     for (uint32_t i = 0; i < TOKENS; i++) {
         tokens[i] = i % h->vocab;
     }
     for (uint32_t i = 0; i < BLOCKS; i++) { /* each alone, so that a sanitizer sees its ends */
-        blocks[i] = allocate(kvl_block_bytes(h, BLOCK_TOKENS, KVL_KV_F16));
+        blocks[i] = allocate(kvl_group_block_bytes(h, 0, BLOCK_TOKENS, KVL_KV_F16));
+        window_blocks[i] = allocate(kvl_group_block_bytes(h, 1, BLOCK_TOKENS, KVL_KV_F16));
     }
     float *logits = allocate(h->vocab * sizeof *logits);
     struct kvl_batch batch = {.tokens = tokens,
         .count = TOKENS - 1,
         .block_tokens = BLOCK_TOKENS,
         .kv_dtype = KVL_KV_F16,
-        .blocks = blocks};
+        .blocks = blocks,
+        .window_blocks = window_blocks};
     kvl_err err = backend->ops->forward(backend, &batch);
     batch.tokens = tokens + batch.count;
     batch.position = batch.count;
@@ -49,6 +51,7 @@ static void compute(struct kvl_backend *backend, const struct kvl_hparams *h) {
     free(logits);
     for (uint32_t i = 0; i < BLOCKS; i++) {
         free(blocks[i]);
+        free(window_blocks[i]);
     }
 }
 

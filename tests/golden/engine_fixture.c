@@ -66,6 +66,8 @@ static void load_tiny_model(struct fixture *fixture) {
     const char *architecture = getenv("KVL_ARCHITECTURE");
     if (architecture != NULL)
         shape.architecture = architecture;
+    if (strncmp(shape.architecture, "gemma", 5) == 0)
+        shape.layers = 5; /* two that see everything, three with a window */
     char *path = tiny_model_file(&shape);
     need(kvl_model_load(path, &fixture->model, &msg), "model", &msg);
     free(path);
@@ -102,20 +104,31 @@ bool fixture_runs_engines_side_by_side(const struct fixture *fixture) {
 }
 
 uint64_t fixture_slot_bytes(const struct fixture *fixture) {
-    uint64_t bytes = kvl_block_bytes(&fixture->model->hparams, FIXTURE_BLOCK_TOKENS, KVL_KV_F16);
-    return (bytes + 4095) / 4096 * 4096;
+    const struct kvl_hparams *hparams = &fixture->model->hparams;
+    uint64_t slots = 0;
+    for (uint32_t group = 0; group < kvl_layer_group_count(hparams); ++group) {
+        uint64_t bytes = kvl_group_block_bytes(hparams, group, FIXTURE_BLOCK_TOKENS, KVL_KV_F16);
+        slots += (bytes + 4095) / 4096 * 4096;
+    }
+    return slots;
 }
 
 void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
-    struct kvl_errmsg msg = {{0}};
     if (fixture->backend == kvl_backend_cuda && host_blocks < KVL_FAR_HOST_BLOCKS_MIN)
         host_blocks = KVL_FAR_HOST_BLOCKS_MIN;
+    fixture_start_bytes(fixture, device_blocks * fixture_slot_bytes(fixture),
+        host_blocks * fixture_slot_bytes(fixture), with_disk);
+}
+
+void fixture_start_bytes(
+    struct fixture *fixture, uint64_t device_bytes, uint64_t host_bytes, bool with_disk) {
+    struct kvl_errmsg msg = {{0}};
     struct kvl_service_options options = {
         .address = fixture->address,
         .device = fixture->backend == kvl_backend_cuda ? "cuda" : "cpu",
-        .device_bytes = device_blocks * fixture_slot_bytes(fixture),
-        .host_bytes = host_blocks * fixture_slot_bytes(fixture),
+        .device_bytes = device_bytes,
+        .host_bytes = host_bytes,
         .disk_path = with_disk ? fixture->disk_path : NULL,
         .disk_bytes = UINT64_C(256) << 20,
         .persist_ms = 10,

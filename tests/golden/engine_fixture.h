@@ -37,11 +37,14 @@ bool fixture_has_one_arithmetic(const struct fixture *fixture);
 /* Two engines of one process on one GPU hold each other up: what one frees waits for all that the
  * GPU was given, also for what the other has yet to release. Processes do not share such waits. */
 bool fixture_runs_engines_side_by_side(const struct fixture *fixture);
+/* A slot of each layer group. */
 uint64_t fixture_slot_bytes(const struct fixture *fixture);
 /* Tiers with room for so many blocks; host 0: none, or on a GPU the least that it needs. The disk
  * folder stays from start to start. */
 void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk);
+void fixture_start_bytes(
+    struct fixture *fixture, uint64_t device_bytes, uint64_t host_bytes, bool with_disk);
 void fixture_stop(struct fixture *fixture);
 
 /* The same tokens for the same seed. */

@@ -144,16 +144,20 @@ static kvl_err far_forward(struct kvl_backend *backend, const struct kvl_batch *
     struct far *far = far_of(backend);
     uint64_t tokens = (uint64_t)batch->position + batch->count;
     uint64_t blocks = (tokens + batch->block_tokens - 1) / batch->block_tokens;
-    uint8_t **near = malloc(blocks * sizeof *near);
+    uint8_t **near = malloc(2 * blocks * sizeof *near);
     if (near == NULL)
         return KVL_ERR_NOMEM;
     if (far->first != NULL)
         usleep(LATE_US);
     run_copies(far);
-    for (uint64_t i = 0; i < blocks; ++i)
-        near[i] = to_near(batch->blocks[i]);
     struct kvl_batch moved = *batch;
     moved.blocks = near;
+    moved.window_blocks = batch->window_blocks != NULL ? near + blocks : NULL;
+    for (uint64_t i = 0; i < blocks; ++i) {
+        near[i] = to_near(batch->blocks[i]);
+        if (batch->window_blocks != NULL)
+            near[blocks + i] = to_near(batch->window_blocks[i]);
+    }
     far->in_forward = true;
     kvl_err err = far->cpu->ops->forward(far->cpu, &moved);
     far->in_forward = false;

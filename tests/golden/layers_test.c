@@ -35,6 +35,7 @@ struct fixture {
     uint32_t block_tokens;
     uint32_t block_count;
     uint8_t **blocks;
+    uint8_t **window_blocks; /* each behind the other group's */
 };
 
 static const json_t *member(const json_t *object, const char *name) {
@@ -59,11 +60,14 @@ static void make_blocks(struct fixture *f) {
     uint64_t block_bytes = kvl_block_bytes(&f->model->hparams, f->block_tokens, KVL_KV_F32);
     assert_true(block_bytes > 0);
     f->blocks = calloc(f->block_count, sizeof *f->blocks);
-    assert_non_null(f->blocks);
+    f->window_blocks = calloc(f->block_count, sizeof *f->window_blocks);
+    assert_true(f->blocks != NULL && f->window_blocks != NULL);
     for (uint32_t i = 0; i < f->block_count; i++) {
         f->blocks[i] = aligned_alloc(4096, (block_bytes + 4095) / 4096 * 4096);
         assert_non_null(f->blocks[i]);
         memset(f->blocks[i], 0xff, block_bytes); /* NaN: a row that was not written shows */
+        f->window_blocks[i] = f->blocks[i] + kvl_group_block_bytes(&f->model->hparams, 0,
+                                                 f->block_tokens, KVL_KV_F32);
     }
 }
 
@@ -90,6 +94,7 @@ static void close_fixture(struct fixture *f) {
     for (uint32_t i = 0; i < f->block_count; i++)
         free(f->blocks[i]);
     free(f->blocks);
+    free(f->window_blocks);
     free(f->tokens);
     kvl_model_free(f->model);
     json_decref(f->root);
@@ -104,6 +109,7 @@ static void run(struct fixture *f, const uint32_t *tokens, uint32_t position, ui
         .block_tokens = f->block_tokens,
         .kv_dtype = KVL_KV_F32,
         .blocks = f->blocks,
+        .window_blocks = f->window_blocks,
         .logits_rows = rows,
         .logits = logits,
     };
@@ -126,8 +132,8 @@ static void compare(const char *what, uint32_t layer, int64_t row, const float *
             (long long)row, worst, largest);
 }
 
-/* The row of one KV head and position in the block memory: per layer K [head][token][dim], then V.
- */
+/* The row of one KV head and position in the group's block memory: per layer of the group
+ * K [head][token][dim], then V. */
 static const float *kv_row(
     const struct fixture *f, uint32_t layer, bool is_v, uint32_t head, uint32_t position) {
     const struct kvl_hparams *h = &f->model->hparams;
@@ -135,9 +141,11 @@ static const float *kv_row(
     size_t v_elements = (size_t)h->kv_heads * f->block_tokens * h->v_dim;
     size_t dim = is_v ? h->v_dim : h->k_dim;
     size_t token = position % f->block_tokens;
-    size_t at = layer * (k_elements + v_elements) + (is_v ? k_elements : 0) +
+    const struct kvl_layer_place place = kvl_layer_place(h, layer);
+    size_t at = place.index * (k_elements + v_elements) + (is_v ? k_elements : 0) +
                 (head * f->block_tokens + token) * dim;
-    return (const float *)(const void *)f->blocks[position / f->block_tokens] + at;
+    uint8_t **blocks = place.group == 0 ? f->blocks : f->window_blocks;
+    return (const float *)(const void *)blocks[position / f->block_tokens] + at;
 }
 
 static void compare_kv(const struct fixture *f, uint32_t layer, bool is_v) {

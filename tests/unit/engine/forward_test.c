@@ -26,6 +26,7 @@ struct context {
     uint8_t *arena;
     uint64_t arena_bytes;
     uint8_t *blocks[MAX_BLOCKS];
+    uint8_t *window_blocks[MAX_BLOCKS]; /* each behind the other group's */
     uint32_t tokens[CONTEXT];
     float *logits; /* [CONTEXT][vocab] */
 };
@@ -75,12 +76,16 @@ static struct context *open_context(const char *path, struct setting setting) {
         if (block_count % 7 == 0) {
             c->blocks[i] = c->arena + i * block_bytes;
         }
+        c->window_blocks[i] =
+            c->blocks[i] + kvl_group_block_bytes(h, 0, setting.block_tokens, setting.dtype);
     }
     for (uint32_t i = 0; i < CONTEXT; i++) {
         c->tokens[i] = i * 2654435761u % h->vocab;
     }
-    c->batch = (struct kvl_batch){
-        .block_tokens = setting.block_tokens, .kv_dtype = setting.dtype, .blocks = c->blocks};
+    c->batch = (struct kvl_batch){.block_tokens = setting.block_tokens,
+        .kv_dtype = setting.dtype,
+        .blocks = c->blocks,
+        .window_blocks = c->window_blocks};
     return c;
 }
 
@@ -346,6 +351,36 @@ static void restored_blocks_go_on_with_the_same_bits(void **state) {
     free(path);
 }
 
+/* Zeros in the place of what lies behind the window, also where an attention tile of 64 positions
+ * reaches back over blocks of it, are as good as what was there. */
+static void what_a_window_left_behind_counts_for_nothing(void **state) {
+    (void)state;
+    struct tiny_shape shape = tiny_shape_default();
+    shape.architecture = "gemma2"; /* window: 70 */
+    shape.layers = 3;
+    char *path = tiny_model_file(&shape);
+    const struct setting small = {NULL, 1, 16, KVL_KV_F16};
+    struct context *whole = open_context(path, small);
+    advance(whole, 400);
+    for (uint32_t from = 112; from < 400; from += 48) {
+        struct context *left = open_context(path, small);
+        const uint64_t bytes = kvl_group_block_bytes(&left->model->hparams, 1, 16, KVL_KV_F16);
+        uint8_t *nothing = calloc(1, bytes);
+        assert_non_null(nothing);
+        advance(left, from);
+        for (uint32_t b = 0; b < (from + 1 - 70) / 16; b++) {
+            memset(left->window_blocks[b], 0xFF, bytes);
+            left->window_blocks[b] = nothing;
+        }
+        advance_in_chunks(left, 400, from % 96 == 16 ? 1 : 37);
+        assert_same_bits(whole, left, 400);
+        close_context(left);
+        free(nothing);
+    }
+    close_context(whole);
+    free(path);
+}
+
 /* ---- the contract of one call ---- */
 
 static void writes_nothing_but_its_own_tokens(void **state) {
@@ -481,6 +516,7 @@ int main(void) {
         cmocka_unit_test(no_weight_type_changes_bits),
         cmocka_unit_test(long_contexts_keep_their_bits),
         cmocka_unit_test(restored_blocks_go_on_with_the_same_bits),
+        cmocka_unit_test(what_a_window_left_behind_counts_for_nothing),
         cmocka_unit_test(writes_nothing_but_its_own_tokens),
         cmocka_unit_test(asks_before_each_layer_and_stops_when_told),
         cmocka_unit_test(gives_logits_of_the_last_rows_only),
