@@ -68,16 +68,6 @@ static uint64_t common_tokens(const struct kvl_session *a, const struct kvl_sess
     return i;
 }
 
-static const struct kvl_tenant *tenant_of(
-    struct kvl_store *store, const struct kvl_session *session) {
-    char name[KVL_SESSION_NAME_MAX + 1];
-    const char *slash = strchr(session->info.name, '/');
-    size_t length = slash != NULL ? (size_t)(slash - session->info.name) : 0;
-    memcpy(name, session->info.name, length);
-    name[length] = '\0';
-    return kvl_tenant_find(&store->tenants, name);
-}
-
 /* Leading tokens that another session of the tenant's namespace has too. */
 static uint64_t shared_tokens(
     struct kvl_store *store, const struct kvl_tenant *tenant, const struct kvl_session *session) {
@@ -109,30 +99,36 @@ static bool clear_leaf(struct kvl_store *store, struct kvl_clear *clear, const s
     return true;
 }
 
-static kvl_err clear_chain(
-    struct kvl_store *store, struct kvl_clear *clear, const struct kvl_session *session) {
-    const struct kvl_tenant *tenant = tenant_of(store, session);
-    if (tenant == NULL) /* nobody can reach its blocks any more */
-        return KVL_OK;
-    struct kvl_key inside = session->info.namespace_key;
-    kvl_tenant_turn_key(&tenant->salt, &inside);
-    const struct kvl_namespace_info *info = kvl_namespace_by_key(store, &inside);
-    uint32_t block_tokens = info != NULL ? info->geometry.block_tokens : 0;
-    if (block_tokens == 0)
-        return KVL_OK;
+/* In one layer group; `kept` leading tokens are another session's too. */
+static kvl_err clear_chain(struct kvl_store *store, struct kvl_clear *clear,
+    const struct kvl_session *session, const struct kvl_session_space *space, uint64_t kept) {
+    const struct kvl_key *salt = &kvl_namespace_tenant(store, space->id)->salt;
+    uint32_t block_tokens = space->info->geometry.block_tokens;
     uint64_t count = session->info.token_count / block_tokens;
-    uint64_t kept = shared_tokens(store, tenant, session) / block_tokens;
+    struct kvl_key tail;
     struct kvl_key *keys = malloc((count + 1) * sizeof(keys[0]));
     if (keys == NULL)
         return KVL_ERR_NOMEM;
-    kvl_err err = kvl_key_chain(&session->info.namespace_key, session->tokens,
-        session->info.token_count, block_tokens, keys);
+    kvl_err err =
+        kvl_key_chain(&space->root, session->tokens, session->info.token_count, block_tokens, keys);
     bool leaf = err == KVL_OK;
-    if (leaf && !kvl_key_is_zero(&session->info.tail))
-        (void)clear_leaf(store, clear, &tenant->salt, session->info.tail);
-    for (uint64_t i = count; leaf && i > kept; i--)
-        leaf = clear_leaf(store, clear, &tenant->salt, keys[i - 1]);
+    if (leaf && kvl_session_tail_key(session, space, &tail) == KVL_OK)
+        (void)clear_leaf(store, clear, salt, tail);
+    for (uint64_t i = count; leaf && i > kept / block_tokens; i--)
+        leaf = clear_leaf(store, clear, salt, keys[i - 1]);
     free(keys);
+    return err;
+}
+
+/* Nobody can reach the blocks of a tenant that is none any more. */
+static kvl_err clear_chains(
+    struct kvl_store *store, struct kvl_clear *clear, const struct kvl_session *session) {
+    const struct kvl_tenant *tenant = kvl_session_tenant(store, session);
+    uint64_t kept = tenant != NULL ? shared_tokens(store, tenant, session) : 0;
+    struct kvl_session_space space = {0};
+    kvl_err err = KVL_OK;
+    while (err == KVL_OK && kvl_session_space_next(store, session, &space))
+        err = clear_chain(store, clear, session, &space, kept);
     return err;
 }
 
@@ -146,7 +142,7 @@ static kvl_err clear_session(
     if (session->holder != request->client && kvl_client_find(store, session->holder) != NULL)
         return KVL_ERR_BUSY;
     struct kvl_session_info info;
-    kvl_err err = clear_chain(store, clear, session);
+    kvl_err err = clear_chains(store, clear, session);
     if (err == KVL_OK)
         err = kvl_store_session_drop(store, request->client, request->name, &info);
     return err;

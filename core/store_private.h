@@ -9,6 +9,7 @@
  *   recovery.c       what disk and catalog    store_clear.c    clear
  *                    tell at start            store_verify.c   verify
  *   catalog_queue.c  puts that must wait      store_session.c  sessions, over session.c
+ *   session_chain.c  a session's blocks
  *   pin.c            pins                     store_report.c   report, list, events
  *   quota.c          tenants' share of the disk
  *
@@ -524,6 +525,22 @@ void kvl_catalog_queue_free(struct kvl_store *store);
 /* ---- pin.c -------------------------------------------------------------------------------- */
 void kvl_pin_found(struct kvl_store *store, const void *key, uint32_t key_bytes);
 void kvl_pin_clear(struct kvl_store *store, uint32_t block);
+
+/* ---- session_chain.c ---------------------------------------------------------------------- */
+/* NULL for one that is none any more. */
+const struct kvl_tenant *kvl_session_tenant(
+    struct kvl_store *store, const struct kvl_session *session);
+struct kvl_session_space {
+    uint32_t id; /* 0 at first */
+    const struct kvl_namespace_info *info;
+    struct kvl_key root; /* the namespace's key, as clients know it */
+};
+/* The next namespace that has a chain of the session; false past the last. */
+bool kvl_session_space_next(
+    struct kvl_store *store, const struct kvl_session *session, struct kvl_session_space *space);
+/* As clients know it. Errors: NOTFOUND (there is none), NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_session_tail_key(
+    const struct kvl_session *session, const struct kvl_session_space *space, struct kvl_key *tail);
 
 /* ---- store_clear.c, store_verify.c, store_session.c, store_report.c ------------------------ */
 void kvl_clear_pump(struct kvl_store *store);

@@ -120,13 +120,8 @@ kvl_err kvl_store_session_append(struct kvl_store *store, uint32_t client, const
     return err;
 }
 
-/* A tail that another one takes the place of is of use to nobody, unless another session has it. */
-static void drop_tail(struct kvl_store *store, const struct kvl_session *session) {
-    const struct kvl_session *other;
-    for (uint32_t i = 0; (other = kvl_session_set_at(store->sessions, i)) != NULL; i++)
-        if (other != session && kvl_key_equal(&other->info.tail, &session->info.tail))
-            return;
-    uint32_t block = kvl_table_find(store->table, &session->info.tail);
+static void drop_tail_block(struct kvl_store *store, const struct kvl_key *inside) {
+    uint32_t block = kvl_table_find(store->table, inside);
     if (block == KVL_BLOCK_NONE)
         return;
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
@@ -135,6 +130,22 @@ static void drop_tail(struct kvl_store *store, const struct kvl_session *session
     if (partial && entry->children == 0 && entry->tiers != 0 &&
         (entry->flags & KVL_ENTRY_PINNED) == 0)
         kvl_block_drop(store, block, KVL_EVENT_EVICTED);
+}
+
+/* A tail that another one takes the place of is of use to nobody, unless another session has it. */
+static void drop_tail(struct kvl_store *store, const struct kvl_session *session) {
+    const struct kvl_session *other;
+    for (uint32_t i = 0; (other = kvl_session_set_at(store->sessions, i)) != NULL; i++)
+        if (other != session && kvl_key_equal(&other->info.tail, &session->info.tail))
+            return;
+    struct kvl_session_space space = {0};
+    struct kvl_key tail;
+    while (kvl_session_space_next(store, session, &space)) {
+        if (kvl_session_tail_key(session, &space, &tail) != KVL_OK)
+            continue;
+        kvl_tenant_turn_key(&kvl_namespace_tenant(store, space.id)->salt, &tail);
+        drop_tail_block(store, &tail);
+    }
 }
 
 kvl_err kvl_store_session_tail(struct kvl_store *store, uint32_t client, const char *name,

@@ -1,4 +1,5 @@
-/* store_window_test.c - blocks of layers that see a window only: which of them leave first. */
+/* store_window_test.c - blocks of layers that see a window only: which of them leave first, and
+ * what a session's are. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -100,10 +101,133 @@ static void a_full_quota_of_the_disk_takes_the_beginning(void **state) {
     assert_int_equal(system(command), 0);
 }
 
+/* ---- a session of a model with two layer groups ------------------------------------------- */
+
+/* Seals a block of the group that the fixture is in; keys are as clients know them. */
+static struct kvl_key store_block(struct fixture *f, uint32_t client, const struct kvl_key *salt,
+    const struct kvl_key *parent, const uint32_t *tokens, uint32_t count) {
+    struct kvl_key key, sealed;
+    struct kvl_allocated block;
+    struct kvl_ticket ticket;
+    const struct kvl_key unnamed = {{0}};
+    struct kvl_key inside = *parent;
+    kvl_tenant_turn_key(salt, &inside);
+    assert_int_equal(kvl_key_of_block(parent, tokens, count, (struct kvl_bytes){0}, &key), KVL_OK);
+    struct kvl_alloc_request request = {.client = client,
+        .namespace_id = f->ns.id,
+        .target = KVL_TIER_DEVICE,
+        .keys = &unnamed,
+        .count = 1};
+    assert_int_equal(kvl_store_alloc(f->store, &request, &block, &ticket), KVL_OK);
+    fixture_fill(f, block.offset_bytes, &key);
+    struct kvl_seal_request seal = {.client = client,
+        .lease = block.lease,
+        .parent = inside,
+        .tokens = tokens,
+        .token_count = count};
+    assert_int_equal(kvl_store_seal(f->store, &seal, &sealed), KVL_OK);
+    kvl_store_release(f->store, client, &block.lease, 1, NULL, 0);
+    fixture_settle(f);
+    return key;
+}
+
+static bool is_there(struct fixture *f, struct kvl_key key, const struct kvl_key *salt) {
+    uint8_t found = 0;
+    kvl_tenant_turn_key(salt, &key);
+    kvl_store_lookup_each(f->store, &key, 1, &found);
+    return found != 0;
+}
+
+enum { WHOLE = 3, TOKENS = WHOLE * BLOCK_TOKENS + 9 };
+
+/* The same chain in both groups, and tails of 4 and 7 tokens behind it. */
+struct both {
+    struct kvl_namespace_info spaces[2];
+    struct kvl_key salt;
+    struct kvl_key keys[2][WHOLE], tails[2][2];
+};
+
+static void store_both(struct fixture *f, uint32_t client, uint32_t tenant, struct both *both) {
+    uint32_t tokens[TOKENS];
+    for (uint32_t i = 0; i < TOKENS; i++)
+        tokens[i] = 70 + i;
+    both->salt = kvl_store_salt(f->store, tenant);
+    both->spaces[0] = f->ns;
+    fixture_enter_window(f, tenant, WINDOW_TOKENS);
+    both->spaces[1] = f->ns;
+    for (uint32_t group = 0; group < 2; group++) {
+        f->ns = both->spaces[group];
+        struct kvl_key root = f->ns.key;
+        kvl_tenant_turn_key(&both->salt, &root); /* as clients know it, and what follows */
+        assert_int_equal(
+            kvl_key_chain(&root, tokens, TOKENS, BLOCK_TOKENS, both->keys[group]), KVL_OK);
+        struct kvl_key parent = root;
+        for (uint32_t i = 0; i < WHOLE; i++)
+            parent = store_block(
+                f, client, &both->salt, &parent, tokens + i * BLOCK_TOKENS, BLOCK_TOKENS);
+        for (uint32_t tail = 0; tail < 2; tail++)
+            both->tails[group][tail] = store_block(
+                f, client, &both->salt, &parent, tokens + WHOLE * BLOCK_TOKENS, 4 + 3 * tail);
+        for (uint32_t tail = 0; tail < 2; tail++)
+            assert_true(is_there(f, both->tails[group][tail], &both->salt));
+    }
+}
+
+static void open_session(
+    struct fixture *f, uint32_t client, const char *name, const struct both *both, uint32_t count) {
+    struct kvl_session_info info;
+    uint32_t tokens[TOKENS];
+    struct kvl_key root = both->spaces[0].key;
+    kvl_tenant_turn_key(&both->salt, &root);
+    for (uint32_t i = 0; i < count; i++)
+        tokens[i] = 70 + i;
+    assert_int_equal(kvl_store_session_open(f->store, client, name, &root, &info), KVL_OK);
+    assert_int_equal(kvl_store_session_append(f->store, client, name, 0, tokens, count), KVL_OK);
+}
+
+static void run_session(uint32_t tenant, const char *name, const char *other) {
+    struct fixture f;
+    struct both both;
+    struct kvl_tenant_options acme = {.name = "acme", .salt = {{3, 1, 4}}};
+    struct kvl_ticket ticket;
+    fixture_open(
+        &f, &(struct fixture_options){.device_blocks = 32, .tenants = &acme, .tenant_count = 1});
+    uint32_t client = tenant == KVL_TENANT_DEFAULT ? f.a : fixture_enter(&f, tenant);
+    store_both(&f, client, tenant, &both);
+    open_session(&f, client, name, &both, TOKENS);
+    open_session(&f, client, other, &both, BLOCK_TOKENS + 1); /* has the first block, too */
+    /* The second tail takes the place of the first in both groups. */
+    assert_int_equal(kvl_store_session_tail(f.store, client, name, &both.tails[0][0], 4), KVL_OK);
+    assert_int_equal(kvl_store_session_tail(f.store, client, name, &both.tails[0][1], 7), KVL_OK);
+    for (uint32_t group = 0; group < 2; group++) {
+        assert_false(is_there(&f, both.tails[group][0], &both.salt));
+        assert_true(is_there(&f, both.tails[group][1], &both.salt));
+    }
+    /* Clearing takes what only it uses, in both. */
+    struct kvl_clear_request clear = {.client = client, .scope = KVL_CLEAR_SESSION, .name = name};
+    assert_int_equal(kvl_store_clear(f.store, &clear, &ticket), KVL_OK);
+    assert_int_equal(fixture_wait(&f, ticket), KVL_OK);
+    assert_int_equal(
+        kvl_ticket_word(kvl_store_tickets(f.store), ticket)->values[0], 2 * (WHOLE - 1 + 1));
+    for (uint32_t group = 0; group < 2; group++) {
+        assert_false(is_there(&f, both.tails[group][1], &both.salt));
+        for (uint32_t i = 0; i < WHOLE; i++)
+            assert_int_equal(is_there(&f, both.keys[group][i], &both.salt), i == 0);
+    }
+    fixture_close(&f);
+}
+
+static void a_session_has_its_blocks_in_both_groups(void **state) {
+    (void)state;
+    run_session(KVL_TENANT_DEFAULT, "talk", "other");
+    run_session(ACME, "acme/talk", "acme/other");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_chain_leaves_memory_from_its_beginning),
         cmocka_unit_test(a_demoted_chain_leaves_from_its_beginning),
+        cmocka_unit_test(a_session_has_its_blocks_in_both_groups),
         cmocka_unit_test(a_full_quota_of_the_disk_takes_the_beginning),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

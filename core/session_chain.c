@@ -1,0 +1,85 @@
+/* session_chain.c - which blocks a session's tokens stand for: a chain in the namespace that it was
+ * opened under, and in that of every other layer group of the same model.
+ *
+ * The session knows the first only; the others' keys follow from it (kvl_key_of_layer_group), so
+ * each namespace tells by itself whether it belongs. Keys here are as clients know them. */
+#include <string.h>
+
+#include "store_private.h"
+
+const struct kvl_tenant *kvl_session_tenant(
+    struct kvl_store *store, const struct kvl_session *session) {
+    char name[KVL_SESSION_NAME_MAX + 1];
+    const char *slash = strchr(session->info.name, '/');
+    size_t length = slash != NULL ? (size_t)(slash - session->info.name) : 0;
+    memcpy(name, session->info.name, length);
+    name[length] = '\0';
+    return kvl_tenant_find(&store->tenants, name);
+}
+
+static bool is_of_session(const struct kvl_session *session, const struct kvl_namespace_info *info,
+    const struct kvl_key *root) {
+    struct kvl_key made;
+    if (kvl_key_equal(root, &session->info.namespace_key))
+        return info->geometry.layers != 0;
+    return info->geometry.layer_group != 0 &&
+           kvl_key_of_layer_group(&session->info.namespace_key, &info->geometry, &made) == KVL_OK &&
+           kvl_key_equal(root, &made);
+}
+
+bool kvl_session_space_next(
+    struct kvl_store *store, const struct kvl_session *session, struct kvl_session_space *space) {
+    const struct kvl_tenant *tenant = kvl_session_tenant(store, session);
+    while (tenant != NULL && space->id < store->namespace_end) {
+        space->info = kvl_namespace_by_id(store, ++space->id);
+        if (space->info == NULL || kvl_namespace_tenant(store, space->id) != tenant)
+            continue;
+        space->root = space->info->key;
+        kvl_tenant_turn_key(&tenant->salt, &space->root);
+        if (is_of_session(session, space->info, &space->root))
+            return true;
+    }
+    return false;
+}
+
+/* The tail's place is not written down: it is where the tokens make its key. */
+static kvl_err find_tail(
+    const struct kvl_session *session, uint32_t block_tokens, uint64_t *whole) {
+    const struct kvl_session_info *info = &session->info;
+    struct kvl_key parent = info->namespace_key, key;
+    for (uint64_t at = 0; at + info->tail_tokens <= info->token_count; at += block_tokens) {
+        kvl_err err = kvl_key_of_block(
+            &parent, session->tokens + at, info->tail_tokens, (struct kvl_bytes){0}, &key);
+        *whole = at / block_tokens;
+        if (err != KVL_OK || kvl_key_equal(&key, &info->tail))
+            return err;
+        if (at + block_tokens > info->token_count)
+            break;
+        err = kvl_key_of_block(
+            &parent, session->tokens + at, block_tokens, (struct kvl_bytes){0}, &parent);
+        if (err != KVL_OK)
+            return err;
+    }
+    return KVL_ERR_NOTFOUND;
+}
+
+kvl_err kvl_session_tail_key(const struct kvl_session *session,
+    const struct kvl_session_space *space, struct kvl_key *tail) {
+    const struct kvl_session_info *info = &session->info;
+    uint32_t block_tokens = space->info->geometry.block_tokens;
+    uint64_t whole = 0;
+    *tail = info->tail;
+    if (kvl_key_is_zero(tail))
+        return KVL_ERR_NOTFOUND;
+    if (kvl_key_equal(&space->root, &info->namespace_key))
+        return KVL_OK;
+    kvl_err err = find_tail(session, block_tokens, &whole);
+    *tail = space->root;
+    for (uint64_t i = 0; err == KVL_OK && i < whole; i++)
+        err = kvl_key_of_block(
+            tail, session->tokens + i * block_tokens, block_tokens, (struct kvl_bytes){0}, tail);
+    if (err != KVL_OK)
+        return err;
+    return kvl_key_of_block(tail, session->tokens + whole * block_tokens, info->tail_tokens,
+        (struct kvl_bytes){0}, tail);
+}
