@@ -2,7 +2,8 @@
  *
  * A shape file is one JSON object. Needed: layers, width, ffn_width, heads, vocab, context_max.
  * Optional: kv_heads (heads), k_dim and v_dim (width / heads), rope_dims (k_dim), rope_base
- * (10000), rms_epsilon (1e-5), tied (false: the output matrix is its own). */
+ * (10000), rms_epsilon (1e-5), tied (false: the output matrix is its own), window (tokens that a
+ * layer sees, all of them without it) but for the last of every window_pattern (2) layers. */
 #include <errno.h>
 #include <jansson.h>
 #include <math.h>
@@ -99,6 +100,8 @@ static const struct field fields[] = {
     FIELD(k_dim, HEAD_DIM_MAX, true),
     FIELD(v_dim, HEAD_DIM_MAX, true),
     FIELD(rope_dims, HEAD_DIM_MAX, true),
+    FIELD(window, CONTEXT_MAX, true),
+    FIELD(window_pattern, LAYERS_MAX, true),
 };
 enum { FIELDS = sizeof fields / sizeof fields[0] };
 
@@ -160,6 +163,7 @@ static void fill_in(struct kvl_hparams *h) {
     h->k_dim = h->k_dim != 0 ? h->k_dim : h->width / h->heads;
     h->v_dim = h->v_dim != 0 ? h->v_dim : h->width / h->heads;
     h->rope_dims = h->rope_dims != 0 ? h->rope_dims : h->k_dim;
+    h->window_pattern = h->window != 0 && h->window_pattern == 0 ? 2 : h->window_pattern;
 }
 
 static kvl_err check_shape(const struct kvl_hparams *h, struct kvl_errmsg *msg) {
@@ -170,6 +174,9 @@ static kvl_err check_shape(const struct kvl_hparams *h, struct kvl_errmsg *msg) 
     if (h->k_dim == 0 || h->v_dim == 0 || h->k_dim > HEAD_DIM_MAX || h->v_dim > HEAD_DIM_MAX) {
         return kvl_fail(msg, KVL_ERR_INVALID, "a head of %u and %u numbers, expected 1 to %d",
             h->k_dim, h->v_dim, HEAD_DIM_MAX);
+    }
+    if (h->window == 0 && h->window_pattern != 0) {
+        return kvl_fail(msg, KVL_ERR_INVALID, "the shape has a window_pattern and no window");
     }
     if (h->rope_dims > h->k_dim || h->rope_dims % 2 != 0) {
         return kvl_fail(msg, KVL_ERR_INVALID,
@@ -248,10 +255,14 @@ static kvl_err fingerprint(struct kvl_model *model, bool tied) {
     char text[512];
     memcpy(&base_bits, &h->rope_base, sizeof base_bits);
     memcpy(&epsilon_bits, &h->rms_epsilon, sizeof epsilon_bits);
-    const int bytes = snprintf(text, sizeof text,
+    int bytes = snprintf(text, sizeof text,
         "kvloft-random 1 %s %u %u %u %u %u %u %u %u %u %08x %08x %d %llu", h->architecture,
         h->layers, h->width, h->ffn_width, h->heads, h->kv_heads, h->k_dim, h->v_dim, h->vocab,
         h->rope_dims, base_bits, epsilon_bits, tied, (unsigned long long)model->seed);
+    if (h->window != 0) {
+        bytes += snprintf(text + bytes, sizeof text - (size_t)bytes, " window %u %u", h->window,
+            h->window_pattern);
+    }
     return EVP_Digest(text, (size_t)bytes, model->fingerprint, NULL, EVP_sha256(), NULL) == 1
                ? KVL_OK
                : KVL_ERR_NOMEM;

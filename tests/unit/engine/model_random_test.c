@@ -70,7 +70,9 @@ static void test_fingerprints(void **state) {
         const char *json;
         uint64_t seed;
     } models[] = {{"{" SHAPE "}", 1}, {"{" SHAPE "}", 2}, {"{" SHAPE ", \"tied\": true}", 1},
-        {"{" SHAPE ", \"kv_heads\": 2}", 1}, {"{" SHAPE ", \"rope_base\": 5000}", 1}};
+        {"{" SHAPE ", \"kv_heads\": 2}", 1}, {"{" SHAPE ", \"rope_base\": 5000}", 1},
+        {"{" SHAPE ", \"window\": 64}", 1},
+        {"{" SHAPE ", \"window\": 64, \"window_pattern\": 3}", 1}};
     enum { MODELS = sizeof models / sizeof models[0] };
     uint8_t seen[MODELS][32];
     for (size_t i = 0; i < MODELS; ++i) {
@@ -134,6 +136,8 @@ static void test_bad_shapes_are_refused(void **state) {
     assert_refused("{" SHAPE ", \"rope_dims\": 18}", "rope_dims");
     assert_refused("{" SHAPE ", \"rope_base\": -1}", "rope_base");
     assert_refused("{" SHAPE ", \"tied\": 1}", "tied");
+    assert_refused("{" SHAPE ", \"window\": 0}", "window");
+    assert_refused("{" SHAPE ", \"window_pattern\": 2}", "window_pattern");
     assert_int_equal(kvl_model_random("/nowhere/shape", 0, &model, &msg), KVL_ERR_NOTFOUND);
     assert_non_null(strstr(msg.text, "llama-8b"));
 }
