@@ -63,12 +63,25 @@ const char *cli_duration(uint64_t nanoseconds, char text[32]);
 /* "device+disk", or "-" */
 const char *cli_tiers(uint8_t mask, char text[32]);
 
-/* The chain of keys that a session, or a block named by the start of its hex key, stands for:
- * from the first block to it. Caller frees *keys. Prints errors itself. */
-int cli_chain_of_session(
-    struct kvl_client *client, const char *name, struct kvl_key **keys, uint32_t *count);
-int cli_chain_of_block(
-    struct kvl_client *client, const char *hex, struct kvl_key **keys, uint32_t *count);
+#define CLI_CHAINS_MAX 8u /* layer groups of a model */
+struct cli_chain {
+    struct kvl_key *keys;
+    uint32_t count;
+};
+struct cli_chains {
+    struct cli_chain chain[CLI_CHAINS_MAX];
+    uint32_t count;
+};
+/* The chains of keys that a session stands for, one for each layer group: from the first block that
+ * going on with it needs, to its tail. Or the one of a block named by the start of its hex key,
+ * from the first block to it. Print errors themselves; the caller frees the chains. */
+int cli_chains_of_session(struct kvl_client *client, const char *name, struct cli_chains *chains);
+int cli_chain_of_block(struct kvl_client *client, const char *hex, struct cli_chains *chains);
+void cli_chains_free(struct cli_chains *chains); /* zeroed is fine */
+/* The namespaces of a model's layer groups, by that of the first: up to CLI_CHAINS_MAX of them go
+ * to found. Errors: NOTFOUND, those of the client library. */
+kvl_err cli_namespaces_of(struct kvl_client *client, const struct kvl_key *first,
+    struct kvl_namespace_info *found, uint32_t *count);
 /* All blocks of the table. Caller frees. */
 kvl_err cli_all_blocks(
     struct kvl_client *client, struct kvl_block_report **blocks, uint64_t *count);

@@ -7,38 +7,58 @@
 #include "cli.h"
 #include "disk/disk_tier.h"
 
-/* The chain that `--session NAME` or one KEY names. */
-static int chosen_chain(const struct cli_options *options, struct kvl_client *client, char **argv,
-    struct kvl_key **keys, uint32_t *count) {
+/* The chains that `--session NAME` or one KEY names. */
+static int chosen_chains(const struct cli_options *options, struct kvl_client *client, char **argv,
+    struct cli_chains *chains) {
     if (options->session)
-        return cli_chain_of_session(client, options->session, keys, count);
-    return cli_chain_of_block(client, argv[0], keys, count);
+        return cli_chains_of_session(client, options->session, chains);
+    return cli_chain_of_block(client, argv[0], chains);
 }
 
-static bool names_one_chain(const struct cli_options *options, int argc) {
+static uint32_t blocks_of(const struct cli_chains *chains) {
+    uint32_t blocks = 0;
+    for (uint32_t i = 0; i < chains->count; i++)
+        blocks += chains->chain[i].count;
+    return blocks;
+}
+
+static bool names_chains(const struct cli_options *options, int argc) {
     return options->session ? argc == 0 : argc == 1;
+}
+
+static kvl_err pin_chains(
+    struct kvl_client *client, const struct cli_chains *chains, bool pinned, uint32_t *changed) {
+    kvl_err err = KVL_OK;
+    for (uint32_t i = 0; err == KVL_OK && i < chains->count; i++) {
+        const struct cli_chain *chain = &chains->chain[i];
+        uint32_t of_chain = 0;
+        if (chain->count > 0)
+            err = kvl_pin(client, chain->keys, chain->count, pinned, &of_chain);
+        *changed += of_chain;
+    }
+    return err;
 }
 
 static int run_pinning(const struct cli_options *options, int argc, char **argv, bool pinned) {
     const char *verb = pinned ? "pin" : "unpin";
-    struct kvl_key *keys = NULL;
-    uint32_t count = 0, changed = 0;
-    if (!names_one_chain(options, argc))
+    struct cli_chains chains = {0};
+    uint32_t changed = 0;
+    if (!names_chains(options, argc))
         return cli_wrong("%s takes --session NAME or one KEY (the start of a block's key)", verb);
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
-    int status = chosen_chain(options, client, argv, &keys, &count);
+    int status = chosen_chains(options, client, argv, &chains);
     if (status == CLI_DONE) {
-        kvl_err err = count ? kvl_pin(client, keys, count, pinned, &changed) : KVL_OK;
+        kvl_err err = pin_chains(client, &chains, pinned, &changed);
         if (err != KVL_OK)
             status = cli_error("cannot %s: %s", verb, kvl_err_text(err));
         else if (options->json)
             status = cli_print_json(json_pack("{s:I}", "blocks", (json_int_t)changed));
         else
-            printf("%sned %" PRIu32 " of %" PRIu32 " blocks\n", verb, changed, count);
+            printf("%sned %" PRIu32 " of %" PRIu32 " blocks\n", verb, changed, blocks_of(&chains));
     }
-    free(keys);
+    cli_chains_free(&chains);
     kvl_client_close(client);
     return status;
 }
@@ -74,26 +94,30 @@ typedef kvl_err (*move_verb)(struct kvl_client *client, enum kvl_tier_kind targe
 /* prefetch and demote: the same words, the other direction. */
 static int run_move(const struct cli_options *options, int argc, char **argv, const char *name,
     move_verb verb, int tier) {
-    struct kvl_key *keys = NULL;
-    struct kvl_ticket ticket = {0, 0};
+    struct cli_chains chains = {0};
     struct kvl_progress progress = {.status = KVL_OK};
-    uint32_t count = 0;
-    if (!names_one_chain(options, argc))
+    uint64_t moved = 0;
+    if (!names_chains(options, argc))
         return cli_wrong("%s takes --session NAME or one KEY (the start of a block's key)", name);
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
-    int status = chosen_chain(options, client, argv, &keys, &count);
-    if (status == CLI_DONE && count > 0) {
-        kvl_err err = verb(client, (enum kvl_tier_kind)tier, keys, count, &ticket);
+    int status = chosen_chains(options, client, argv, &chains);
+    for (uint32_t i = 0; status == CLI_DONE && i < chains.count; i++) {
+        const struct cli_chain *chain = &chains.chain[i];
+        struct kvl_ticket ticket = {0, 0};
+        if (chain->count == 0)
+            continue;
+        kvl_err err = verb(client, (enum kvl_tier_kind)tier, chain->keys, chain->count, &ticket);
         status = finish_ticket(client, err, ticket, name, 0, &progress);
+        moved += progress.values[0];
     }
     if (status == CLI_DONE && options->json)
         status = cli_print_json(json_pack(
-            "{s:I,s:I}", "blocks", (json_int_t)count, "moved", (json_int_t)progress.values[0]));
+            "{s:I,s:I}", "blocks", (json_int_t)blocks_of(&chains), "moved", (json_int_t)moved));
     else if (status == CLI_DONE)
-        printf("%" PRIu64 " of %" PRIu32 " blocks moved\n", progress.values[0], count);
-    free(keys);
+        printf("%" PRIu64 " of %" PRIu32 " blocks moved\n", moved, blocks_of(&chains));
+    cli_chains_free(&chains);
     kvl_client_close(client);
     return status;
 }
@@ -112,23 +136,37 @@ static int run_demote(const struct cli_options *options, int argc, char **argv) 
     return run_move(options, argc, argv, "demote", kvl_demote, tier);
 }
 
-/* Finds a namespace by the start of its key or by its label. */
-static int namespace_by_name(struct kvl_client *client, const char *name, uint32_t *id) {
+static bool is_named(const struct kvl_namespace_info *info, const char *name) {
+    char hex[2 * KVL_KEY_BYTES + 1];
+    kvl_key_hex(&info->key, hex);
+    return strncmp(hex, name, strlen(name)) == 0 || strcmp(info->label, name) == 0;
+}
+
+struct namespaces {
+    struct kvl_namespace_info found[CLI_CHAINS_MAX];
+    uint32_t count;
+};
+
+/* Finds a model's namespaces by its label, or one namespace by the start of its key. */
+static int namespaces_by_name(
+    struct kvl_client *client, const char *name, struct namespaces *spaces) {
     struct kvl_namespace_info info;
-    uint32_t matches = 0;
-    for (uint32_t i = 0; kvl_client_namespace_at(client, i, &info) == KVL_OK; i++) {
-        char hex[2 * KVL_KEY_BYTES + 1];
-        kvl_key_hex(&info.key, hex);
-        if (strncmp(hex, name, strlen(name)) == 0 || strcmp(info.label, name) == 0) {
-            *id = info.id;
-            matches++;
-        }
-    }
+    uint32_t matches = 0, of_model = 0;
+    for (uint32_t i = 0; kvl_client_namespace_at(client, i, &info) == KVL_OK; i++)
+        if (is_named(&info, name) && (matches++ == 0 || info.geometry.layer_group == 0))
+            spaces->found[0] = info; /* that of the first layer group, where there are more */
+    spaces->count = 1;
+    if (matches == 0)
+        return cli_error("there is no namespace %s; see `kvloft ls`", name);
     if (matches == 1)
         return CLI_DONE;
-    return cli_error(matches ? "more than one namespace is named %s; give more digits of its key"
-                             : "there is no namespace %s; see `kvloft ls`",
-        name);
+    info = spaces->found[0];
+    kvl_err err = cli_namespaces_of(client, &info.key, spaces->found, &spaces->count);
+    for (uint32_t i = 0; err == KVL_OK && i < spaces->count; i++)
+        of_model += is_named(&spaces->found[i], name);
+    if (err == KVL_OK && of_model == matches)
+        return CLI_DONE;
+    return cli_error("more than one namespace is named %s; give more digits of its key", name);
 }
 
 /* `clear --tenant NAME` clears that tenant. Who asks is the tenant itself where it brings its
@@ -160,9 +198,8 @@ static int explain_clear(
 }
 
 static int run_clear(const struct cli_options *options, int argc, char **argv) {
-    struct kvl_ticket ticket = {0, 0};
-    struct kvl_progress progress = {.status = KVL_OK};
-    uint32_t id = 0;
+    struct namespaces spaces = {.count = 1};
+    uint64_t cleared = 0;
     (void)argv;
     int scopes =
         (options->all ? 1 : 0) + (options->session ? 1 : 0) + (options->namespace_name ? 1 : 0);
@@ -176,22 +213,24 @@ static int run_clear(const struct cli_options *options, int argc, char **argv) {
     struct kvl_client *client = connect_to_clear(options, scope);
     if (!client)
         return CLI_FAILED;
-    int status = options->namespace_name ? namespace_by_name(client, options->namespace_name, &id)
-                                         : CLI_DONE;
-    if (status == CLI_DONE) {
+    int status = options->namespace_name
+                     ? namespaces_by_name(client, options->namespace_name, &spaces)
+                     : CLI_DONE;
+    for (uint32_t i = 0; status == CLI_DONE && i < spaces.count; i++) {
         const char *name = scope == KVL_CLEAR_TENANT ? options->tenant : options->session;
-        kvl_err err = kvl_clear(client, scope, id, name, &ticket);
+        struct kvl_ticket ticket = {0, 0};
+        struct kvl_progress progress = {.status = KVL_OK};
+        kvl_err err = kvl_clear(client, scope, spaces.found[i].id, name, &ticket);
         if (err == KVL_ERR_NOTFOUND || err == KVL_ERR_BUSY)
             status = explain_clear(err, scope, options);
         else
             status = finish_ticket(client, err, ticket, "clear", 0, &progress);
+        cleared += progress.values[0];
     }
     if (status == CLI_DONE && options->json)
-        status =
-            cli_print_json(json_pack("{s:I}", "cleared_blocks", (json_int_t)progress.values[0]));
+        status = cli_print_json(json_pack("{s:I}", "cleared_blocks", (json_int_t)cleared));
     else if (status == CLI_DONE)
-        printf("%" PRIu64 " block%s cleared%s\n", progress.values[0],
-            progress.values[0] == 1 ? "" : "s",
+        printf("%" PRIu64 " block%s cleared%s\n", cleared, cleared == 1 ? "" : "s",
             options->session            ? "; the session is forgotten"
             : scope == KVL_CLEAR_TENANT ? "; the tenant's sessions are forgotten"
                                         : "");

@@ -123,6 +123,8 @@ static void print_forest(struct kvl_client *client, const struct forest *forest)
             ns.blocks, ns.blocks == 1 ? "" : "s");
         if (ns.geometry.block_tokens != 0) /* 0: the caller's own buffers */
             printf("%" PRIu32 " tokens, ", ns.geometry.block_tokens);
+        if (ns.geometry.layer_group != 0)
+            printf("layers with a window of %" PRIu32 " tokens, ", ns.geometry.layer_group);
         printf("%s each\n", cli_bytes(ns.layout.payload_bytes, bytes));
         for (uint64_t n = 0; n < forest->count; n++)
             if (forest->nodes[n].parent < 0 && forest->nodes[n].block.namespace_id == ns.id)
@@ -154,10 +156,12 @@ static json_t *namespaces_json(struct kvl_client *client) {
     for (uint32_t i = 0; kvl_client_namespace_at(client, i, &ns) == KVL_OK; i++) {
         char key[2 * KVL_KEY_BYTES + 1];
         kvl_key_hex(&ns.key, key);
-        json_array_append_new(list,
-            json_pack("{s:I,s:s,s:s,s:I,s:I,s:I}", "id", (json_int_t)ns.id, "key", key, "label",
-                ns.label, "block_tokens", (json_int_t)ns.geometry.block_tokens, "block_bytes",
-                (json_int_t)ns.layout.payload_bytes, "blocks", (json_int_t)ns.blocks));
+        json_array_append_new(
+            list, json_pack("{s:I,s:s,s:s,s:I,s:I,s:I,s:I,s:I}", "id", (json_int_t)ns.id, "key",
+                      key, "label", ns.label, "layers", (json_int_t)ns.geometry.layers,
+                      "window_tokens", (json_int_t)ns.geometry.layer_group, "block_tokens",
+                      (json_int_t)ns.geometry.block_tokens, "block_bytes",
+                      (json_int_t)ns.layout.payload_bytes, "blocks", (json_int_t)ns.blocks));
     }
     return list;
 }

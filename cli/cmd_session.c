@@ -44,52 +44,65 @@ static int list_sessions(const struct cli_options *options, struct kvl_client *c
     return CLI_DONE;
 }
 
-static uint32_t count_blocks_in_tier(const uint8_t *found, uint32_t count, int tier) {
-    uint32_t in_tier = 0;
-    for (uint32_t i = 0; i < count; i++)
-        in_tier += (found[i] >> tier) & 1u;
-    return in_tier;
+/* What going on with a session needs, and where it is; of all layer groups. */
+struct needed {
+    uint32_t blocks;
+    uint32_t cached; /* leading ones of each chain */
+    uint32_t in_tier[KVL_TIER_COUNT];
+};
+
+static kvl_err look_up(
+    struct kvl_client *client, const struct cli_chain *chain, struct needed *needed) {
+    uint32_t hits = 0;
+    uint8_t *found = calloc(chain->count + 1u, 1);
+    kvl_err err = KVL_ERR_NOMEM;
+    if (found)
+        err =
+            chain->count > 0 ? kvl_lookup(client, chain->keys, chain->count, found, &hits) : KVL_OK;
+    for (uint32_t i = 0; i < hits; i++)
+        for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
+            needed->in_tier[tier] += (found[i] >> tier) & 1u;
+    needed->blocks += chain->count;
+    needed->cached += hits;
+    free(found);
+    return err;
 }
 
 static int show_session(
     const struct cli_options *options, struct kvl_client *client, const char *name) {
     static const char *const tier_names[KVL_TIER_COUNT] = KVL_TIER_NAMES;
     struct kvl_session_info session;
-    struct kvl_key *keys = NULL;
-    uint32_t count = 0, hits = 0, ignored = 0;
-    int status = cli_chain_of_session(client, name, &keys, &count);
+    struct cli_chains chains;
+    struct needed needed = {0};
+    uint32_t ignored = 0;
+    int status = cli_chains_of_session(client, name, &chains);
     if (status != CLI_DONE)
         return status;
-    uint8_t *found = calloc(count + 1u, 1);
-    kvl_err err =
-        found ? kvl_session_read(client, name, 0, 0, NULL, &ignored, &session) : KVL_ERR_NOMEM;
-    if (err == KVL_OK && count > 0)
-        err = kvl_lookup(client, keys, count, found, &hits);
+    kvl_err err = kvl_session_read(client, name, 0, 0, NULL, &ignored, &session);
+    for (uint32_t i = 0; err == KVL_OK && i < chains.count; i++)
+        err = look_up(client, &chains.chain[i], &needed);
     if (err != KVL_OK) {
         status = cli_error("cannot look at session '%s': %s", name, kvl_err_text(err));
     } else if (options->json) {
         json_t *object = session_json(&session);
-        json_object_set_new(object, "blocks", json_integer(count));
-        json_object_set_new(object, "cached_blocks", json_integer(hits));
+        json_object_set_new(object, "blocks", json_integer(needed.blocks));
+        json_object_set_new(object, "cached_blocks", json_integer(needed.cached));
         for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
-            json_object_set_new(
-                object, tier_names[tier], json_integer(count_blocks_in_tier(found, count, tier)));
+            json_object_set_new(object, tier_names[tier], json_integer(needed.in_tier[tier]));
         status = cli_print_json(object);
     } else {
         printf("session %s: %" PRIu64 " tokens, %" PRIu32 " blocks (%" PRIu32
                " of them a tail of %" PRIu32 " tokens)\n",
-            session.name, session.token_count, count, kvl_key_is_zero(&session.tail) ? 0u : 1u,
-            session.tail_tokens);
-        printf("cached: %" PRIu32 " of %" PRIu32 " blocks", hits, count);
+            session.name, session.token_count, needed.blocks,
+            kvl_key_is_zero(&session.tail) ? 0u : chains.count, session.tail_tokens);
+        printf("cached: %" PRIu32 " of %" PRIu32 " blocks", needed.cached, needed.blocks);
         for (int tier = 0; tier < KVL_TIER_COUNT; tier++)
-            printf(
-                ", %" PRIu32 " on %s", count_blocks_in_tier(found, count, tier), tier_names[tier]);
+            printf(", %" PRIu32 " on %s", needed.in_tier[tier], tier_names[tier]);
         putchar('\n');
         if (session.holder_pid)
             printf("open in %s (pid %" PRIu32 ")\n", session.holder_name, session.holder_pid);
     }
-    free(found);
-    free(keys);
+    cli_chains_free(&chains);
     return status;
 }
 

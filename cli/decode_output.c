@@ -225,11 +225,13 @@ void decode_print_summary(
     uint64_t restored = 0;
     for (uint32_t i = 0; i < KVL_TIER_COUNT; ++i)
         restored += report->restored_tokens[i];
-    fprintf(stderr,
-        "%" PRIu64 " tokens in context: %" PRIu64 " restored, %" PRIu64
-        " computed; first token after %.0f ms, then %.1f tokens/s",
-        report->prompt_tokens, restored, report->computed_tokens, milliseconds(report->ttft_ns),
-        decode_rate(report));
+    fprintf(stderr, "%" PRIu64 " tokens in context: %" PRIu64 " restored", report->prompt_tokens,
+        restored);
+    if (report->restored_bytes > 0)
+        fprintf(stderr, " (%.1f MiB from host and disk)",
+            (double)report->restored_bytes / (1024.0 * 1024.0));
+    fprintf(stderr, ", %" PRIu64 " computed; first token after %.0f ms, then %.1f tokens/s",
+        report->computed_tokens, milliseconds(report->ttft_ns), decode_rate(report));
     if (report->stop_reason == KVL_STOP_CONTEXT)
         fputs("; the context is full", stderr);
     say_private(engine, report, "; ", "");
