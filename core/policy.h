@@ -4,7 +4,8 @@
  * policy answers with victims. Each group (a tenant) has an order of its own, and a block is in one
  * group at a time; who makes room for whom is the store's to say. Children go before parents: a
  * block is only proposed when the store says that none of its children is in the same tier
- * (`evictable`). Threads: owner thread only. Blocks: never. */
+ * (`evictable`); in window groups no block counts as a child. Threads: owner thread only. Blocks:
+ * never. */
 #ifndef KVL_POLICY_H
 #define KVL_POLICY_H
 

@@ -3,7 +3,8 @@
  * One thread calls everything here, poll included; nothing blocks, no lock is taken. The table
  * answers from RAM. A block is in zero or more tiers at once; it is visible only when sealed and
  * its hash taken. Sealed blocks are persisted behind (disk tier present), demoted device -> host
- * when the device runs full, dropped from host when that is full; children before parents. A device
+ * when the device runs full, dropped from host when that is full; children before parents, but
+ * in window groups (kvl_key.h, layer_group) by use alone. A device
  * that is lost (its tier answers CLOSED) is told of once, in log and status; from then on it
  * says NOSPC, and host and disk go on.
  *

@@ -202,6 +202,9 @@ static void run_engine(
 int main(int argc, char **argv) {
     static const struct alloc_scenario scenario = {"embedded engine", run_engine};
     struct tiny_shape shape = tiny_shape_default();
+    const char *architecture = getenv("KVL_ARCHITECTURE");
+    if (architecture != NULL)
+        shape.architecture = architecture;
     model_path = tiny_model_file(&shape);
     for (uint32_t i = 0; i < PROMPT; i++)
         prompt[i] = (i * 7 + 3) % shape.vocab;
