@@ -298,8 +298,7 @@ static void ask_for_slots(struct kvl_cache *cache, const struct kvl_cache_span *
 void kvl_cache_ask(struct kvl_cache *cache, const struct kvl_cache_span *span) {
     for (uint32_t i = span->first; i < span->end; ++i)
         cache->blocks[i].known = false;
-    if (cache->behind_count > span->first)
-        cache->behind_count = span->first; /* computing begins anew */
+    kvl_cache_begin_anew(cache, span->first);
     if (!kvl_cache_may_wait(cache, span->patience_ms))
         return;
     kvl_client_set_timeout(cache->connection->client, span->patience_ms);

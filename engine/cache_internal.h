@@ -96,6 +96,8 @@ bool kvl_cache_is_private(const struct kvl_cache *cache, uint32_t block);
 uint32_t kvl_cache_first_seen(const struct kvl_cache *cache, uint64_t position);
 /* From now on the table shows zeros of MISSING blocks. Errors: NOMEM, IO (a lost device). */
 KVL_MUST_CHECK kvl_err kvl_cache_need_nothing(struct kvl_cache *cache);
+/* Blocks from `first` on are computed once more, though they were left behind. */
+void kvl_cache_begin_anew(struct kvl_cache *cache, uint32_t first);
 /* With `whole` leading blocks complete: lets go those that nothing to come will see. */
 void kvl_cache_leave_behind(struct kvl_cache *cache, uint32_t whole);
 /* Puts a granted slot under a MISSING block. False (and the lease ended) when it cannot be used. */

@@ -36,6 +36,13 @@ kvl_err kvl_cache_need_nothing(struct kvl_cache *cache) {
     return KVL_OK;
 }
 
+void kvl_cache_begin_anew(struct kvl_cache *cache, uint32_t first) {
+    for (; cache->behind_count > first; --cache->behind_count)
+        cache->blocks[cache->behind_count - 1].settled = false;
+    if (cache->settled_count > first)
+        cache->settled_count = first;
+}
+
 static bool is_under_way(const struct kvl_cache_block *block) {
     return block->home == KVL_HOME_FILLING || block->asked || block->sealing;
 }

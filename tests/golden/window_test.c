@@ -394,6 +394,7 @@ static void test_private_memory_of_the_window_comes_back(void **state) {
         for (uint32_t other = 0; other < i; ++other)
             assert_ptr_not_equal(table[i], table[other]);
     engine_close(&engine);
+    kvl_turn_report_deinit(&report);
     assert_int_equal(engine_run(&fixture, &(struct engine_options){.no_cache = true}, prompt,
                          PROMPT, 3, &report),
         KVL_OK); /* which begins anew with every token */
