@@ -8,6 +8,9 @@
 #include <stddef.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -319,6 +322,53 @@ static void test_a_slot_of_a_block_passed_over_is_given_back(void **state) {
     engine_close(&engine);
 }
 
+/* One page of the segments is overwritten, at each place in turn: whichever group's block it was,
+ * what came in both groups is used and the rest is computed. */
+static void damage_segments(long at_page) {
+    static const uint8_t noise[4096] = {0x5a, 0xa5};
+    char pattern[256];
+    glob_t files;
+    snprintf(pattern, sizeof pattern, "%s/segments/*.seg", fixture.disk_path);
+    assert_int_equal(glob(pattern, 0, NULL, &files), 0);
+    for (size_t i = 0; i < files.gl_pathc; ++i) {
+        int fd = open(files.gl_pathv[i], O_WRONLY);
+        assert_true(fd >= 0);
+        assert_int_equal(pwrite(fd, noise, sizeof noise, at_page * 4096), sizeof noise);
+        close(fd);
+    }
+    globfree(&files);
+}
+
+static void empty_disk(void) {
+    char command[256];
+    snprintf(command, sizeof command, "rm -rf '%s'/*", fixture.disk_path);
+    assert_int_equal(system(command), 0);
+}
+
+static void test_a_damaged_block_of_either_group_costs_no_bit(void **state) {
+    (void)state;
+    unsigned whole = 0, cut = 0;
+    for (long page = 2; page < 130; page += 5) {
+        struct kvl_turn_report report;
+        empty_disk();
+        fixture_start(&fixture, 32, 0, true);
+        store_prompt(PROMPT);
+        fixture_stop(&fixture);
+        damage_segments(page);
+        fixture_start(&fixture, 32, 0, true);
+        assert_int_equal(
+            engine_run(&fixture, &stored, prompt, PROMPT, NEW_TOKENS, &report), KVL_OK);
+        assert_true(same_logits(&report, &expected));
+        whole += restored_tokens(&report) == BLOCKS * BLOCK;
+        cut += restored_tokens(&report) < BLOCKS * BLOCK;
+        kvl_turn_report_deinit(&report);
+        fixture_stop(&fixture);
+    }
+    empty_disk();
+    assert_true(whole > 0); /* of the window group, no more than the window is looked at */
+    assert_true(cut > 0);
+}
+
 /* ---- what is held ---- */
 
 /* The device has room for all of group 0, but of the window group for the window and some blocks
@@ -376,6 +426,29 @@ static void test_a_private_window_moves_in_when_there_is_room(void **state) {
     assert_restores(BLOCKS, 0);
     kvl_turn_report_deinit(&first);
     kvl_turn_report_deinit(&second);
+}
+
+/* Leases fill the device before all of group 0 is there: it is entered where it ends, with the
+ * window of that place. */
+static void test_a_small_device_is_entered_where_it_is_full(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report report;
+    const uint32_t fits = 6;
+    empty_disk();
+    fixture_start(&fixture, 32, 0, true);
+    store_prompt(PROMPT);
+    fixture_stop(&fixture);
+    fixture_start_bytes(&fixture, fits * full_bytes + WINDOW_BLOCKS * window_bytes, 0, true);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, NEW_TOKENS, &report), KVL_OK);
+    assert_true(same_logits(&report, &expected));
+    assert_int_equal(restored_tokens(&report), fits * BLOCK);
+    /* The window of the end that was looked for first came, too. */
+    assert_int_equal(report.restored_bytes, fits * full_bytes + 2 * WINDOW_BLOCKS * window_bytes);
+    assert_true(report.private_tokens > 0);
+    engine_close(&engine);
+    kvl_turn_report_deinit(&report);
 }
 
 /* Without a daemon the window's private memory comes back too: a context of many windows takes no
@@ -475,7 +548,9 @@ int main(void) {
         cmocka_unit_test_teardown(test_a_window_without_its_blocks_is_computed, stop_service),
         cmocka_unit_test_teardown(test_what_was_left_behind_makes_room_first, stop_service),
         cmocka_unit_test_teardown(test_a_slot_of_a_block_passed_over_is_given_back, stop_service),
+        cmocka_unit_test_teardown(test_a_damaged_block_of_either_group_costs_no_bit, stop_service),
         cmocka_unit_test_teardown(test_a_long_context_holds_the_window_only, stop_service),
+        cmocka_unit_test_teardown(test_a_small_device_is_entered_where_it_is_full, stop_service),
         cmocka_unit_test_teardown(test_a_private_window_moves_in_when_there_is_room, stop_service),
         cmocka_unit_test_teardown(test_private_memory_of_the_window_comes_back, stop_service),
         cmocka_unit_test_teardown(test_a_session_moves_what_the_window_needs, stop_service),
