@@ -125,7 +125,7 @@ static kvl_err compute(struct advance *advance) {
         .layers_arrive = kvl_cache_is_restoring(sequence->cache),
     };
     struct kvl_backend *backend = sequence->options.backend;
-    return backend->ops->forward(backend, &batch);
+    return backend->ops->forward(backend, &batch, 1);
 }
 
 /* Where the chunk that begins at `begin` ends: at a block boundary where there is one. The last
