@@ -32,16 +32,10 @@ static struct kvl_attention_part take_part(
     return part;
 }
 
-static uint64_t widest_input(const struct kvl_hparams *h) {
-    const uint64_t attended = (uint64_t)h->heads * h->v_dim;
-    const uint64_t widest = h->width > h->ffn_width ? h->width : h->ffn_width;
-    return widest > attended ? widest : attended;
-}
-
 static void take_thread(struct arena *arena, const struct kvl_cpu *cpu, struct kvl_cpu_scratch *s) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     const uint64_t rows = (uint64_t)cpu->query_tokens * cpu->group;
-    s->strip = take(arena, widest_input(h) * KVL_STRIP_ROWS);
+    s->strip = take(arena, (uint64_t)KVL_STRIP_COLUMNS * KVL_STRIP_ROWS);
     s->tile_a = take(arena, KVL_MATMUL_TOKENS * KVL_PANEL_ROWS);
     s->tile_b = take(arena, KVL_MATMUL_TOKENS * KVL_PANEL_ROWS);
     s->queries = take(arena, rows * h->k_dim);

@@ -20,6 +20,7 @@
 enum {
     KVL_CHUNK_TOKENS = 512,         /* of one sequence, in a chunk; each other adds a row */
     KVL_MATMUL_TOKENS = 96,         /* tokens of a matmul unit: their rows stay in L2 */
+    KVL_STRIP_COLUMNS = 256,        /* k that are unpacked at once: they stay in L1 */
     KVL_PARTITION_TOKENS = 256,     /* part of the context with a softmax of its own, from 0 on */
     KVL_QUERY_ROWS = 96,            /* query rows that share one converted tile of keys, about */
     KVL_SPLIT_PARTITIONS_MIN = 256, /* (token, partition) pairs attended in parallel, at least */
@@ -62,7 +63,7 @@ struct kvl_attention_part {
 
 /* One thread's own. */
 struct kvl_cpu_scratch {
-    float *strip;  /* [max columns][16] unpacked weights */
+    float *strip;  /* [KVL_STRIP_COLUMNS][16] unpacked weights */
     float *tile_a; /* [KVL_MATMUL_TOKENS][32] outputs */
     float *tile_b;
     float *queries; /* [rows][k_dim] scaled queries of one KV head */
