@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Many sequences at once: what a common prefix and decoding together save.
+
+    bench/batch_speed.py --build build/release --model FILE [--json] [--threads N] [--prefix N]
+                         [--tokens N] [--sequences N] [--rounds N]
+
+First: N sequences with a common prefix, at once, beside the same one after another, each computing
+its prefix anew (--no-offload --parallel 1). Then decode speed of 1, 2, 4, ... sequences behind a
+short common prefix, beside one alone. All alternate in one run, so that the machine's mood is the
+same for all; figures are medians. Both ways must choose the same tokens from the same logits."""
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import tempfile
+
+TEXT = ("A cache keeps what was computed once, in case it is wanted again. Whoever asks first waits, "
+        "and everybody behind is served at once; so the second visitor of a library finds the book "
+        "open on the table, and the third does not even notice that it was ever on a shelf. ")
+
+
+class Bench:
+    def __init__(self, options):
+        self.options = options
+        self.program = pathlib.Path(options.build).resolve() / "bin/kvloft-decode"
+        self.folder = tempfile.TemporaryDirectory(prefix="kvloft-batch-")
+        text = pathlib.Path(self.folder.name) / "text"
+        text.write_text(TEXT * (options.prefix // 40 + 2))
+        self.ids = json.loads(self.run("--tokenize", "--prompt-file", text))["tokens"]
+
+    def run(self, *words):
+        return subprocess.run([str(word) for word in (self.program, "--model", self.options.model,
+                                                      "--json", *words)],
+                              check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+
+    def answer(self, prefix, sequences, tokens, *words):
+        """-> results in order of their lines, the summary."""
+        file = pathlib.Path(self.folder.name) / "prompts.jsonl"
+        eos = {"logit_bias": {}}  # nothing may end early, or the ways would not do the same work
+        with file.open("w") as out:
+            for i in range(sequences):
+                ids = self.ids[:prefix] + self.ids[i:i + 12]
+                out.write(json.dumps({"prompt": ids, "max_tokens": tokens, **eos}) + "\n")
+        # An address where nobody listens would be an error: without a daemon the memory is its own.
+        lines = [json.loads(line) for line in self.run(
+            "--prompts", file, "--threads", self.options.threads, "--hash-logits", *words
+        ).splitlines()]
+        return sorted(lines[:-1], key=lambda line: line["line"]), lines[-1]["summary"]
+
+    def with_prefix(self):
+        """-> tokens/s of the answers: at once with sharing, one after another without."""
+        options = self.options
+        speeds = ([], [])
+        for _ in range(options.rounds):
+            ways = []
+            for way, words in enumerate((("--parallel", options.sequences),
+                                         ("--no-offload", "--parallel", 1))):
+                lines, summary = self.answer(options.prefix, options.sequences, options.tokens,
+                                             *words)
+                speeds[way].append(summary["output_tokens_per_s"])
+                ways.append([line["logits_sha256"] for line in lines])
+            if ways[0] != ways[1]:
+                raise SystemExit("batch_speed: the two ways do not give the same logits")
+        return [statistics.median(way) for way in speeds]
+
+    def decode(self):
+        """-> {sequences: tokens/s of all of them while they decode}"""
+        counts = [1]
+        while counts[-1] * 2 <= self.options.sequences:
+            counts.append(counts[-1] * 2)
+        speeds = {count: [] for count in counts}
+        for _ in range(self.options.rounds):
+            for count in counts:
+                lines, _ = self.answer(256, count, 4 * self.options.tokens, "--parallel", count)
+                speeds[count].append(sum(line["decode_tokens_per_s"] for line in lines))
+        return {count: statistics.median(speeds[count]) for count in counts}
+
+    def results(self):
+        shared, alone = self.with_prefix()
+        options = self.options
+        pairs = [(f"{options.sequences} sequences, common prefix of {options.prefix}, "
+                  f"{options.tokens} new tokens each", shared, alone)]
+        decode = self.decode()
+        pairs += [(f"decoding {count} at once", speed, decode[1])
+                  for count, speed in decode.items()]
+        return [{"name": name, "value": value, "unit": "tokens/s", "limit": limit,
+                 "ratio": value / limit} for name, value, limit in pairs]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--build", default="build/release")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--prefix", type=int, default=2048)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = Bench(options).results()
+    if options.json:
+        print(json.dumps({"results": results}))
+        return
+    for result in results:
+        print("{name:66} {value:8.1f} {unit}  alone {limit:8.1f}  {ratio:.2f}x".format(**result))
+
+
+main()
