@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define READ_BYTES ((size_t)64 << 10)
+#define WAIT_MS 200 /* then the caller looks whether it was interrupted */
 
 bool decode_lines_open(struct decode_lines *lines, const char *path) {
     bool is_stdin = strcmp(path, "-") == 0;
@@ -49,7 +50,8 @@ static bool make_room(struct decode_lines *lines) {
 /* WHOLE: something more was read, or it is over. */
 static enum decode_line read_more(struct decode_lines *lines, bool may_wait) {
     struct pollfd readable = {.fd = lines->fd, .events = POLLIN};
-    if (!may_wait && poll(&readable, 1, 0) == 0)
+    int ready = poll(&readable, 1, may_wait ? WAIT_MS : 0);
+    if (ready == 0 || (ready < 0 && errno == EINTR))
         return DECODE_LINE_NOT_YET;
     if (!make_room(lines))
         return DECODE_LINE_FAILED;

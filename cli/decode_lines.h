@@ -16,7 +16,7 @@
 enum decode_line {
     DECODE_LINE_WHOLE,
     DECODE_LINE_TOO_LONG, /* passed over */
-    DECODE_LINE_NOT_YET,  /* ask again: it may not wait, or a signal came */
+    DECODE_LINE_NOT_YET,  /* ask again: it may not wait, or has for a moment */
     DECODE_LINE_NONE,     /* the end */
     DECODE_LINE_FAILED,   /* reading did; errno says why */
 };
