@@ -9,7 +9,7 @@ its prefix anew (--no-offload --parallel 1). Then decode speed of 1, 2, 4, ... s
 short common prefix, beside one alone. All alternate in one run, so that the machine's mood is the
 same for all; figures are medians. Both ways must choose the same tokens from the same logits. With
 --threads 1 the first is timed by the CPU time it took, so that it can be measured on a busy machine
-too; the decode speeds on such a one are those of `kvl_bench_engine MODEL 1`."""
+too; the decode speeds on such a one are those of `kvl_bench_together MODEL 1`."""
 import argparse
 import json
 import pathlib
