@@ -34,7 +34,8 @@ struct line {
     kvl_err err;
     uint64_t computed, restored, private_tokens;
     enum kvl_stop_reason stop_reason;
-    bool is_same;
+    bool is_same;   /* all of it, to the last logit */
+    bool is_prefix; /* the tokens that were chosen are the first of those chosen alone */
     bool daemon_lost;
 };
 
@@ -94,9 +95,10 @@ static void line_ended(void *arg, struct kvl_job *job, kvl_err err) {
     line->private_tokens = report->private_tokens;
     line->stop_reason = report->stop_reason;
     line->daemon_lost = report->daemon_lost;
-    line->is_same = same_logits(report, &line->alone) &&
-                    memcmp(report->output.ids, line->alone.output.ids,
-                        report->output.count * sizeof *report->output.ids) == 0;
+    line->is_prefix = report->output.count <= line->alone.output.count;
+    for (uint64_t i = 0; line->is_prefix && i < report->output.count; ++i)
+        line->is_prefix = report->output.ids[i] == line->alone.output.ids[i];
+    line->is_same = line->is_prefix && same_logits(report, &line->alone);
     kvl_sampler_deinit(&line->sampler);
 }
 
@@ -292,6 +294,7 @@ static void test_an_interrupt_ends_all(void **state) {
         if (lines[i].ended == 0)
             continue;
         assert_int_equal(lines[i].err, KVL_OK);
+        assert_true(lines[i].is_prefix);
         if (lines[i].stop_reason == KVL_STOP_INTERRUPTED)
             ++interrupted;
         else
