@@ -160,7 +160,7 @@ static void company_does_not_change_bits(void **state) {
         for (uint32_t threads = 1; threads <= 3; threads++) {
             const struct kvl_cpu_kernels *kernels = threads == 2 ? &kvl_cpu_kernels_portable : NULL;
             struct group *together = open_group(path, (struct setting){kernels, threads});
-            run_together(together, 1 + i, 12);
+            run_together(together, 1 + i, 9);
             run_alone(alone, together);
             assert_same_bits(alone, together);
             close_group(together);
@@ -178,7 +178,7 @@ static void long_prompts_side_by_side(void **state) {
     struct group *alone = open_group(path, (struct setting){.threads = 2});
     struct group *together = open_group(path, (struct setting){.threads = 2});
     struct kvl_batch batches[SEQUENCES];
-    for (uint32_t round = 0; round < 3; round++) {
+    for (uint32_t round = 0; round < 2; round++) {
         for (uint32_t i = 0; i < SEQUENCES; i++) {
             batches[i] = next_batch(together, &together->sequences[i], 600 + 13 * i);
         }
