@@ -185,11 +185,23 @@ static void print_totals(const struct run *run, double seconds) {
         (double)totals->output_tokens / seconds);
 }
 
+static int open_lines(struct decode_lines *lines, const char *path) {
+    return decode_lines_open(lines, path)
+               ? DECODE_DONE
+               : decode_error("cannot open the prompts %s: %s", path, strerror(errno));
+}
+
+int decode_prompts_check(const char *path) {
+    struct decode_lines lines;
+    int status = open_lines(&lines, path);
+    decode_lines_close(&lines);
+    return status;
+}
+
 int decode_prompts_run(struct decode_engine *engine, const struct decode_engine_hooks *hooks) {
     struct run run = {.engine = engine, .hooks = hooks};
-    const char *path = engine->options->prompts;
-    if (!decode_lines_open(&run.lines, path))
-        return decode_error("cannot open the prompts %s: %s", path, strerror(errno));
+    if (open_lines(&run.lines, engine->options->prompts) != DECODE_DONE)
+        return DECODE_FAILED;
     struct kvl_scheduler_options options = {
         .sequence = decode_engine_sequence(engine, hooks),
         .parallel = engine->options->parallel,

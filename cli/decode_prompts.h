@@ -4,6 +4,9 @@
 
 #include "decode_engine.h"
 
+/* Whether the file can be opened, before a model is loaded for it. DECODE_FAILED after an error
+ * message. */
+int decode_prompts_check(const char *path);
 /* Answers all lines of options->prompts; results are printed as they end, each with its line's
  * number and id, and broken lines as an error. Returns the exit status: DECODE_FAILED too when a
  * line failed or not all were answered. */

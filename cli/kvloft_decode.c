@@ -165,6 +165,8 @@ int main(int argc, char **argv) {
         return status;
     if (options.prompt != NULL || options.prompt_file != NULL)
         status = read_prompt(&options, &prompt);
+    else if (options.prompts != NULL)
+        status = decode_prompts_check(options.prompts);
     if (status == DECODE_DONE && options.tokenize) {
         status = run_tokenize(&options, &prompt);
     } else if (status == DECODE_DONE) {
