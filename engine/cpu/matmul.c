@@ -1,7 +1,7 @@
 /* matmul.c - see matmul.h. A unit of work is one panel of 32 outputs for a block of tokens: the
  * panel is unpacked once per block, some k at a time, into a strip that stays in the nearest cache
  * while the block's rows run over it, and every sum goes on where the piece before left it. A
- * single token skips the strip; the bits are the same. */
+ * single token skips the strip, as do a few with quantized weights; the bits are the same. */
 #include "matmul.h"
 
 #include <string.h>
@@ -33,6 +33,20 @@ static void multiply_panel(const struct kvl_cpu *cpu, struct kvl_cpu_scratch *sc
     const uint8_t *packed = kvl_packed_panel(weight, panel);
     if (tokens == 1) {
         kernels->matvec(weight->type, packed, weight->columns, x, tile.y, accumulate);
+        return;
+    }
+    if (tokens <= KVL_FEW_ROWS && kvl_quant_of(weight->type) != NULL) {
+        kernels->multiply_few(&(struct kvl_few){
+            .type = weight->type,
+            .columns = weight->columns,
+            .panel = packed,
+            .x = x,
+            .x_stride = weight->columns,
+            .y = tile.y,
+            .y_stride = tile.stride,
+            .rows = tokens,
+            .accumulate = accumulate,
+        });
         return;
     }
     const uint32_t step = strip_columns(weight, tokens);
