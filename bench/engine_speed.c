@@ -145,7 +145,7 @@ static int forward(struct session *s, uint32_t position, uint32_t count, double 
     s->batch.position = position;
     s->batch.count = count;
     const double begin = now_s();
-    const kvl_err err = s->backend->ops->forward(s->backend, &s->batch);
+    const kvl_err err = s->backend->ops->forward(s->backend, &s->batch, 1);
     *seconds = now_s() - begin;
     if (err != KVL_OK) {
         fprintf(stderr, "forward: %s\n", kvl_err_text(err));

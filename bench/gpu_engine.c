@@ -201,7 +201,7 @@ static void forward(struct bench *b, uint32_t position, uint32_t count, enum kvl
         .blocks = b->blocks,
         .logits_rows = 1,
         .greedy_token = &token};
-    check_err(kvl_cuda_forward(&b->cuda->base, &batch), b->cuda->last.text);
+    check_err(kvl_cuda_forward(&b->cuda->base, &batch, 1), b->cuda->last.text);
 }
 
 static double layer_weights(const struct kvl_cuda *cuda) {

@@ -103,10 +103,12 @@ static kvl_err load(struct decode_engine *engine, struct kvl_errmsg *msg) {
     struct kvl_backend_options backend = {
         .threads = options->threads,
         .context_max = engine->context_max,
+        .batches_max = options->prompts != NULL ? options->parallel : 1,
         .device = options->device_number,
         .kv_dtype = options->kv_dtype,
         .block_tokens = KVL_BLOCK_TOKENS_DEFAULT,
-        .with_daemon = options->mode == DECODE_EMBEDDED,
+        .with_daemon = options->mode == DECODE_EMBEDDED ||
+                       (options->mode == DECODE_AUTO && options->prompts != NULL),
     };
     err = ops->create(engine->model, &backend, &engine->backend, msg);
     engine->load_ns = decode_now_ns() - began_ns;
@@ -149,15 +151,41 @@ static kvl_err open_connection(
     return kvl_connection_open(&engine->connection, &options, msg);
 }
 
-static kvl_err open_embedded(struct decode_engine *engine, struct kvl_errmsg *msg) {
+static kvl_err open_embedded(struct decode_engine *engine,
+    const struct kvl_service_options *service, struct kvl_errmsg *msg) {
     engine->log = kvl_log_create(KVL_LOG_WARN, log_sink, NULL);
-    kvl_err err = kvl_service_start(&engine->options->embedded, engine->log, &engine->service, msg);
+    kvl_err err = kvl_service_start(service, engine->log, &engine->service, msg);
     int attach_fd = -1;
     if (err == KVL_OK)
         err = kvl_service_attach(engine->service, &attach_fd);
     return err == KVL_OK
                ? open_connection(engine, kvl_service_address(engine->service), attach_fd, msg)
                : err;
+}
+
+/* Bytes of all blocks of the sequences that run at once; at least one block. */
+static uint64_t blocks_of_all(const struct decode_engine *engine) {
+    const struct decode_options *options = engine->options;
+    uint64_t block_tokens = KVL_BLOCK_TOKENS_DEFAULT;
+    uint64_t blocks = (engine->context_max + block_tokens - 1) / block_tokens * options->parallel;
+    uint64_t bytes =
+        kvl_block_bytes(&engine->model->hparams, (uint32_t)block_tokens, options->kv_dtype);
+    uint64_t slot_bytes = bytes < UINT64_MAX / 2 ? (bytes + 4095) / 4096 * 4096 : bytes;
+    uint64_t all = 0;
+    return __builtin_mul_overflow(blocks, slot_bytes, &all) ? UINT64_MAX : all;
+}
+
+/* What many prompts share where there is no daemon: a service in this process without a disk, and
+ * without a host tier where the CPU computes. */
+static kvl_err open_memory(struct decode_engine *engine, struct kvl_errmsg *msg) {
+    engine->memory = engine->options->embedded;
+    engine->memory.disk_path = NULL;
+    if (strcmp(engine->options->device, "cpu") == 0)
+        engine->memory.host_bytes = 0;
+    uint64_t all = blocks_of_all(engine);
+    if (!engine->options->has_device_bytes && all < engine->memory.device_bytes)
+        engine->memory.device_bytes = all;
+    return open_embedded(engine, &engine->memory, msg);
 }
 
 /* Nobody at the default address, or one that does not answer: without a session the engine's own
@@ -169,7 +197,7 @@ static kvl_err open_default(struct decode_engine *engine, struct kvl_errmsg *msg
     if (engine->options->session == NULL) {
         if (err == KVL_ERR_TIMEOUT)
             show_notice(engine, "the kvloft daemon does not answer; going on without it");
-        return KVL_OK;
+        return engine->options->prompts != NULL ? open_memory(engine, msg) : KVL_OK;
     }
     return kvl_fail(msg, err,
         "no daemon answers at the default address, and --session needs one: start kvloftd, or "
@@ -182,7 +210,7 @@ static kvl_err open_store(struct decode_engine *engine, struct kvl_errmsg *msg) 
     case DECODE_CONNECT:
         return open_connection(engine, options->address, -1, msg);
     case DECODE_EMBEDDED:
-        return open_embedded(engine, msg);
+        return open_embedded(engine, &options->embedded, msg);
     case DECODE_AUTO:
         return open_default(engine, msg);
     default:
@@ -190,11 +218,11 @@ static kvl_err open_store(struct decode_engine *engine, struct kvl_errmsg *msg) 
     }
 }
 
-static kvl_err open_sequence(
-    struct decode_engine *engine, const struct decode_engine_hooks *hooks, struct kvl_errmsg *msg) {
+struct kvl_sequence_options decode_engine_sequence(
+    struct decode_engine *engine, const struct decode_engine_hooks *hooks) {
     const struct decode_options *options = engine->options;
     bool stored = engine->connection.client != NULL;
-    struct kvl_sequence_options sequence = {
+    return (struct kvl_sequence_options){
         .backend = engine->backend,
         .hparams = &engine->model->hparams,
         .connection = stored ? &engine->connection : NULL,
@@ -206,6 +234,14 @@ static kvl_err open_sequence(
         .progress = hooks->progress,
         .progress_arg = hooks->arg,
     };
+}
+
+static kvl_err open_sequence(
+    struct decode_engine *engine, const struct decode_engine_hooks *hooks, struct kvl_errmsg *msg) {
+    const struct decode_options *options = engine->options;
+    if (options->prompts != NULL)
+        return KVL_OK; /* each line has its own */
+    struct kvl_sequence_options sequence = decode_engine_sequence(engine, hooks);
     kvl_err err = kvl_sequence_init(&engine->sequence, &sequence);
     if (err != KVL_OK)
         return kvl_fail(msg, err, "no memory for a context of %u tokens", engine->context_max);
@@ -215,17 +251,17 @@ static kvl_err open_sequence(
         &engine->session, &engine->connection, options->session, &engine->sequence, msg);
 }
 
-static kvl_err init_sampler(struct decode_engine *engine, struct kvl_errmsg *msg) {
-    const struct decode_sampling *sampling = &engine->options->sampling;
+kvl_err decode_engine_sampler(const struct decode_engine *engine,
+    const struct decode_sampling *sampling, struct kvl_sampler *sampler, struct kvl_errmsg *msg) {
     uint32_t vocab = engine->model->hparams.vocab;
     struct kvl_sampler_options options = sampling->options;
     options.bias = sampling->bias;
     for (uint32_t i = 0; i < options.bias_count; ++i)
         if (sampling->bias[i].id >= vocab)
             return kvl_fail(msg, KVL_ERR_INVALID,
-                "--logit-bias %u: the model's vocabulary has %u tokens", sampling->bias[i].id,
-                vocab);
-    kvl_sampler_init(&engine->sampler, options);
+                "a logit bias for token %u: the model's vocabulary has %u tokens",
+                sampling->bias[i].id, vocab);
+    kvl_sampler_init(sampler, options);
     return KVL_OK;
 }
 
@@ -238,7 +274,7 @@ kvl_err decode_engine_open(struct decode_engine *engine, const struct decode_opt
         return kvl_fail(msg, err, "--stop takes a text of 1 to 65535 bytes of UTF-8");
     err = load(engine, msg);
     if (err == KVL_OK)
-        err = init_sampler(engine, msg);
+        err = decode_engine_sampler(engine, &options->sampling, &engine->sampler, msg);
     if (err == KVL_OK && !options->perplexity)
         err = open_store(engine, msg);
     return err == KVL_OK ? open_sequence(engine, hooks, msg) : err;
@@ -277,32 +313,50 @@ kvl_err decode_tokenize_only(const struct decode_options *options, const char *t
     return err;
 }
 
-static kvl_err chat_tokens(struct decode_engine *engine, const char *text, uint64_t text_bytes,
-    struct kvl_token_list *list) {
-    const struct kvl_sequence *sequence = &engine->sequence;
+/* sequence NULL: nothing is in context yet. */
+static kvl_err chat_tokens(struct decode_engine *engine, const struct kvl_sequence *sequence,
+    const struct decode_prompt *prompt, struct kvl_token_list *list) {
     uint32_t end = kvl_chat_end_token(engine->chat);
+    bool begins = sequence == NULL || sequence->count == 0;
     struct kvl_chat_turn turn = {
-        .begins = sequence->count == 0,
-        .system = engine->options->system,
-        .ended = sequence->count > 0 && sequence->tokens[sequence->count - 1] == end,
-        .text = text,
-        .text_bytes = text_bytes,
+        .begins = begins,
+        .system = prompt->system,
+        .ended = !begins && sequence->tokens[sequence->count - 1] == end,
+        .text = prompt->text,
+        .text_bytes = prompt->bytes,
     };
     return kvl_chat_append(engine->chat, &turn, list);
 }
 
-kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, uint64_t text_bytes,
-    struct kvl_token_list *list, struct kvl_errmsg *msg) {
-    unsigned flags = engine->sequence.count == 0 ? KVL_TOKENIZE_ADD_BOS : 0u;
+static kvl_err tokens_of(struct decode_engine *engine, const struct kvl_sequence *sequence,
+    const struct decode_prompt *prompt, struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    unsigned flags = sequence == NULL || sequence->count == 0 ? KVL_TOKENIZE_ADD_BOS : 0u;
     kvl_err err = engine->chat != NULL
-                      ? chat_tokens(engine, text, text_bytes, list)
-                      : kvl_tokenize(engine->tokenizer, text, text_bytes, flags, list);
+                      ? chat_tokens(engine, sequence, prompt, list)
+                      : kvl_tokenize(engine->tokenizer, prompt->text, prompt->bytes, flags, list);
     if (err != KVL_OK)
         return kvl_fail(msg, err, "cannot tokenize the prompt: %s", kvl_err_text(err));
-    uint64_t keep = engine->options->prompt_tokens;
-    if (keep != 0 && list->count > keep)
-        list->count = keep;
+    if (prompt->tokens != 0 && list->count > prompt->tokens)
+        list->count = prompt->tokens;
     return KVL_OK;
+}
+
+kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text, uint64_t text_bytes,
+    struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    struct decode_prompt prompt = {.text = text,
+        .bytes = text_bytes,
+        .system = engine->options->system,
+        .tokens = engine->options->prompt_tokens};
+    return tokens_of(engine, &engine->sequence, &prompt, list, msg);
+}
+
+kvl_err decode_engine_prompt(struct decode_engine *engine, const struct decode_prompt *prompt,
+    struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    if (prompt->system != NULL && engine->chat != NULL && !kvl_chat_takes_system(engine->chat))
+        return kvl_fail(msg, KVL_ERR_INVALID,
+            "this model's chat template (%s) takes no system message",
+            kvl_chat_format_name(engine->chat));
+    return tokens_of(engine, NULL, prompt, list, msg);
 }
 
 kvl_err decode_engine_random_tokens(
@@ -315,18 +369,25 @@ kvl_err decode_engine_random_tokens(
     return err;
 }
 
-kvl_err decode_engine_append(
-    struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg) {
-    uint64_t total = engine->sequence.count + list->count;
-    if (total > engine->context_max)
-        return kvl_fail(msg, KVL_ERR_LIMIT, "%s has %llu tokens, the context holds %u; %s",
-            engine->sequence.count > 0 ? "the conversation with this prompt" : "the prompt",
-            (unsigned long long)total, engine->context_max,
+kvl_err decode_engine_fits(
+    const struct decode_engine *engine, uint64_t tokens, const char *what, struct kvl_errmsg *msg) {
+    if (tokens > engine->context_max)
+        return kvl_fail(msg, KVL_ERR_LIMIT, "%s has %llu tokens, the context holds %u; %s", what,
+            (unsigned long long)tokens, engine->context_max,
             engine->context_max < engine->model->hparams.context_max
                 ? "shorten it, or give a larger --ctx"
                 : "that is all this model can hold, shorten it");
-    if (total == 0)
+    if (tokens == 0)
         return kvl_fail(msg, KVL_ERR_INVALID, "the prompt is empty: nothing to go on from");
-    kvl_err err = kvl_sequence_append(&engine->sequence, list->ids, (uint32_t)list->count);
+    return KVL_OK;
+}
+
+kvl_err decode_engine_append(
+    struct decode_engine *engine, const struct kvl_token_list *list, struct kvl_errmsg *msg) {
+    kvl_err err = decode_engine_fits(engine, engine->sequence.count + list->count,
+        engine->sequence.count > 0 ? "the conversation with this prompt" : "the prompt", msg);
+    if (err != KVL_OK)
+        return err;
+    err = kvl_sequence_append(&engine->sequence, list->ids, (uint32_t)list->count);
     return err == KVL_OK ? KVL_OK : kvl_fail(msg, err, "%s", kvl_err_text(err));
 }

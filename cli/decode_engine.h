@@ -19,8 +19,9 @@ struct decode_engine {
     struct kvl_chat *chat;           /* with --chat */
     struct kvl_backend *backend;
     struct kvl_log *log;
-    struct kvl_service *service;      /* embedded */
-    struct kvl_connection connection; /* connected: a daemon or the service */
+    struct kvl_service_options memory; /* of a service without disk, for --prompts */
+    struct kvl_service *service;       /* embedded */
+    struct kvl_connection connection;  /* connected: a daemon or the service */
     struct kvl_sequence sequence;
     struct kvl_saved_session session;
     struct kvl_sampler sampler;
@@ -44,6 +45,10 @@ KVL_MUST_CHECK kvl_err decode_engine_open(struct decode_engine *engine,
     struct kvl_errmsg *msg);
 void decode_engine_close(struct decode_engine *engine); /* zeroed is fine */
 
+/* Of every sequence of this engine. */
+struct kvl_sequence_options decode_engine_sequence(
+    struct decode_engine *engine, const struct decode_engine_hooks *hooks);
+
 /* Only what --tokenize needs: no weights are looked at. */
 KVL_MUST_CHECK kvl_err decode_tokenize_only(const struct decode_options *options, const char *text,
     uint64_t text_bytes, struct kvl_token_list *list, struct kvl_errmsg *msg);
@@ -52,6 +57,21 @@ KVL_MUST_CHECK kvl_err decode_tokenize_only(const struct decode_options *options
  * an unfinished answer before it closed. */
 KVL_MUST_CHECK kvl_err decode_engine_tokens_of(struct decode_engine *engine, const char *text,
     uint64_t text_bytes, struct kvl_token_list *list, struct kvl_errmsg *msg);
+struct decode_prompt {
+    const char *text;
+    uint64_t bytes;
+    const char *system; /* with --chat; NULL: the template's own */
+    uint64_t tokens;    /* keep the first so many; 0: all */
+};
+/* The same for a conversation of its own that begins with this prompt. */
+KVL_MUST_CHECK kvl_err decode_engine_prompt(struct decode_engine *engine,
+    const struct decode_prompt *prompt, struct kvl_token_list *list, struct kvl_errmsg *msg);
+/* LIMIT: msg names how many tokens there are and what the context holds. INVALID: none at all. */
+KVL_MUST_CHECK kvl_err decode_engine_fits(
+    const struct decode_engine *engine, uint64_t tokens, const char *what, struct kvl_errmsg *msg);
+/* Errors: INVALID (a bias of a token that is none; msg says which). */
+KVL_MUST_CHECK kvl_err decode_engine_sampler(const struct decode_engine *engine,
+    const struct decode_sampling *sampling, struct kvl_sampler *sampler, struct kvl_errmsg *msg);
 /* --prompt-tokens N of a random model: seeded ids, of which a shorter prompt's are the first. */
 KVL_MUST_CHECK kvl_err decode_engine_random_tokens(
     const struct decode_engine *engine, struct kvl_token_list *list);

@@ -10,11 +10,14 @@
 
 #include "address.h"
 #include "cuda_device.h"
+#include "generate.h"
 #include "size.h"
 
 static const char usage_text[] =
     "usage: kvloft-decode --model FILE (--prompt TEXT | --prompt-file FILE) [options]\n"
     "       kvloft-decode --model FILE [--session NAME] [options]      an interactive chat\n"
+    "       kvloft-decode --model FILE --prompts FILE.jsonl [--parallel N] [options]   many at "
+    "once\n"
     "       kvloft-decode --model FILE --prompt-file FILE --tokenize [--special] [--json]\n"
     "       kvloft-decode --model FILE --prompt-file FILE --perplexity [--json]\n"
     "       kvloft-decode --random-model SHAPE --prompt-tokens N [options]     for figures and "
@@ -28,6 +31,15 @@ static const char usage_text[] =
     "                       random numbers of --seed, tokens are ids; needs --prompt-tokens\n"
     "  --prompt TEXT        the prompt; bytes that are not UTF-8 become the tokens of these bytes\n"
     "  --prompt-file FILE   the same from a file\n"
+    "  --prompts FILE       many prompts, a JSON object a line (FILE -: stdin), e.g.\n"
+    "                       {\"id\": 1, \"prompt\": \"The moon\", \"max_tokens\": 20, \"seed\": "
+    "3}; prints "
+    "a\n"
+    "                       line of JSON for each as it ends. Other fields: system, stop, and the\n"
+    "                       options of how tokens are chosen, as top_k; what a line leaves out is "
+    "as\n"
+    "                       given here. With --json, a line with the totals comes last\n"
+    "    --parallel N       so many of them at once, 1 to 64 (default 8)\n"
     "  --prompt-tokens N    keep only the prompt's first N tokens; with a random model: make N\n"
     "  --max-tokens N       generate at most N tokens (default 256; in a chat 1024)\n"
     "  --stop TEXT          end before this text; may be given up to 32 times\n"
@@ -64,7 +76,9 @@ static const char usage_text[] =
     "                       (default: the fastest that it runs)\n"
     "\n"
     "where the cache lives (default: the daemon at the default address if one answers, else as\n"
-    "with --no-offload; with --session a daemon has to answer)\n"
+    "with --no-offload; with --session a daemon has to answer; with --prompts, else in memory "
+    "that\n"
+    "they share, of which --device-bytes N are used at most)\n"
     "  --connect ADDR       in the daemon at ADDR, e.g. ipc:///run/user/1000/kvloft/kvloft.sock\n"
     "    --tenant NAME, --secret-file FILE  as whom, where that daemon has tenants (default:\n"
     "                                       $KVLOFT_TENANT, $KVLOFT_SECRET_FILE)\n"
@@ -72,7 +86,7 @@ static const char usage_text[] =
     "    --device-bytes N, --host-bytes N   memory (default 512M each)\n"
     "    --disk-bytes N                     cap of DIR (default 8G)\n"
     "    --persist-ms N                     sealed blocks are durable within this (default 200)\n"
-    "  --no-offload         in this process only; gone at its end\n"
+    "  --no-offload         in this process only; gone at its end; --prompts share nothing\n"
     "  --no-cache           nowhere: compute everything again for every token\n"
     "\n"
     "  --help, --version\n"
@@ -85,6 +99,8 @@ enum option_id {
     OPTION_RANDOM_MODEL,
     OPTION_PROMPT,
     OPTION_PROMPT_FILE,
+    OPTION_PROMPTS,
+    OPTION_PARALLEL,
     OPTION_PROMPT_TOKENS,
     OPTION_MAX_TOKENS,
     OPTION_SAMPLING, /* all of decode_sampling.h, told apart by name */
@@ -120,6 +136,8 @@ static const struct option long_options[] = {
     {"random-model", required_argument, NULL, OPTION_RANDOM_MODEL},
     {"prompt", required_argument, NULL, OPTION_PROMPT},
     {"prompt-file", required_argument, NULL, OPTION_PROMPT_FILE},
+    {"prompts", required_argument, NULL, OPTION_PROMPTS},
+    {"parallel", required_argument, NULL, OPTION_PARALLEL},
     {"prompt-tokens", required_argument, NULL, OPTION_PROMPT_TOKENS},
     {"max-tokens", required_argument, NULL, OPTION_MAX_TOKENS},
     {"temperature", required_argument, NULL, OPTION_SAMPLING},
@@ -164,12 +182,13 @@ static const struct option long_options[] = {
 
 #define DEFAULT_MAX_TOKENS 256u
 #define DEFAULT_CHAT_MAX_TOKENS 1024u
+#define DEFAULT_PARALLEL 8u
 
 /* What parsing carries beside the result. */
 struct parse {
     struct decode_options *options;
     uint32_t modes;       /* how many mode options were given */
-    bool has_size_option; /* one that only --embedded takes */
+    bool has_size_option; /* one that only --embedded takes, but for --device-bytes */
     bool has_max_tokens;
     int status;
 };
@@ -208,7 +227,6 @@ static bool parse_u32(struct parse *parse, const char *name, const char *text, u
 }
 
 static bool parse_size(struct parse *parse, const char *name, const char *text, uint64_t *out) {
-    parse->has_size_option = true;
     if (!kvl_parse_size(text, out))
         return wrong(parse, "--%s %s: not a size such as 4096, 512K, 256M or 2G", name, text);
     return true;
@@ -270,11 +288,18 @@ static bool take_value(struct parse *parse, int id, const char *name, const char
         return parse_kv_dtype(parse, value);
     case OPTION_THREADS:
         return parse_u32(parse, name, value, &options->threads);
+    case OPTION_PARALLEL:
+        return parse_u32(parse, name, value, &options->parallel) &&
+               ((options->parallel >= 1 && options->parallel <= KVL_TURNS_MAX) ||
+                   wrong(parse, "--parallel %s: it is 1 to %u", value, KVL_TURNS_MAX));
     case OPTION_DEVICE_BYTES:
+        options->has_device_bytes = true;
         return parse_size(parse, name, value, &options->embedded.device_bytes);
     case OPTION_HOST_BYTES:
+        parse->has_size_option = true;
         return parse_size(parse, name, value, &options->embedded.host_bytes);
     case OPTION_DISK_BYTES:
+        parse->has_size_option = true;
         return parse_size(parse, name, value, &options->embedded.disk_bytes);
     case OPTION_PERSIST_MS:
         parse->has_size_option = true;
@@ -298,6 +323,9 @@ static bool take(struct parse *parse, int id, const char *name, const char *valu
         return true;
     case OPTION_PROMPT_FILE:
         options->prompt_file = value;
+        return true;
+    case OPTION_PROMPTS:
+        options->prompts = value;
         return true;
     case OPTION_DEVICE:
         return parse_device(parse, value);
@@ -357,7 +385,7 @@ static bool check_random(struct parse *parse) {
     const struct decode_options *options = parse->options;
     if (options->model != NULL)
         return wrong(parse, "give --model or --random-model, not both");
-    if (options->prompt_tokens == 0)
+    if (options->prompt_tokens == 0 && options->prompts == NULL)
         return wrong(parse, "--random-model needs --prompt-tokens N: so many random tokens");
     if (options->prompt != NULL || options->prompt_file != NULL || options->chat ||
         options->system != NULL || options->tokenize || options->perplexity)
@@ -369,7 +397,8 @@ static bool check_random(struct parse *parse) {
 
 static bool check_prompt(struct parse *parse) {
     struct decode_options *options = parse->options;
-    bool has_prompt = options->prompt != NULL || options->prompt_file != NULL;
+    bool has_prompt =
+        options->prompt != NULL || options->prompt_file != NULL || options->prompts != NULL;
     if (options->random_model != NULL)
         return check_random(parse);
     if (options->model == NULL)
@@ -409,10 +438,32 @@ static bool check_names(struct parse *parse) {
            wrong(parse, "--connect: %s", msg.text);
 }
 
+static bool check_prompts(struct parse *parse) {
+    struct decode_options *options = parse->options;
+    if (options->prompts == NULL)
+        return options->parallel == 0 || wrong(parse, "--parallel goes with --prompts");
+    if (options->prompt != NULL || options->prompt_file != NULL)
+        return wrong(parse, "give --prompts, --prompt or --prompt-file, not two of them");
+    if (options->session != NULL)
+        return wrong(parse,
+            "--prompts has no sessions: every line is a conversation of its own; leave out "
+            "--session");
+    if (options->tokenize || options->perplexity)
+        return wrong(parse, "--tokenize and --perplexity take one prompt, not --prompts");
+    if (options->mode == DECODE_NO_CACHE)
+        return wrong(parse, "--no-cache is for one prompt; --prompts goes with --no-offload");
+    if (options->parallel == 0)
+        options->parallel = DEFAULT_PARALLEL;
+    return true;
+}
+
 static bool check(struct parse *parse) {
     struct decode_options *options = parse->options;
-    if (!check_prompt(parse))
+    if (!check_prompts(parse) || !check_prompt(parse))
         return false;
+    if (options->has_device_bytes && options->mode != DECODE_EMBEDDED &&
+        (options->prompts == NULL || options->mode != DECODE_AUTO))
+        parse->has_size_option = true;
     if (parse->modes > 1)
         return wrong(
             parse, "--connect, --embedded, --no-offload and --no-cache exclude each other");

@@ -25,6 +25,8 @@ struct decode_options {
     const char *random_model; /* a shape's name or file */
     const char *prompt;       /* at most one of these two */
     const char *prompt_file;
+    const char *prompts;    /* a file of JSON lines, "-": stdin; then none of these two */
+    uint32_t parallel;      /* of them at once */
     uint64_t prompt_tokens; /* keep the first so many; 0: all; of a random model: make so many */
     uint32_t max_tokens;
     struct decode_sampling sampling;
@@ -37,6 +39,7 @@ struct decode_options {
     const char *address;                 /* DECODE_CONNECT; NULL: the default */
     const char *tenant, *secret_file;    /* NULL: what the environment says */
     struct kvl_service_options embedded; /* DECODE_EMBEDDED */
+    bool has_device_bytes;               /* --device-bytes was given */
     const char *session;
     bool chat;
     const char *system;

@@ -128,7 +128,7 @@ void decode_progress_end(struct decode_progress *progress) {
 
 /* ---- reports --------------------------------------------------------------------------------- */
 
-static int print_json(json_t *object) {
+int decode_print_json(json_t *object) {
     int failed =
         object == NULL || json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(17));
     json_decref(object);
@@ -169,6 +169,31 @@ static void say_private(const struct decode_engine *engine, const struct kvl_tur
             report->private_tokens, after);
 }
 
+json_t *decode_restored_json(const uint64_t restored_tokens[KVL_TIER_COUNT]) {
+    return json_pack("{s:I,s:I,s:I}", "device", (json_int_t)restored_tokens[KVL_TIER_DEVICE],
+        "host", (json_int_t)restored_tokens[KVL_TIER_HOST], "disk",
+        (json_int_t)restored_tokens[KVL_TIER_DISK]);
+}
+
+json_t *decode_turn_json(
+    const struct kvl_turn_report *report, const struct decode_text *text, bool with_hash) {
+    json_t *object = json_pack("{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b}",
+        "prompt_tokens", (json_int_t)report->prompt_tokens, "computed_tokens",
+        (json_int_t)report->computed_tokens, "restored_tokens",
+        decode_restored_json(report->restored_tokens), "restored_bytes",
+        (json_int_t)report->restored_bytes, "ttft_ms", milliseconds(report->ttft_ns), "prefill_ms",
+        milliseconds(report->prefill_ns), "restore_ms", milliseconds(report->restore_ns),
+        "private_tokens", (json_int_t)report->private_tokens, "decode_tokens",
+        (json_int_t)report->decode_tokens, "decode_tokens_per_s", decode_rate(report),
+        "decode_step_ms_max", milliseconds(report->decode_step_ns_max), "output_tokens",
+        json_of_tokens(&report->output), "text", text->text != NULL ? text->text : "",
+        (size_t)text->bytes, "plan", "always", "stop_reason",
+        kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost);
+    if (object != NULL && with_hash)
+        add_hash(object, report->logits_sha256);
+    return object;
+}
+
 int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_report *report,
     const struct decode_text *text) {
     if (!engine->options->json) {
@@ -180,32 +205,21 @@ int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_
         say_private(engine, report, "kvloft-decode: ", "\n");
         return DECODE_DONE;
     }
-    json_t *restored =
-        json_pack("{s:I,s:I,s:I}", "device", (json_int_t)report->restored_tokens[KVL_TIER_DEVICE],
-            "host", (json_int_t)report->restored_tokens[KVL_TIER_HOST], "disk",
-            (json_int_t)report->restored_tokens[KVL_TIER_DISK]);
-    json_t *object = json_pack(
-        "{s:I,s:I,s:o,s:I,s:f,s:f,s:f,s:f,s:I,s:I,s:f,s:f,s:o,s:s%,s:s,s:s,s:b,s:s,s:s,s:b}",
-        "prompt_tokens", (json_int_t)report->prompt_tokens, "computed_tokens",
-        (json_int_t)report->computed_tokens, "restored_tokens", restored, "restored_bytes",
-        (json_int_t)report->restored_bytes, "load_ms", milliseconds(engine->load_ns), "ttft_ms",
-        milliseconds(report->ttft_ns), "prefill_ms", milliseconds(report->prefill_ns), "restore_ms",
-        milliseconds(report->restore_ns), "private_tokens", (json_int_t)report->private_tokens,
-        "decode_tokens", (json_int_t)report->decode_tokens, "decode_tokens_per_s",
-        decode_rate(report), "decode_step_ms_max", milliseconds(report->decode_step_ns_max),
-        "output_tokens", json_of_tokens(&report->output), "text",
-        text->text != NULL ? text->text : "", (size_t)text->bytes, "plan", "always", "stop_reason",
-        kvl_stop_reason_name(report->stop_reason), "daemon_lost", (int)report->daemon_lost,
+    json_t *object = decode_turn_json(report, text, engine->options->hash_logits);
+    json_t *more = json_pack("{s:f,s:s,s:s,s:b}", "load_ms", milliseconds(engine->load_ns),
         "backend", engine->backend->ops->name, "arithmetic_id", engine->backend->arithmetic_id,
         "random_model", (int)engine->model->is_random);
-    if (object != NULL && engine->options->hash_logits)
-        add_hash(object, report->logits_sha256);
-    return print_json(object);
+    bool is_whole = object != NULL && json_object_update(object, more) == 0;
+    json_decref(more);
+    if (is_whole)
+        return decode_print_json(object);
+    json_decref(object);
+    return decode_print_json(NULL);
 }
 
 int decode_print_tokens(const struct kvl_token_list *list, bool json) {
     if (json)
-        return print_json(json_pack("{s:o}", "tokens", json_of_tokens(list)));
+        return decode_print_json(json_pack("{s:o}", "tokens", json_of_tokens(list)));
     for (uint64_t i = 0; i < list->count; ++i)
         printf("%u%c", list->ids[i], i + 1 < list->count ? ' ' : '\n');
     return fflush(stdout) == 0 ? DECODE_DONE : decode_error("cannot write the output");
@@ -213,8 +227,9 @@ int decode_print_tokens(const struct kvl_token_list *list, bool json) {
 
 int decode_print_perplexity(const struct kvl_perplexity *perplexity, bool json) {
     if (json)
-        return print_json(json_pack("{s:I,s:f,s:f}", "tokens", (json_int_t)perplexity->tokens,
-            "nll_mean", perplexity->nll_mean, "ppl", perplexity->ppl));
+        return decode_print_json(
+            json_pack("{s:I,s:f,s:f}", "tokens", (json_int_t)perplexity->tokens, "nll_mean",
+                perplexity->nll_mean, "ppl", perplexity->ppl));
     printf("%" PRIu64 " tokens, mean negative log-likelihood %.6f, perplexity %.4f\n",
         perplexity->tokens, perplexity->nll_mean, perplexity->ppl);
     return fflush(stdout) == 0 ? DECODE_DONE : decode_error("cannot write the output");

@@ -37,6 +37,16 @@ struct decode_progress {
 void decode_progress_show(void *arg, bool restoring, uint64_t done, uint64_t total);
 void decode_progress_end(struct decode_progress *progress);
 
+struct json_t;
+/* What a turn did and what came out of it, as JSON; NULL: no memory. */
+struct json_t *decode_turn_json(
+    const struct kvl_turn_report *report, const struct decode_text *text, bool with_hash);
+/* restored_tokens of a report, by tier. */
+struct json_t *decode_restored_json(const uint64_t restored_tokens[KVL_TIER_COUNT]);
+/* Prints it on a line of its own and gives it back; NULL is an error too. DECODE_DONE, or
+ * DECODE_FAILED after an error message. */
+int decode_print_json(struct json_t *object);
+
 /* All print one line and return DECODE_DONE, or DECODE_FAILED after an error message. */
 int decode_print_turn(const struct decode_engine *engine, const struct kvl_turn_report *report,
     const struct decode_text *text);

@@ -31,6 +31,16 @@ static const struct {
     {"repeat-last-n", offsetof(struct kvl_sampler_options, penalty_last)},
 };
 
+bool decode_sampling_is_number(const char *name) {
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; ++i)
+        if (strcmp(name, numbers[i].name) == 0)
+            return true;
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; ++i)
+        if (strcmp(name, counts[i].name) == 0)
+            return true;
+    return strcmp(name, "seed") == 0;
+}
+
 void decode_sampling_init(struct decode_sampling *sampling) {
     *sampling = (struct decode_sampling){.options.penalty_last = KVL_PENALTY_LAST_DEFAULT};
 }

@@ -14,6 +14,8 @@ struct decode_sampling {
     uint32_t stop_count;
 };
 
+/* Whether --name is one of these options that takes a number. */
+bool decode_sampling_is_number(const char *name);
 /* What is not given does nothing. */
 void decode_sampling_init(struct decode_sampling *sampling);
 /* --name value, one of temperature, seed and those of decode_sampling.c's tables. NULL when taken,

@@ -1,4 +1,5 @@
-/* kvloft_decode.c - the companion engine's program: tokenize, perplexity, one answer, or a chat. */
+/* kvloft_decode.c - the companion engine's program: tokenize, perplexity, one answer, many, or a
+ * chat. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,6 +9,7 @@
 #include "decode_engine.h"
 #include "decode_options.h"
 #include "decode_output.h"
+#include "decode_prompts.h"
 #include "perplexity.h"
 
 #define PROMPT_FILE_BYTES_MAX (UINT64_C(1) << 30)
@@ -134,12 +136,16 @@ static int run_engine(const struct decode_options *options, const struct prompt 
     struct decode_progress progress = {0};
     struct decode_engine_hooks hooks = {
         .stop = &decode_interrupted, .progress = decode_progress_show, .arg = &progress};
+    if (options->prompts != NULL)
+        hooks.progress = NULL; /* the results show it */
     struct decode_engine engine;
     struct kvl_errmsg msg = {{0}};
     kvl_err err = decode_engine_open(&engine, options, &hooks, &msg);
     int status;
     if (err != KVL_OK)
         status = decode_error("%s", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
+    else if (options->prompts != NULL)
+        status = decode_prompts_run(&engine, &hooks);
     else if (options->perplexity)
         status = run_perplexity(&engine, &progress, prompt);
     else if (prompt->text != NULL || options->random_model != NULL)
@@ -159,6 +165,8 @@ int main(int argc, char **argv) {
         return status;
     if (options.prompt != NULL || options.prompt_file != NULL)
         status = read_prompt(&options, &prompt);
+    else if (options.prompts != NULL)
+        status = decode_prompts_check(options.prompts);
     if (status == DECODE_DONE && options.tokenize) {
         status = run_tokenize(&options, &prompt);
     } else if (status == DECODE_DONE) {

@@ -79,7 +79,7 @@ struct kvl_layer_place {
     uint32_t index; /* among the group's layers */
 };
 
-/* One forward call over `count` consecutive tokens that start at `position`. */
+/* `count` consecutive tokens of one sequence that start at `position`, in a forward call. */
 struct kvl_batch {
     const uint32_t *tokens;
     uint32_t count; /* DECODE: 1 */
@@ -101,7 +101,7 @@ struct kvl_batch {
     /* With logits_rows 1, may be set: the index of the largest logit (the lowest of equals) goes
      * here. logits may then be NULL, which spares the copy from a device. */
     uint32_t *greedy_token;
-    /* Called on the calling thread, once per layer and call, before layer `layer` reads the block
+    /* Called on the calling thread, once per layer and batch, before layer `layer` reads the block
      * table; may be NULL. Blocks until that layer of every block is there (a restore that is still
      * running); an error ends the forward pass. */
     kvl_err (*before_layer)(void *arg, uint32_t layer);
@@ -114,6 +114,7 @@ struct kvl_batch {
 struct kvl_backend_options {
     uint32_t threads;     /* 0: as many as the process may run on */
     uint32_t context_max; /* tokens the caller will ever hold; 0: the model's trained context */
+    uint32_t batches_max; /* of one forward call; 0: one */
     uint32_t device;      /* which one, where there are several: cuda:N */
     /* What the first batches will be like, block_tokens 0: unknown. CUDA loads its kernels for that
      * while it is created, so that no first token waits for it. */
@@ -140,9 +141,15 @@ struct kvl_backend_ops {
     KVL_MUST_CHECK kvl_err (*create)(const struct kvl_model *model,
         const struct kvl_backend_options *options, struct kvl_backend **out,
         struct kvl_errmsg *msg);
-    /* Threads: one caller at a time. Errors: what before_layer returned; INVALID (a token id
-     * outside the vocabulary, positions beyond context_max, an empty batch); NOMEM. */
-    KVL_MUST_CHECK kvl_err (*forward)(struct kvl_backend *backend, const struct kvl_batch *batch);
+    /* Computes all batches, each of a sequence of its own: they may read the same blocks, but none
+     * writes one that another reads or writes. Whether they run together or one after another is
+     * the backend's business; the bits are those of each alone. After an error it is unknown which
+     * were computed: the same call can be made again.
+     * Threads: one caller at a time. Errors: what a before_layer returned; INVALID (a token id
+     * outside the vocabulary, positions beyond context_max, an empty batch, none or more of them
+     * than batches_max); NOMEM. */
+    KVL_MUST_CHECK kvl_err (*forward)(
+        struct kvl_backend *backend, const struct kvl_batch *batches, uint32_t count);
     void (*destroy)(struct kvl_backend *backend); /* NULL is fine */
 
     /* ---- the memory that blocks live in. Addresses are the device's: only these functions and

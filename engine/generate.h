@@ -1,5 +1,9 @@
 /* generate.h - one turn: compute the prompt, choose tokens until the turn ends, and the numbers.
  *
+ * Turns of several sequences can go on together: every step is one forward call with the next chunk
+ * of each one's prompt, or the token that it chose last. A turn gives the same bits in whatever
+ * company (backend.h).
+ *
  * Threads: the engine's one thread; `stop` may be set by a signal handler. */
 #ifndef KVL_GENERATE_H
 #define KVL_GENERATE_H
@@ -59,5 +63,27 @@ struct kvl_turn_report {
 KVL_MUST_CHECK kvl_err kvl_generate(
     const struct kvl_generate_options *options, struct kvl_turn_report *report);
 void kvl_turn_report_deinit(struct kvl_turn_report *report);
+
+/* ---- the same a step at a time ----------------------------------------------------------------
+ */
+
+#define KVL_TURNS_MAX 64u /* in one step */
+
+struct kvl_turn; /* under way; owns its logits, borrows what the options borrow, and the report */
+
+/* Nothing is computed yet. options are copied. Errors: NOMEM, INVALID (nothing to compute). */
+KVL_MUST_CHECK kvl_err kvl_turn_begin(const struct kvl_generate_options *options,
+    struct kvl_turn_report *report, struct kvl_turn **out);
+/* One forward call at most, for all of them that have not ended: at most KVL_TURNS_MAX, all of one
+ * backend, which takes as many batches. What goes wrong ends the turns that it concerns
+ * (kvl_turn_end says why). */
+void kvl_turns_step(struct kvl_turn *const *turns, uint32_t count);
+/* Its prompt is not computed yet. */
+bool kvl_turn_is_prefilling(const struct kvl_turn *turn);
+/* Nothing is left to step. */
+bool kvl_turn_has_ended(const struct kvl_turn *turn);
+/* Stores what can be stored, waits for the answers, completes the report and frees the turn, also
+ * one that has not ended. Errors: as kvl_generate. */
+KVL_MUST_CHECK kvl_err kvl_turn_end(struct kvl_turn *turn);
 
 #endif

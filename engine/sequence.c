@@ -6,18 +6,7 @@
 
 #define CHUNK_TOKENS_DEFAULT 512u /* of a backend without a wish */
 #define RESTORE_FAILURES_MAX 2u   /* then everything left is computed */
-#define RESTORE_RACES_MAX 3u      /* "known" said alloc, "nothing" said restore */
-
-/* What one advance goes through. */
-struct advance {
-    struct kvl_sequence *sequence;
-    const struct kvl_wanted *wanted;
-    uint32_t rows;
-    uint32_t begin, end; /* tokens of the forward call */
-    bool is_decode;      /* one token: nothing to show, retries once a block */
-    uint32_t failures;
-    uint32_t races;
-};
+#define RESTORE_RACES_MAX 3u
 
 kvl_err kvl_sequence_init(
     struct kvl_sequence *sequence, const struct kvl_sequence_options *options) {
@@ -88,14 +77,14 @@ uint32_t kvl_sequence_whole_blocks(const struct kvl_sequence *sequence) {
     return sequence->computed / sequence->options.block_tokens;
 }
 
-static void report_progress(const struct advance *advance, uint64_t done) {
+static void report_progress(const struct kvl_advance *advance, uint64_t done) {
     const struct kvl_sequence_options *options = &advance->sequence->options;
-    if (options->progress != NULL && !advance->is_decode)
+    if (options->progress != NULL && !advance->shows_nothing)
         options->progress(options->progress_arg, false, done, advance->sequence->count);
 }
 
 static kvl_err before_layer(void *arg, uint32_t layer) {
-    const struct advance *advance = arg;
+    const struct kvl_advance *advance = arg;
     struct kvl_sequence *sequence = advance->sequence;
     uint64_t chunk = advance->end - advance->begin;
     report_progress(advance, advance->begin + chunk * layer / sequence->options.hparams->layers);
@@ -104,12 +93,12 @@ static kvl_err before_layer(void *arg, uint32_t layer) {
 
 /* Only what was generated is decoded: a prompt's last token is prefilled as the others are, also
  * when a restore has left nothing else to compute. */
-static kvl_err compute(struct advance *advance) {
+static struct kvl_batch batch_of(struct kvl_advance *advance) {
     struct kvl_sequence *sequence = advance->sequence;
-    const struct kvl_wanted *wanted = advance->wanted;
+    const struct kvl_wanted *wanted = &advance->wanted;
     uint32_t count = advance->end - advance->begin;
     bool last = advance->end == sequence->count;
-    struct kvl_batch batch = {
+    return (struct kvl_batch){
         .tokens = sequence->tokens + advance->begin,
         .count = count,
         .position = advance->begin,
@@ -118,43 +107,41 @@ static kvl_err compute(struct advance *advance) {
         .kv_dtype = sequence->options.kv_dtype,
         .blocks = kvl_caches_table(sequence->cache, 0),
         .window_blocks = kvl_caches_table(sequence->cache, 1),
-        .logits_rows = last ? advance->rows : 0,
+        .logits_rows = last ? wanted->rows : 0,
         .logits = wanted->logits,
         .greedy_token = last ? wanted->greedy_token : NULL,
         .before_layer = before_layer,
         .before_layer_arg = advance,
         .layers_arrive = kvl_caches_is_restoring(sequence->cache),
     };
-    struct kvl_backend *backend = sequence->options.backend;
-    return backend->ops->forward(backend, &batch);
 }
 
 /* Where the chunk that begins at `begin` ends: at a block boundary where there is one. The last
  * chunk holds all rows whose logits are wanted. */
-static uint32_t chunk_end(const struct advance *advance) {
+static uint32_t chunk_end(const struct kvl_advance *advance) {
     const struct kvl_sequence *sequence = advance->sequence;
     uint32_t block_tokens = sequence->options.block_tokens;
     uint64_t end = (uint64_t)advance->begin + sequence->options.chunk_tokens;
     if (sequence->options.chunk_tokens >= block_tokens)
         end = end / block_tokens * block_tokens;
-    uint32_t rows_begin = sequence->count - advance->rows;
+    uint32_t rows_begin = sequence->count - advance->wanted.rows;
     if (advance->begin >= rows_begin)
         return sequence->count;
-    if (end >= sequence->count && advance->rows == 1)
+    if (end >= sequence->count && advance->wanted.rows == 1)
         return sequence->count;
     return end > rows_begin ? rows_begin : (uint32_t)end;
 }
 
 /* Blocks that a restore may bring: all but the one with the last token. */
-static uint32_t restorable_blocks(const struct advance *advance) {
+static uint32_t restorable_blocks(const struct kvl_advance *advance) {
     const struct kvl_sequence *sequence = advance->sequence;
     if (advance->failures >= RESTORE_FAILURES_MAX || sequence->options.connection == NULL)
         return 0;
-    return (sequence->count - advance->rows) / sequence->options.block_tokens;
+    return (sequence->count - advance->wanted.rows) / sequence->options.block_tokens;
 }
 
 /* Sets begin: where computing starts, were everything asked for to come. */
-static kvl_err begin_restore(struct advance *advance) {
+static kvl_err begin_restore(struct kvl_advance *advance) {
     struct kvl_sequence *sequence = advance->sequence;
     uint32_t block_tokens = sequence->options.block_tokens;
     uint32_t first = sequence->computed / block_tokens;
@@ -164,15 +151,15 @@ static kvl_err begin_restore(struct advance *advance) {
         sequence->computed % block_tokens != 0 || first > limit)
         return KVL_OK;
     const struct kvl_cache_tail *tail = &sequence->tail;
-    bool tail_fits =
-        (uint64_t)tail->block * block_tokens + tail->tokens <= sequence->count - advance->rows;
+    bool tail_fits = (uint64_t)tail->block * block_tokens + tail->tokens <=
+                     sequence->count - advance->wanted.rows;
     return kvl_caches_restore_begin(
         sequence->cache, first, limit, tail_fits ? tail : NULL, &advance->begin);
 }
 
 /* Gives the chunk's blocks memory; sets end. RETRY by end == begin: the next block is known after
  * all, ask for it again. */
-static kvl_err prepare(struct advance *advance) {
+static kvl_err prepare(struct kvl_advance *advance) {
     struct kvl_sequence *sequence = advance->sequence;
     uint32_t block_tokens = sequence->options.block_tokens;
     uint32_t end_block = 0;
@@ -181,7 +168,7 @@ static kvl_err prepare(struct advance *advance) {
         .first = advance->begin / block_tokens,
         .end = (uint32_t)(((uint64_t)advance->end + block_tokens - 1) / block_tokens),
         .left_end = restorable_blocks(advance),
-        .patience_ms = advance->is_decode ? KVL_DECODE_PATIENCE_MS : KVL_PATIENCE_MS,
+        .patience_ms = advance->shows_nothing ? KVL_DECODE_PATIENCE_MS : KVL_PATIENCE_MS,
     };
     span.left_first = span.first;
     if (advance->begin % block_tokens != 0 || advance->races >= RESTORE_RACES_MAX)
@@ -190,40 +177,6 @@ static kvl_err prepare(struct advance *advance) {
     if (err == KVL_OK && end_block < span.end)
         advance->end = end_block * block_tokens;
     return err;
-}
-
-/* One chunk: restore what is known in front of it, compute, seal. */
-static kvl_err step(struct advance *advance) {
-    struct kvl_sequence *sequence = advance->sequence;
-    struct kvl_caches *cache = sequence->cache;
-    kvl_err err = begin_restore(advance);
-    if (err == KVL_OK)
-        err = prepare(advance);
-    bool restoring = kvl_caches_is_restoring(cache);
-    bool computes = err == KVL_OK && advance->end > advance->begin;
-    if (computes)
-        err = kvl_caches_take_tail(cache);
-    if (computes && err == KVL_OK)
-        err = compute(advance);
-    if (restoring) {
-        uint32_t blocks = 0;
-        if (!kvl_caches_restore_end(cache, &blocks)) {
-            ++advance->failures;
-            sequence->computed = blocks * sequence->options.block_tokens;
-            return err == KVL_ERR_CANCELED ? KVL_OK : err; /* compute from there on */
-        }
-    }
-    if (err != KVL_OK)
-        return err;
-    sequence->computed = advance->begin;
-    if (!computes) {
-        advance->races = restoring ? 0 : advance->races + 1;
-        return KVL_OK;
-    }
-    advance->races = 0;
-    sequence->computed = advance->end;
-    sequence->computed_total += advance->end - advance->begin;
-    return KVL_OK;
 }
 
 /* Between two forward calls. What failed is tried again once a block in decoding, once a chunk
@@ -243,26 +196,95 @@ static void prepare_ahead(struct kvl_sequence *sequence, bool is_prefill) {
             sequence->cache, sequence->computed / block_tokens + (in_block != 0));
 }
 
-kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, const struct kvl_wanted *wanted) {
-    uint32_t rows = wanted->rows;
-    struct advance advance = {.sequence = sequence, .wanted = wanted, .rows = rows};
-    advance.is_decode = sequence->count - sequence->computed == 1;
+/* Ends the restore, if one is under way. False: not all of it came; what did is computed then. */
+static bool end_restore(struct kvl_advance *advance) {
+    struct kvl_sequence *sequence = advance->sequence;
+    uint32_t blocks = 0;
+    if (!kvl_caches_is_restoring(sequence->cache) ||
+        kvl_caches_restore_end(sequence->cache, &blocks))
+        return true;
+    ++advance->failures;
+    sequence->computed = blocks * sequence->options.block_tokens;
+    return false;
+}
+
+/* Without a forward call: the next block is known after all, or the restore failed already. */
+static kvl_err end_without_batch(struct kvl_advance *advance, kvl_err err) {
+    struct kvl_sequence *sequence = advance->sequence;
+    bool restored = kvl_caches_is_restoring(sequence->cache);
+    if (!end_restore(advance))
+        err = err == KVL_ERR_CANCELED ? KVL_OK : err; /* compute from there on */
+    else if (err == KVL_OK) {
+        sequence->computed = advance->begin;
+        advance->races = restored ? 0 : advance->races + 1;
+    }
+    if (err == KVL_OK)
+        settle(sequence, !advance->shows_nothing);
+    return err;
+}
+
+kvl_err kvl_advance_init(
+    struct kvl_advance *advance, struct kvl_sequence *sequence, const struct kvl_wanted *wanted) {
+    *advance = (struct kvl_advance){.sequence = sequence, .wanted = *wanted};
+    advance->shows_nothing = sequence->count - sequence->computed == 1;
     if (sequence->options.no_cache)
         sequence->computed = 0;
-    if (rows == 0 || rows > sequence->options.chunk_tokens ||
-        (uint64_t)sequence->computed + rows > sequence->count)
+    if (wanted->rows == 0 || wanted->rows > sequence->options.chunk_tokens ||
+        (uint64_t)sequence->computed + wanted->rows > sequence->count)
         return KVL_ERR_INVALID;
-    if (!advance.is_decode)
+    if (!advance->shows_nothing)
         settle(sequence, true);
-    while (sequence->computed < sequence->count) {
-        if (sequence->options.stop != NULL && *sequence->options.stop != 0)
-            return KVL_ERR_CANCELED;
-        kvl_err err = step(&advance);
-        if (err != KVL_OK)
-            return err;
-        settle(sequence, !advance.is_decode);
-    }
-    report_progress(&advance, sequence->count);
-    prepare_ahead(sequence, !advance.is_decode);
     return KVL_OK;
+}
+
+kvl_err kvl_advance_begin(struct kvl_advance *advance, struct kvl_batch *batch) {
+    const volatile sig_atomic_t *stop = advance->sequence->options.stop;
+    *batch = (struct kvl_batch){0};
+    if (stop != NULL && *stop != 0)
+        return KVL_ERR_CANCELED;
+    kvl_err err = begin_restore(advance);
+    if (err == KVL_OK)
+        err = prepare(advance);
+    bool computes = err == KVL_OK && advance->end > advance->begin;
+    if (computes)
+        err = kvl_caches_take_tail(advance->sequence->cache);
+    if (!computes || err != KVL_OK)
+        return end_without_batch(advance, err);
+    *batch = batch_of(advance);
+    return KVL_OK;
+}
+
+kvl_err kvl_advance_end(struct kvl_advance *advance, kvl_err result) {
+    struct kvl_sequence *sequence = advance->sequence;
+    if (result == KVL_ERR_CANCELED) {
+        advance->end = advance->begin;
+        result = KVL_OK;
+    }
+    if (end_restore(advance) && result == KVL_OK) {
+        sequence->computed = advance->end;
+        sequence->computed_total += advance->end - advance->begin;
+        advance->races = 0;
+    }
+    if (result != KVL_OK)
+        return result;
+    settle(sequence, !advance->shows_nothing);
+    advance->is_done = sequence->computed == sequence->count;
+    if (advance->is_done) {
+        report_progress(advance, sequence->count);
+        prepare_ahead(sequence, !advance->shows_nothing);
+    }
+    return KVL_OK;
+}
+
+kvl_err kvl_sequence_advance(struct kvl_sequence *sequence, const struct kvl_wanted *wanted) {
+    struct kvl_backend *backend = sequence->options.backend;
+    struct kvl_advance advance;
+    kvl_err err = kvl_advance_init(&advance, sequence, wanted);
+    while (err == KVL_OK && !advance.is_done) {
+        struct kvl_batch batch;
+        err = kvl_advance_begin(&advance, &batch);
+        if (err == KVL_OK && batch.count > 0)
+            err = kvl_advance_end(&advance, backend->ops->forward(backend, &batch, 1));
+    }
+    return err;
 }

@@ -70,6 +70,31 @@ struct kvl_wanted {
  * lost device), INVALID (nothing to compute). */
 KVL_MUST_CHECK kvl_err kvl_sequence_advance(
     struct kvl_sequence *sequence, const struct kvl_wanted *wanted);
+
+/* ---- the same a forward call at a time, so that several sequences share one ------------------ */
+
+struct kvl_advance { /* under way; the caller's, and not moved between begin and end */
+    struct kvl_sequence *sequence;
+    struct kvl_wanted wanted;
+    uint32_t begin, end; /* tokens of the forward call */
+    bool shows_nothing;  /* one token: no progress, retries once a block */
+    bool is_done;
+    uint32_t failures; /* of restores */
+    uint32_t races;    /* "known" said alloc, "nothing" said restore */
+};
+
+/* Errors: INVALID. */
+KVL_MUST_CHECK kvl_err kvl_advance_init(
+    struct kvl_advance *advance, struct kvl_sequence *sequence, const struct kvl_wanted *wanted);
+/* Restores what is known in front of the next tokens and gives them memory. batch->count 0: there
+ * is nothing to compute yet, begin again. Otherwise the batch is for a forward call, alone or with
+ * others', and kvl_advance_end must follow. Errors: CANCELED (stop was set), NOMEM, IO; then no end
+ * follows, and begin may be tried again after CANCELED. */
+KVL_MUST_CHECK kvl_err kvl_advance_begin(struct kvl_advance *advance, struct kvl_batch *batch);
+/* Takes the forward call's result; seals what is whole. After CANCELED, by this sequence's restore
+ * or another's, nothing was computed: begin again. Sets is_done. Errors: all other results. */
+KVL_MUST_CHECK kvl_err kvl_advance_end(struct kvl_advance *advance, kvl_err result);
+
 /* Leading blocks whose KV is complete. */
 uint32_t kvl_sequence_whole_blocks(const struct kvl_sequence *sequence);
 

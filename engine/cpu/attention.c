@@ -3,6 +3,7 @@
 #include "attention.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 struct kvl_kv_slot kvl_kv_slot(const struct kvl_hparams *hparams, const struct kvl_batch *batch,
@@ -23,12 +24,14 @@ struct kvl_kv_slot kvl_kv_slot(const struct kvl_hparams *hparams, const struct k
     };
 }
 
-/* Some consecutive tokens of the chunk and one KV head, on one thread. */
+/* Some consecutive tokens of a span and one KV head, on one thread. */
 struct rows {
     const struct kvl_attention *attention;
+    const struct kvl_cpu_span *span;
     struct kvl_cpu_scratch *scratch;
     uint32_t kv_head;
-    uint32_t first; /* position */
+    uint32_t first;     /* position */
+    uint32_t chunk_row; /* of the first token */
     uint32_t tokens;
     uint32_t count; /* tokens * query heads of the KV head */
 };
@@ -37,15 +40,23 @@ static uint32_t min_of(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
-static struct rows rows_of(const struct kvl_attention *attention, uint32_t thread, uint32_t kv_head,
-    uint32_t token, uint32_t tokens) {
+/* The tokens of a unit, within its span. */
+struct part_of_span {
+    const struct kvl_cpu_span *span;
+    uint32_t kv_head, token, tokens;
+};
+
+static struct rows rows_of(
+    const struct kvl_attention *attention, uint32_t thread, struct part_of_span part) {
     return (struct rows){
         .attention = attention,
+        .span = part.span,
         .scratch = &attention->cpu->scratch[thread],
-        .kv_head = kv_head,
-        .first = attention->first + token,
-        .tokens = tokens,
-        .count = tokens * attention->cpu->group,
+        .kv_head = part.kv_head,
+        .first = part.span->position + part.token,
+        .chunk_row = part.span->row + part.token,
+        .tokens = part.tokens,
+        .count = part.tokens * attention->cpu->group,
     };
 }
 
@@ -70,8 +81,8 @@ static void load_queries(const struct rows *rows) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     const uint32_t floats = cpu->group * h->k_dim; /* of a token: its heads are adjacent */
     for (uint32_t t = 0; t < rows->tokens; t++) {
-        const size_t token = rows->first - rows->attention->first + t;
-        const float *q = cpu->q + (token * h->heads + rows->kv_head * cpu->group) * h->k_dim;
+        const size_t chunk_row = rows->chunk_row + t;
+        const float *q = cpu->q + (chunk_row * h->heads + rows->kv_head * cpu->group) * h->k_dim;
         cpu->kernels->scale(
             q, floats, h->attention_scale, rows->scratch->queries + (size_t)t * floats);
     }
@@ -87,7 +98,7 @@ struct tile_places {
 static void find_tile(const struct rows *rows, uint32_t tile, struct tile_places *places) {
     const struct kvl_attention *attention = rows->attention;
     const struct kvl_hparams *h = &attention->cpu->model->hparams;
-    const struct kvl_batch *batch = attention->batch;
+    const struct kvl_batch *batch = rows->span->batch;
     const uint64_t element = kvl_kv_dtype_bytes(batch->kv_dtype);
     const uint32_t end_of_rows = rows->first + rows->tokens;
     const uint32_t count = tile < end_of_rows ? min_of(end_of_rows - tile, KVL_TILE_TOKENS) : 0;
@@ -116,7 +127,7 @@ static void load_tile(const struct rows *rows, const struct tile_places *places,
     const struct tile_places *next, struct tile *tile) {
     const struct kvl_cpu *cpu = rows->attention->cpu;
     const struct kvl_hparams *h = &cpu->model->hparams;
-    const enum kvl_kv_dtype dtype = rows->attention->batch->kv_dtype;
+    const enum kvl_kv_dtype dtype = rows->span->batch->kv_dtype;
     tile->keys =
         (struct kvl_kv_tile){places->keys, places->count, h->k_dim, dtype, next->keys, next->count};
     tile->values = (struct kvl_kv_tile){
@@ -266,10 +277,11 @@ static void store_rows(const struct rows *rows, struct kvl_attention_part total)
     struct kvl_cpu *cpu = rows->attention->cpu;
     const struct kvl_hparams *h = &cpu->model->hparams;
     for (uint32_t row = 0; row < rows->count; row++) {
-        const size_t token = rows->first - rows->attention->first + row / cpu->group;
+        const size_t chunk_row = rows->chunk_row + row / cpu->group;
         const uint32_t head = rows->kv_head * cpu->group + row % cpu->group;
         cpu->kernels->scale(total.out + (size_t)row * cpu->v_stride, h->v_dim,
-            1.0f / total.softmax[row].sum, cpu->attended + (token * h->heads + head) * h->v_dim);
+            1.0f / total.softmax[row].sum,
+            cpu->attended + (chunk_row * h->heads + head) * h->v_dim);
     }
 }
 
@@ -279,15 +291,19 @@ static uint32_t partitions_below(uint32_t end) {
 
 /* ---- many tokens: a unit is a block of them, all of the context ---- */
 
-static void block_unit(void *arg, uint32_t thread, uint32_t unit) {
-    const struct kvl_attention *attention = arg;
+static uint32_t blocks_of(const struct kvl_cpu *cpu, const struct kvl_cpu_span *span) {
+    return (span->tokens + cpu->query_tokens - 1) / cpu->query_tokens;
+}
+
+static void attend_block(const struct kvl_attention *attention, uint32_t thread,
+    const struct kvl_cpu_span *span, uint32_t unit) {
     const struct kvl_cpu *cpu = attention->cpu;
     const uint32_t kv_heads = cpu->model->hparams.kv_heads;
-    const uint32_t blocks = (attention->tokens + cpu->query_tokens - 1) / cpu->query_tokens;
     /* The last tokens see the most: taken first, they leave no thread waiting at the end. */
-    const uint32_t token = (blocks - 1 - unit / kv_heads) * cpu->query_tokens;
-    const struct rows rows = rows_of(attention, thread, unit % kv_heads, token,
-        min_of(attention->tokens - token, cpu->query_tokens));
+    const uint32_t token = (blocks_of(cpu, span) - 1 - unit / kv_heads) * cpu->query_tokens;
+    const struct rows rows = rows_of(attention, thread,
+        (struct part_of_span){
+            span, unit % kv_heads, token, min_of(span->tokens - token, cpu->query_tokens)});
     load_queries(&rows);
     /* The first partition that the first row sees something of. */
     const uint32_t first = hidden(&rows, 0, 0, UINT32_MAX) / KVL_PARTITION_TOKENS;
@@ -302,48 +318,103 @@ static void block_unit(void *arg, uint32_t thread, uint32_t unit) {
 
 /* ---- a few tokens: a unit is one partition of the context ---- */
 
-static struct kvl_attention_part split_part(
-    const struct kvl_attention *attention, uint32_t kv_head, uint32_t partition) {
-    const struct kvl_cpu *cpu = attention->cpu;
-    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
-    const size_t row = ((size_t)kv_head * partitions + partition) * attention->tokens * cpu->group;
+static struct kvl_attention_part split_part(const struct rows *rows, uint32_t partition) {
+    const struct kvl_cpu *cpu = rows->attention->cpu;
+    const size_t row = rows->span->split_row +
+                       ((size_t)rows->kv_head * rows->span->partitions + partition) * rows->count;
     return (struct kvl_attention_part){
         cpu->split.softmax + row, cpu->split.out + row * cpu->v_stride};
 }
 
-static void partition_unit(void *arg, uint32_t thread, uint32_t unit) {
-    const struct kvl_attention *attention = arg;
-    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
-    const uint32_t kv_head = unit / partitions;
-    const uint32_t partition = unit % partitions;
-    const struct rows rows = rows_of(attention, thread, kv_head, 0, attention->tokens);
-    load_queries(&rows);
-    attend_partition(&rows, split_part(attention, kv_head, partition), partition,
-        partition + kvl_pool_threads(attention->cpu->pool));
+static void merge_split(const struct rows *rows) {
+    const struct kvl_attention_part total = split_part(rows, 0);
+    for (uint32_t partition = 1; partition < rows->span->partitions; partition++) {
+        merge_partition(rows, total, split_part(rows, partition), partition);
+    }
+    store_rows(rows, total);
 }
 
-static void merge_split(const struct kvl_attention *attention) {
-    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
-    for (uint32_t kv_head = 0; kv_head < attention->cpu->model->hparams.kv_heads; kv_head++) {
-        const struct rows rows = rows_of(attention, 0, kv_head, 0, attention->tokens);
-        const struct kvl_attention_part total = split_part(attention, kv_head, 0);
-        for (uint32_t partition = 1; partition < partitions; partition++) {
-            merge_partition(&rows, total, split_part(attention, kv_head, partition), partition);
+static _Atomic uint32_t *partitions_left(
+    const struct kvl_attention *attention, const struct kvl_cpu_span *span, uint32_t kv_head) {
+    const uint32_t kv_heads = attention->cpu->model->hparams.kv_heads;
+    return &attention->cpu->partitions_left[(span - attention->spans) * kv_heads + kv_head];
+}
+
+static void attend_split(const struct kvl_attention *attention, uint32_t thread,
+    const struct kvl_cpu_span *span, uint32_t unit) {
+    const uint32_t kv_head = unit / span->partitions;
+    const uint32_t partition = unit % span->partitions;
+    const struct rows rows =
+        rows_of(attention, thread, (struct part_of_span){span, kv_head, 0, span->tokens});
+    load_queries(&rows);
+    attend_partition(&rows, split_part(&rows, partition), partition,
+        partition + kvl_pool_threads(attention->cpu->pool));
+    /* Acquires what the other threads released of their partitions. */
+    if (atomic_fetch_sub_explicit(
+            partitions_left(attention, span, kv_head), 1, memory_order_acq_rel) == 1) {
+        merge_split(&rows);
+    }
+}
+
+/* ---- all spans ---- */
+
+/* Room in cpu->split is bounded: a span that finds none takes blocks of tokens, which give the same
+ * bits, and there are enough other units for all threads then. */
+void kvl_plan_attention(struct kvl_attention *attention) {
+    const struct kvl_cpu *cpu = attention->cpu;
+    const struct kvl_hparams *h = &cpu->model->hparams;
+    uint64_t pairs_left = cpu->split_pairs;
+    uint32_t units = 0;
+    for (uint32_t i = 0; i < attention->span_count; i++) {
+        struct kvl_cpu_span *span = &attention->spans[i];
+        const uint32_t partitions = partitions_below(span->position + span->tokens);
+        const uint64_t pairs = (uint64_t)span->tokens * partitions;
+        span->partitions = 0;
+        if (span->tokens > cpu->query_tokens || pairs > pairs_left) {
+            continue;
         }
-        store_rows(&rows, total);
+        span->partitions = partitions;
+        span->split_row = (size_t)(cpu->split_pairs - pairs_left) * h->heads;
+        span->first_unit = units;
+        units += h->kv_heads * partitions;
+        pairs_left -= pairs;
+    }
+    for (uint32_t i = 0; i < attention->span_count; i++) {
+        struct kvl_cpu_span *span = &attention->spans[i];
+        if (span->partitions == 0) {
+            span->first_unit = units;
+            units += h->kv_heads * blocks_of(cpu, span);
+        }
+    }
+    attention->units = units;
+}
+
+static uint32_t units_of(const struct kvl_cpu *cpu, const struct kvl_cpu_span *span) {
+    return cpu->model->hparams.kv_heads *
+           (span->partitions != 0 ? span->partitions : blocks_of(cpu, span));
+}
+
+static void attend_unit(void *arg, uint32_t thread, uint32_t unit) {
+    const struct kvl_attention *attention = arg;
+    const struct kvl_cpu_span *span = attention->spans;
+    while (unit < span->first_unit || unit - span->first_unit >= units_of(attention->cpu, span)) {
+        span++;
+    }
+    if (span->partitions != 0) {
+        attend_split(attention, thread, span, unit - span->first_unit);
+    } else {
+        attend_block(attention, thread, span, unit - span->first_unit);
     }
 }
 
 void kvl_attend(const struct kvl_attention *attention) {
-    struct kvl_cpu *cpu = attention->cpu;
-    const uint32_t kv_heads = cpu->model->hparams.kv_heads;
-    const uint32_t partitions = partitions_below(attention->first + attention->tokens);
-    if (attention->tokens <= cpu->query_tokens &&
-        (uint64_t)attention->tokens * partitions <= cpu->split_pairs) {
-        kvl_pool_run(cpu->pool, partition_unit, (void *)attention, kv_heads * partitions);
-        merge_split(attention);
-        return;
+    const uint32_t kv_heads = attention->cpu->model->hparams.kv_heads;
+    for (uint32_t i = 0; i < attention->span_count; i++) {
+        const struct kvl_cpu_span *span = &attention->spans[i];
+        for (uint32_t head = 0; head < kv_heads && span->partitions != 0; head++) {
+            atomic_store_explicit(
+                partitions_left(attention, span, head), span->partitions, memory_order_relaxed);
+        }
     }
-    const uint32_t blocks = (attention->tokens + cpu->query_tokens - 1) / cpu->query_tokens;
-    kvl_pool_run(cpu->pool, block_unit, (void *)attention, kv_heads * blocks);
+    kvl_pool_run(attention->cpu->pool, attend_unit, (void *)attention, attention->units);
 }

@@ -32,16 +32,10 @@ static struct kvl_attention_part take_part(
     return part;
 }
 
-static uint64_t widest_input(const struct kvl_hparams *h) {
-    const uint64_t attended = (uint64_t)h->heads * h->v_dim;
-    const uint64_t widest = h->width > h->ffn_width ? h->width : h->ffn_width;
-    return widest > attended ? widest : attended;
-}
-
 static void take_thread(struct arena *arena, const struct kvl_cpu *cpu, struct kvl_cpu_scratch *s) {
     const struct kvl_hparams *h = &cpu->model->hparams;
     const uint64_t rows = (uint64_t)cpu->query_tokens * cpu->group;
-    s->strip = take(arena, widest_input(h) * KVL_STRIP_ROWS);
+    s->strip = take(arena, (uint64_t)KVL_STRIP_COLUMNS * KVL_STRIP_ROWS);
     s->tile_a = take(arena, KVL_MATMUL_TOKENS * KVL_PANEL_ROWS);
     s->tile_b = take(arena, KVL_MATMUL_TOKENS * KVL_PANEL_ROWS);
     s->queries = take(arena, rows * h->k_dim);
@@ -84,8 +78,7 @@ static struct kvl_cpu_angles take_angles(struct arena *arena, uint64_t floats) {
 
 static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     const struct kvl_hparams *h = &cpu->model->hparams;
-    const uint64_t tokens =
-        cpu->context_max < KVL_CHUNK_TOKENS ? cpu->context_max : KVL_CHUNK_TOKENS;
+    const uint64_t tokens = cpu->chunk_rows;
     take_vector(arena, &cpu->model->output_norm, &cpu->output_norm);
     for (uint32_t i = 0; i < h->layers; i++) {
         take_vectors(arena, &cpu->model->layers[i], &cpu->layers[i]);
@@ -101,7 +94,7 @@ static void lay_out(struct arena *arena, struct kvl_cpu *cpu) {
     cpu->windowed_angles = h->rope_frequencies_windowed == h->rope_frequencies
                                ? cpu->angles
                                : take_angles(arena, tokens * h->rope_dims);
-    cpu->logits = take(arena, h->vocab);
+    cpu->logits = take(arena, (uint64_t)cpu->batches_max * h->vocab);
     cpu->split = take_part(arena, cpu, (uint64_t)cpu->split_pairs * h->heads);
     for (uint32_t i = 0; i < kvl_pool_threads(cpu->pool); i++) {
         take_thread(arena, cpu, &cpu->scratch[i]);
@@ -118,7 +111,11 @@ static kvl_err create_scratch(struct kvl_cpu *cpu, struct kvl_errmsg *msg) {
         partitions > KVL_SPLIT_PARTITIONS_MIN ? partitions : KVL_SPLIT_PARTITIONS_MIN;
     cpu->scratch = calloc(kvl_pool_threads(cpu->pool), sizeof *cpu->scratch);
     cpu->layers = calloc(h->layers, sizeof *cpu->layers);
-    if (cpu->scratch == NULL || cpu->layers == NULL) {
+    cpu->spans = calloc(cpu->batches_max, sizeof *cpu->spans);
+    cpu->partitions_left =
+        calloc((size_t)cpu->batches_max * h->kv_heads, sizeof *cpu->partitions_left);
+    if (cpu->scratch == NULL || cpu->layers == NULL || cpu->spans == NULL ||
+        cpu->partitions_left == NULL) {
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory for %u layers", h->layers);
     }
     struct arena arena = {0};
@@ -180,9 +177,18 @@ static void destroy(struct kvl_backend *backend) {
     kvl_pool_destroy(cpu->pool);
     kvl_packed_free(&cpu->packed);
     free(cpu->layers);
+    free(cpu->spans);
+    free((void *)cpu->partitions_left);
     free(cpu->scratch);
     kvl_huge_unmap(cpu->arena, cpu->arena_bytes);
     free(cpu);
+}
+
+/* A chunk of a prompt, and a token of every other sequence. */
+static uint32_t chunk_rows_of(const struct kvl_cpu *cpu) {
+    const uint32_t of_one =
+        cpu->context_max < KVL_CHUNK_TOKENS ? cpu->context_max : KVL_CHUNK_TOKENS;
+    return of_one + cpu->batches_max - 1;
 }
 
 kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_model *model,
@@ -201,6 +207,8 @@ kvl_err kvl_cpu_create(const struct kvl_cpu_kernels *kernels, const struct kvl_m
     cpu->kernels = kernels;
     cpu->context_max =
         options->context_max != 0 ? options->context_max : model->hparams.context_max;
+    cpu->batches_max = options->batches_max != 0 ? options->batches_max : 1;
+    cpu->chunk_rows = chunk_rows_of(cpu);
     kvl_err err = kvl_pool_create(options->threads, &cpu->pool, msg);
     if (err != KVL_OK) {
         goto cleanup;

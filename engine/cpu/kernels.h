@@ -39,6 +39,7 @@ enum {
     KVL_STRIP_ROWS = 16,  /* outputs of a strip: what the GEMM kernel makes at a time */
     KVL_TILE_TOKENS = 64, /* positions of an attention tile, counted from position 0 */
     KVL_DIRECT_ROWS = 6,  /* most query rows for score_direct and gather_direct */
+    KVL_FEW_ROWS = 8,     /* most rows for which multiply_few is faster than strips */
 };
 
 /* y[rows][16] = x[rows][k] * strip[k][16], or y += with `accumulate` (the sum then starts from y).
@@ -51,6 +52,20 @@ struct kvl_gemm {
     size_t y_stride;
     uint32_t rows;
     uint32_t k;
+    bool accumulate;
+};
+
+/* y[rows][32] = panel * x[rows][columns], or y += with `accumulate`, for a few rows of x. Strides
+ * in floats. */
+struct kvl_few {
+    uint32_t type; /* a quantized one (kvl_quant_of) */
+    uint32_t columns;
+    const void *panel;
+    const float *x;
+    size_t x_stride;
+    float *y;
+    size_t y_stride;
+    uint32_t rows; /* at least 2 */
     bool accumulate;
 };
 
@@ -82,6 +97,7 @@ struct kvl_cpu_kernels {
     /* y[32] = panel * x[columns]; the bits of unpack_strip and gemm with one row. */
     void (*matvec)(uint32_t type, const void *panel, uint32_t columns, const float *x, float *y,
         bool accumulate);
+    void (*multiply_few)(const struct kvl_few *product); /* the bits of matvec for each row */
 
     /* y = x / sqrt(mean(x^2) + epsilon) * weight */
     void (*rms_norm)(const float *x, const float *weight, uint32_t width, float epsilon, float *y);

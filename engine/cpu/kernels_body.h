@@ -207,12 +207,15 @@ static void scale(const float *x, uint32_t count, float factor, float *y) {
 #include "kernels_attention.h"
 #include "kernels_weights.h"
 
+#include "kernels_few.h"
+
 const struct kvl_cpu_kernels KVL_KERNELS_TABLE = {
     .name = KVL_KERNELS_NAME,
     .available = KVL_KERNELS_AVAILABLE,
     .unpack_strip = unpack_strip,
     .gemm = gemm,
     .matvec = matvec,
+    .multiply_few = multiply_few,
     .rms_norm = rms_norm,
     .rope = rope,
     .rope_halves = rope_halves,

@@ -1,14 +1,29 @@
 /* matmul.c - see matmul.h. A unit of work is one panel of 32 outputs for a block of tokens: the
- * panel is unpacked once per block into a strip that stays in the cache while the block's rows run
- * over it. A single token skips the strip; the bits are the same. */
+ * panel is unpacked once per block, some k at a time, into a strip that stays in the nearest cache
+ * while the block's rows run over it, and every sum goes on where the piece before left it. A
+ * single token skips the strip, as do a few with quantized weights; the bits are the same. */
 #include "matmul.h"
 
 #include <string.h>
+
+#include "../quant.h"
+
+/* k of a strip. Measured on SmolLM2: whole rows of it leave the nearest cache, at 576 k already.
+ * For a few tokens, unpacking is what takes time, and it reads every other line of the panel: the
+ * shorter the piece, the sooner it comes back for the lines between. */
+enum { COLUMNS_OF_FEW = 64, FEW_TOKENS = 12 };
 
 struct tile {
     float *y;
     size_t stride;
 };
+
+/* A multiple of every type's block. */
+static uint32_t strip_columns(const struct kvl_packed *weight, uint32_t tokens) {
+    const struct kvl_quant *quant = kvl_quant_of(weight->type);
+    const bool small_blocks = quant == NULL || quant->block <= COLUMNS_OF_FEW;
+    return tokens <= FEW_TOKENS && small_blocks ? COLUMNS_OF_FEW : KVL_STRIP_COLUMNS;
+}
 
 /* 32 outputs for up to KVL_MATMUL_TOKENS rows of x. */
 static void multiply_panel(const struct kvl_cpu *cpu, struct kvl_cpu_scratch *scratch,
@@ -20,18 +35,37 @@ static void multiply_panel(const struct kvl_cpu *cpu, struct kvl_cpu_scratch *sc
         kernels->matvec(weight->type, packed, weight->columns, x, tile.y, accumulate);
         return;
     }
-    for (uint32_t half = 0; half < 2; half++) {
-        kernels->unpack_strip(weight->type, packed, half, weight->columns, scratch->strip);
-        kernels->gemm(&(struct kvl_gemm){
+    if (tokens <= KVL_FEW_ROWS && kvl_quant_of(weight->type) != NULL) {
+        kernels->multiply_few(&(struct kvl_few){
+            .type = weight->type,
+            .columns = weight->columns,
+            .panel = packed,
             .x = x,
             .x_stride = weight->columns,
-            .strip = scratch->strip,
-            .y = tile.y + half * KVL_STRIP_ROWS,
+            .y = tile.y,
             .y_stride = tile.stride,
             .rows = tokens,
-            .k = weight->columns,
             .accumulate = accumulate,
         });
+        return;
+    }
+    const uint32_t step = strip_columns(weight, tokens);
+    for (uint32_t k = 0; k < weight->columns; k += step) {
+        const uint32_t columns = weight->columns - k < step ? weight->columns - k : step;
+        const uint8_t *piece = packed + weight->panel_bytes * k / weight->columns;
+        for (uint32_t half = 0; half < 2; half++) {
+            kernels->unpack_strip(weight->type, piece, half, columns, scratch->strip);
+            kernels->gemm(&(struct kvl_gemm){
+                .x = x + k,
+                .x_stride = weight->columns,
+                .strip = scratch->strip,
+                .y = tile.y + half * KVL_STRIP_ROWS,
+                .y_stride = tile.stride,
+                .rows = tokens,
+                .k = columns,
+                .accumulate = accumulate || k > 0,
+            });
+        }
     }
 }
 

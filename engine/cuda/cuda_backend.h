@@ -7,7 +7,8 @@
  *
  * Prefill works through chunks of at most KVL_CUDA_CHUNK_TOKENS tokens with cuBLASLt (blas.h);
  * decode has kernels of its own (gemv.cu) in a graph that is captured once a class of context
- * lengths. */
+ * lengths. Several batches of one call run one after another, each as if it were alone, so its bits
+ * are those of a call of its own; a shared prefix is still computed and stored only once. */
 #ifndef KVL_CUDA_BACKEND_H
 #define KVL_CUDA_BACKEND_H
 
@@ -165,7 +166,8 @@ KVL_MUST_CHECK kvl_err kvl_cuda_try_launch_behind_wait(
     struct kvl_cuda *cuda, bool *returns, struct kvl_errmsg *msg);
 
 /* forward.c */
-KVL_MUST_CHECK kvl_err kvl_cuda_forward(struct kvl_backend *backend, const struct kvl_batch *batch);
+KVL_MUST_CHECK kvl_err kvl_cuda_forward(
+    struct kvl_backend *backend, const struct kvl_batch *batches, uint32_t count);
 /* warm.c: launches, and so loads, the kernels that such batches need. */
 KVL_MUST_CHECK kvl_err kvl_cuda_warm(
     struct kvl_cuda *cuda, uint32_t block_tokens, enum kvl_kv_dtype kv_dtype);

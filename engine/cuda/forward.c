@@ -419,12 +419,7 @@ static kvl_err enqueue(struct kvl_cuda *cuda, const struct kvl_batch *batch) {
     return fetch(cuda, batch);
 }
 
-kvl_err kvl_cuda_forward(struct kvl_backend *backend, const struct kvl_batch *batch) {
-    struct kvl_cuda *cuda = kvl_cuda_of(backend);
-    if (!is_valid(cuda, batch)) {
-        return KVL_ERR_INVALID;
-    }
-    TRY(cudaSetDevice(cuda->device_index));
+static kvl_err forward_one(struct kvl_cuda *cuda, const struct kvl_batch *batch) {
     const kvl_err err = enqueue(cuda, batch);
     /* Nothing may be left waiting, whatever has happened. */
     cuda->word_value += cuda->model->hparams.layers;
@@ -435,5 +430,23 @@ kvl_err kvl_cuda_forward(struct kvl_backend *backend, const struct kvl_batch *ba
     }
     TRY_ERR(kvl_cuda_check(&cuda->last, error, "a forward pass"));
     deliver(cuda, batch);
+    return KVL_OK;
+}
+
+kvl_err kvl_cuda_forward(
+    struct kvl_backend *backend, const struct kvl_batch *batches, uint32_t count) {
+    struct kvl_cuda *cuda = kvl_cuda_of(backend);
+    for (uint32_t i = 0; i < count; i++) {
+        if (!is_valid(cuda, &batches[i])) {
+            return KVL_ERR_INVALID;
+        }
+    }
+    if (count == 0) {
+        return KVL_ERR_INVALID;
+    }
+    TRY(cudaSetDevice(cuda->device_index));
+    for (uint32_t i = 0; i < count; i++) {
+        TRY_ERR(forward_one(cuda, &batches[i]));
+    }
     return KVL_OK;
 }

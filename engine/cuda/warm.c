@@ -20,11 +20,11 @@ kvl_err kvl_cuda_warm(struct kvl_cuda *cuda, uint32_t block_tokens, enum kvl_kv_
     if (err != KVL_OK) {
         return err;
     }
-    err = kvl_cuda_forward(&cuda->base, &batch);
+    err = kvl_cuda_forward(&cuda->base, &batch, 1);
     batch.phase = KVL_PHASE_DECODE;
     batch.position = 1;
     if (err == KVL_OK) {
-        err = kvl_cuda_forward(&cuda->base, &batch);
+        err = kvl_cuda_forward(&cuda->base, &batch, 1);
     }
     kvl_cuda_give_memory_back(&cuda->base, block, bytes);
     return err;

@@ -1,13 +1,13 @@
 /* alloc_engine_test.c - memory runs out once, or for good, somewhere in an engine with the service
  * in its own process: opening vocabulary and model, tokenizing, wrapping a turn, two turns of a
- * session, closing.
+ * session, two that run together, closing.
  *
  * Whatever it was: it ends with an error, or with the very logits of an engine that had memory. */
 #include <string.h>
 
 #include "alloc_sweep.h"
 #include "chat.h"
-#include "generate.h"
+#include "scheduler.h"
 #include "service.h"
 #include "stop_strings.h"
 #include "tiny_model.h"
@@ -61,7 +61,7 @@ static kvl_err open_service(struct engine *engine, const char *path) {
 /* path NULL: without a service. */
 static kvl_err open_engine(struct engine *engine, const char *path, const char *session) {
     struct kvl_errmsg msg = {{0}};
-    struct kvl_backend_options backend = {.threads = 2, .context_max = CONTEXT};
+    struct kvl_backend_options backend = {.threads = 2, .context_max = CONTEXT, .batches_max = 2};
     kvl_err err = kvl_model_load(model_path, &engine->model, &msg);
     if (err == KVL_OK)
         err = kvl_backend_cpu.create(engine->model, &backend, &engine->backend, &msg);
@@ -112,6 +112,49 @@ static kvl_err turn(struct engine *engine, uint32_t number, uint8_t sha256[32]) 
     return err;
 }
 
+struct together {
+    struct kvl_job jobs[2];
+    struct kvl_sampler sampler;
+    uint32_t begun, ended;
+    kvl_err err;
+};
+
+static enum kvl_next next_job(void *arg, bool may_wait, struct kvl_job **job) {
+    struct together *together = arg;
+    (void)may_wait;
+    if (together->begun == 2)
+        return KVL_NEXT_NONE;
+    *job = &together->jobs[together->begun++];
+    **job = (struct kvl_job){.tokens = prompt,
+        .token_count = PROMPT,
+        .options = {.sampler = &together->sampler, .max_tokens = NEW_TOKENS, .hash_logits = true}};
+    return KVL_NEXT_JOB;
+}
+
+static void job_ended(void *arg, struct kvl_job *job, kvl_err err) {
+    struct together *together = arg;
+    together->ended++;
+    if (err == KVL_OK)
+        ALLOC_NEED(memcmp(job->report.logits_sha256, expected_sha256[0], 32) == 0);
+    else
+        together->err = err;
+}
+
+/* The first turn again, twice at once. */
+static kvl_err run_together(struct engine *engine) {
+    struct together together = {0};
+    struct kvl_scheduler_options options = {.sequence = engine->sequence.options,
+        .parallel = 2,
+        .next = next_job,
+        .ended = job_ended,
+        .arg = &together};
+    kvl_sampler_init(&together.sampler, (struct kvl_sampler_options){0});
+    kvl_schedule(&options);
+    kvl_sampler_deinit(&together.sampler);
+    ALLOC_NEED(together.ended == 2);
+    return together.err;
+}
+
 static kvl_err use_engine(const char *path, const char *session) {
     struct engine engine = {0};
     uint8_t sha256[32];
@@ -121,6 +164,8 @@ static kvl_err use_engine(const char *path, const char *session) {
         if (err == KVL_OK && path != NULL)
             ALLOC_NEED(memcmp(sha256, expected_sha256[number], sizeof(sha256)) == 0);
     }
+    if (err == KVL_OK)
+        err = run_together(&engine);
     if (memory_comes_back) /* nothing can be made durable without it */
         alloc_fail_disarm();
     close_engine(&engine);

@@ -37,12 +37,12 @@ static void compute(struct kvl_backend *backend, const struct kvl_hparams *h) {
         .kv_dtype = KVL_KV_F16,
         .blocks = blocks,
         .window_blocks = window_blocks};
-    kvl_err err = backend->ops->forward(backend, &batch);
+    kvl_err err = backend->ops->forward(backend, &batch, 1);
     batch.tokens = tokens + batch.count;
     batch.position = batch.count;
     batch.count = batch.logits_rows = 1;
     batch.logits = logits;
-    if (err != KVL_OK || backend->ops->forward(backend, &batch) != KVL_OK) {
+    if (err != KVL_OK || backend->ops->forward(backend, &batch, 1) != KVL_OK) {
         abort(); /* a model that was loaded can be computed */
     }
     for (uint32_t i = 0; i < h->vocab; i++) {

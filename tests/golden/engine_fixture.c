@@ -174,6 +174,7 @@ void engine_open(
     *engine = (struct engine){0};
     struct kvl_backend_options backend = {.threads = options->threads != 0 ? options->threads : 1,
         .context_max = FIXTURE_CONTEXT,
+        .batches_max = options->batches_max,
         .with_daemon = true};
     need(fixture->backend->create(fixture->model, &backend, &engine->backend, &msg), "backend",
         &msg);

@@ -55,6 +55,7 @@ struct engine_options {
     bool no_cache;
     uint32_t chunk_tokens; /* 0: the default */
     uint32_t threads;      /* 0: one */
+    uint32_t batches_max;  /* of a forward call; 0: one */
 };
 
 struct engine {

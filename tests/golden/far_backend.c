@@ -140,28 +140,46 @@ static void far_give_memory_back(struct kvl_backend *backend, uint8_t *memory, u
 
 /* ---- computing ---- */
 
-static kvl_err far_forward(struct kvl_backend *backend, const struct kvl_batch *batch) {
-    struct far *far = far_of(backend);
+static uint64_t blocks_of(const struct kvl_batch *batch) {
     uint64_t tokens = (uint64_t)batch->position + batch->count;
-    uint64_t blocks = (tokens + batch->block_tokens - 1) / batch->block_tokens;
-    uint8_t **near = malloc(2 * blocks * sizeof *near);
-    if (near == NULL)
+    return (tokens + batch->block_tokens - 1) / batch->block_tokens;
+}
+
+/* The batches, with block tables that the CPU can follow; to be freed, the tables too. */
+static struct kvl_batch *bring_near(const struct kvl_batch *batches, uint32_t count) {
+    struct kvl_batch *moved = calloc(count, sizeof *moved);
+    for (uint32_t i = 0; moved != NULL && i < count; ++i) {
+        uint64_t blocks = blocks_of(&batches[i]);
+        const bool has_windows = batches[i].window_blocks != NULL;
+        uint8_t **near = malloc(2 * blocks * sizeof *near);
+        demand(near != NULL, "out of memory");
+        for (uint64_t b = 0; b < blocks; ++b) {
+            near[b] = to_near(batches[i].blocks[b]);
+            if (has_windows)
+                near[blocks + b] = to_near(batches[i].window_blocks[b]);
+        }
+        moved[i] = batches[i];
+        moved[i].blocks = near;
+        moved[i].window_blocks = has_windows ? near + blocks : NULL;
+    }
+    return moved;
+}
+
+static kvl_err far_forward(
+    struct kvl_backend *backend, const struct kvl_batch *batches, uint32_t count) {
+    struct far *far = far_of(backend);
+    struct kvl_batch *moved = bring_near(batches, count);
+    if (moved == NULL)
         return KVL_ERR_NOMEM;
     if (far->first != NULL)
         usleep(LATE_US);
     run_copies(far);
-    struct kvl_batch moved = *batch;
-    moved.blocks = near;
-    moved.window_blocks = batch->window_blocks != NULL ? near + blocks : NULL;
-    for (uint64_t i = 0; i < blocks; ++i) {
-        near[i] = to_near(batch->blocks[i]);
-        if (batch->window_blocks != NULL)
-            near[blocks + i] = to_near(batch->window_blocks[i]);
-    }
     far->in_forward = true;
-    kvl_err err = far->cpu->ops->forward(far->cpu, &moved);
+    kvl_err err = far->cpu->ops->forward(far->cpu, moved, count);
     far->in_forward = false;
-    free(near);
+    for (uint32_t i = 0; i < count; ++i)
+        free((void *)moved[i].blocks);
+    free(moved);
     return err;
 }
 

@@ -113,7 +113,7 @@ static void run(struct fixture *f, const uint32_t *tokens, uint32_t position, ui
         .logits_rows = rows,
         .logits = logits,
     };
-    assert_int_equal(kvl_backend_cpu.forward(f->backend, &batch), KVL_OK);
+    assert_int_equal(kvl_backend_cpu.forward(f->backend, &batch, 1), KVL_OK);
 }
 
 /* Compares one row with `count` values of the reference from `first` on. */

@@ -124,7 +124,7 @@ kvl_err gpu_try(struct gpu_context *c, struct gpu_side *side, struct gpu_call ca
         .before_layer_arg = call.before_layer_arg,
         .layers_arrive = call.before_layer != NULL,
     };
-    return side->backend->ops->forward(side->backend, &batch);
+    return side->backend->ops->forward(side->backend, &batch, 1);
 }
 
 void gpu_run(struct gpu_context *c, struct gpu_side *side, struct gpu_call call) {

@@ -120,7 +120,7 @@ static void advance(struct run *run, uint32_t position, uint32_t count) {
         .blocks = run->blocks,
         .logits_rows = 1,
         .logits = run->logits};
-    if (run->backend->ops->forward(run->backend, &batch) != KVL_OK) {
+    if (run->backend->ops->forward(run->backend, &batch, 1) != KVL_OK) {
         abort(); /* an assertion that holds may take locks of its own */
     }
     const struct kvl_sampler_input input = {.logits = run->logits,

@@ -102,7 +102,7 @@ static void advance(struct context *c, uint32_t count) {
     c->batch.count = count;
     c->batch.logits_rows = count;
     c->batch.logits = c->logits + (size_t)c->batch.position * c->model->hparams.vocab;
-    assert_int_equal(c->backend->ops->forward(c->backend, &c->batch), KVL_OK);
+    assert_int_equal(c->backend->ops->forward(c->backend, &c->batch, 1), KVL_OK);
     c->batch.position += count;
 }
 
@@ -422,7 +422,7 @@ static void asks_before_each_layer_and_stops_when_told(void **state) {
     c->batch.count = 3;
     c->batch.before_layer = count_gates;
     c->batch.before_layer_arg = &asked;
-    assert_int_equal(c->backend->ops->forward(c->backend, &c->batch), KVL_ERR_CANCELED);
+    assert_int_equal(c->backend->ops->forward(c->backend, &c->batch, 1), KVL_ERR_CANCELED);
     assert_int_equal(asked, 2);
     close_context(c);
     free(path);
@@ -439,7 +439,7 @@ static void gives_logits_of_the_last_rows_only(void **state) {
     last->batch.count = 600;
     last->batch.logits_rows = 100;
     last->batch.logits = last->logits;
-    assert_int_equal(last->backend->ops->forward(last->backend, &last->batch), KVL_OK);
+    assert_int_equal(last->backend->ops->forward(last->backend, &last->batch, 1), KVL_OK);
     assert_memory_equal(
         last->logits, all->logits + (size_t)500 * vocab, 100 * vocab * sizeof(float));
     close_context(all);
@@ -486,7 +486,7 @@ static void refuses_impossible_batches(void **state) {
     const uint32_t no_token = c->model->hparams.vocab;
     bad[5].tokens = &no_token;
     for (int i = 0; i < 6; i++) {
-        assert_int_equal(c->backend->ops->forward(c->backend, &bad[i]), KVL_ERR_INVALID);
+        assert_int_equal(c->backend->ops->forward(c->backend, &bad[i], 1), KVL_ERR_INVALID);
     }
     close_context(c);
     free(path);

@@ -119,11 +119,12 @@ static struct {
     bool first_arrives;
 } told;
 
-static kvl_err note_and_forward(struct kvl_backend *backend, const struct kvl_batch *batch) {
+static kvl_err note_and_forward(
+    struct kvl_backend *backend, const struct kvl_batch *batch, uint32_t count) {
     told.first_arrives = told.calls == 0 ? batch->layers_arrive : told.first_arrives;
     told.calls++;
     told.arriving += batch->layers_arrive ? 1 : 0;
-    return told.ops->forward(backend, batch);
+    return told.ops->forward(backend, batch, count);
 }
 
 static void run_and_note(const struct engine_options *options) {

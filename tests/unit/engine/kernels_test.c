@@ -14,6 +14,7 @@
 #include "cpu/half.h"
 #include "cpu/kernels.h"
 #include "cpu/pack.h"
+#include "quant.h"
 #include "tiny_model.h"
 
 enum { ROWS = 75, COLUMNS = 512, PANELS = 3 };
@@ -175,6 +176,36 @@ static void check_products(const struct kvl_cpu_kernels *kernels, const struct m
     free(start);
 }
 
+/* A few rows at once: the bits of each alone, and nothing written beside them. */
+static void check_few(const struct kvl_cpu_kernels *kernels, const struct matrix *m) {
+    enum { FEW_MAX = 11, STRIDE = 40 };
+    float y[(FEW_MAX + 1) * STRIDE], expected[(FEW_MAX + 1) * STRIDE];
+    float *x = random_floats(FEW_MAX * COLUMNS, 5),
+          *start = random_floats((FEW_MAX + 1) * STRIDE, 6);
+    const uint8_t *panel = kvl_packed_panel(&m->packed, 1);
+    for (uint32_t rows = 2; rows <= FEW_MAX && kvl_quant_of(m->packed.type) != NULL; rows++) {
+        const bool accumulate = rows % 3 != 0;
+        memcpy(y, start, sizeof y);
+        memcpy(expected, start, sizeof expected);
+        kernels->multiply_few(&(struct kvl_few){.type = m->packed.type,
+            .columns = COLUMNS,
+            .panel = panel,
+            .x = x,
+            .x_stride = COLUMNS,
+            .y = y,
+            .y_stride = STRIDE,
+            .rows = rows,
+            .accumulate = accumulate});
+        for (uint32_t r = 0; r < rows; r++) {
+            kernels->matvec(
+                m->packed.type, panel, COLUMNS, x + r * COLUMNS, expected + r * STRIDE, accumulate);
+        }
+        assert_memory_equal(y, expected, sizeof y);
+    }
+    free(x);
+    free(start);
+}
+
 static void products_sum_in_one_order(void **state) {
     (void)state;
     for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
@@ -182,6 +213,7 @@ static void products_sum_in_one_order(void **state) {
         matrix_init(&m, types[t]);
         FOR_EACH_TABLE(kernels) {
             check_products(kernels, &m);
+            check_few(kernels, &m);
         }
         matrix_deinit(&m);
     }
