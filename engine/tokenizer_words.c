@@ -71,7 +71,7 @@ kvl_err kvl_known_words_encode(struct kvl_known_words *words, struct kvl_tokeniz
     }
     uint64_t first = list->count;
     kvl_err err = encode(tokenizer, word.data, word.bytes, list);
-    if (!err) {
+    if (!err && list->count > first) {
         remember(known, word.data, word.bytes, list->ids + first, list->count - first);
     }
     return err;

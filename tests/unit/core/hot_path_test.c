@@ -160,7 +160,8 @@ static void a_million_operations_allocate_nothing(void **state) {
     printf("allocations=%lu resident_before=%llu resident_after=%llu\n", made,
         (unsigned long long)before_bytes, (unsigned long long)after_bytes);
     assert_int_equal(made, 0);
-    assert_true(after_bytes <= before_bytes + GROWTH_BYTES_MAX);
+    if (getenv("KVL_MEMCHECK") == NULL) /* valgrind itself grows */
+        assert_true(after_bytes <= before_bytes + GROWTH_BYTES_MAX);
     close_run(&run);
 }
 
