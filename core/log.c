@@ -66,14 +66,14 @@ void kvl_log_write(struct kvl_log *log, enum kvl_log_level level, const char *fo
     pthread_mutex_unlock(&log->mutex);
 }
 
-/* Under the mutex. False when the text is kept already. */
+/* Under the mutex. False when the text is kept already; what finds no room is told all the same. */
 static bool keep_fallback(struct kvl_log *log, const char *text) {
     for (size_t i = 0; i < log->fallback_count; i++) {
         if (strcmp(log->fallbacks[i], text) == 0)
             return false;
     }
     if (log->fallback_count == FALLBACKS_MAX)
-        return false;
+        return true;
     memcpy(log->fallbacks[log->fallback_count++], text, strlen(text) + 1);
     return true;
 }

@@ -241,6 +241,46 @@ static void a_damaged_value_is_mended_by_the_discard_that_meets_it(void **state)
     }
 }
 
+/* Also where a rebuild comes before the next start, and nothing live is left behind the dead. */
+static void what_was_cleared_stays_cleared_after_the_healing(void **state) {
+    (void)state;
+    new_folder(8 * MIB);
+    store(0, 20);
+    for (uint64_t number = 10; number < 20; number++)
+        discard(number);
+    assert_int_equal(flush(), KVL_OK);
+    damage_row(5, 16);
+    discard(5);
+    assert_int_equal(flush(), KVL_OK);
+    assert_healed();
+    fixture_close(&fixture, true);
+    assert_int_equal(unlink(fixture_path(&fixture, "index/data.mdb")), 0);
+    open_folder();
+    assert_int_equal(live_count(), 9);
+    assert_all_load();
+    end_folder();
+}
+
+/* What cannot be opened at the moment is not taken for gone: here a link stands in its place. */
+static void a_segment_that_cannot_be_opened_is_not_given_up(void **state) {
+    (void)state;
+    fill_folder();
+    fixture_shell("cd %s/segments && mkdir aside && for s in *.seg; do mv $s aside/$s && "
+                  "ln -s aside/$s $s; done",
+        fixture.path);
+    damage_row(5, 16);
+    discard(5);
+    assert_int_equal(flush(), KVL_ERR_IO);
+    assert_non_null(strstr(lines, "cannot be mended now"));
+    fixture_shell("cd %s/segments && mv aside/*.seg . && rmdir aside", fixture.path);
+    while (store_one(300) != KVL_OK)
+        usleep(20000);
+    assert_non_null(strstr(lines, "rebuilt from the segments"));
+    (void)flush(); /* what was lost is told once */
+    assert_holds(45, "new");
+    end_folder();
+}
+
 static void a_damaged_page_is_mended_by_the_store_that_meets_it(void **state) {
     (void)state;
     fill_folder();
@@ -446,6 +486,8 @@ static void any_damage_is_survived(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_damaged_value_is_mended_by_the_discard_that_meets_it),
+        cmocka_unit_test(what_was_cleared_stays_cleared_after_the_healing),
+        cmocka_unit_test(a_segment_that_cannot_be_opened_is_not_given_up),
         cmocka_unit_test(a_damaged_page_is_mended_by_the_store_that_meets_it),
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),

@@ -62,7 +62,7 @@ bool kvl_cuda_lane_end_lost(struct cuda_lane *lane, bool is_still, uint64_t now_
     struct cuda_tier *tier = lane->tier;
     if (is_still)
         return end_flying(lane, true);
-    if (now_ns - atomic_load(&tier->lost_ns) < tier->lost_wait_ns)
+    if (now_ns < atomic_load(&tier->lost_ns) + tier->lost_wait_ns) /* lost just now, maybe later */
         return false;
     const bool progress = end_flying(lane, atomic_load(&tier->draining));
     if (lane->flying_count > 0 && !atomic_exchange(&tier->gave_up, true)) {

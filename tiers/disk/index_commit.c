@@ -127,6 +127,8 @@ static int change_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_
     int rc = get_block(index, txn, &op->block.record.key, &now);
     if (rc != 0 && rc != MDB_NOTFOUND)
         return rc;
+    if (rc != 0 && op->kind == KVL_INDEX_MOVE && is_missing(index, op->old_location))
+        return MDB_CORRUPTED;
     bool there = rc == 0 && now.location == op->old_location;
     bool moved = rc == 0 && op->kind == KVL_INDEX_MOVE && now.location == op->block.location;
     op->applied = there || moved;

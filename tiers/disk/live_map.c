@@ -116,6 +116,25 @@ void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location) {
         set_bit(segment, page, page >= segment->end_page);
 }
 
+static bool is_same_row(const struct kvl_live_segment *a, const struct kvl_live_segment *b) {
+    return a->row.id == b->row.id && a->row.bytes == b->row.bytes &&
+           a->row.generation == b->row.generation;
+}
+
+void kvl_live_map_keep_dead(struct kvl_live_map *map, const struct kvl_live_map *before) {
+    for (uint32_t id = 0; id < before->slots; id++) {
+        struct kvl_live_segment *segment = kvl_live_map_find(map, id);
+        const struct kvl_live_segment *known = kvl_live_map_find(before, id);
+        if (segment == NULL || known == NULL || !is_same_row(segment, known))
+            continue;
+        while (segment->end_page < known->end_page)
+            set_bit(segment, segment->end_page++, false);
+        for (uint32_t page = segment->end_page; page < kvl_live_segment_pages(known); page++)
+            if (kvl_live_segment_bit(known, page))
+                set_bit(segment, page, true);
+    }
+}
+
 bool kvl_live_map_has(
     const struct kvl_live_map *map, uint64_t location, uint64_t segment_generation) {
     const struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));

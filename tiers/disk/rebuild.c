@@ -211,8 +211,8 @@ static kvl_err take_blocks(struct rebuild *rebuild, const struct kvl_live_segmen
     char name[KVL_SEGMENT_NAME_BYTES];
     kvl_segment_file_name(segment->row.id, name);
     rebuild->fd = openat(rebuild->segments_fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (rebuild->fd < 0)
-        return KVL_OK;
+    if (rebuild->fd < 0) /* one that cannot be opened now may be whole */
+        return errno == ENOENT ? KVL_OK : kvl_err_from_errno(errno);
     rebuild->window_bytes = 0;
     kvl_err err = take_listed(rebuild, segment);
     /* Of a running tier all that is published is listed; what lies behind is on its way. */
@@ -423,10 +423,12 @@ kvl_err kvl_index_heal(
         if (err == KVL_OK && (err = kvl_index_check(index)) != KVL_OK)
             kvl_fail(msg, err, "the new one does not read back as it was written");
     }
-    if (err == KVL_OK)
+    if (err == KVL_OK) {
+        kvl_live_map_keep_dead(&index->map, &rebuild->map);
         forget_damage(index);
-    else
+    } else {
         give_map_back(rebuild, index);
+    }
     end(rebuild);
     return err;
 }
