@@ -108,7 +108,7 @@ static bool reopen(struct kvl_saved_session *session) {
 
 static void append_answered(void *arg, kvl_err err) {
     struct kvl_saved_session *session = arg;
-    if (err == KVL_OK)
+    if (err == KVL_OK || session->connection == NULL) /* closed, and then the connection was */
         return;
     session->saved = 0; /* which part is there is not known any more: save it whole */
     if (kvl_connection_check(session->connection, err) != KVL_ERR_CLOSED)

@@ -5,7 +5,8 @@
  * begins at the very token. When the daemon was lost and came back, the session is opened again
  * and saved whole.
  *
- * Owns:    nothing but the hold on the name; connection and sequence are borrowed.
+ * Owns:    nothing but the hold on the name; connection and sequence are borrowed. Stays where it
+ *          is until the connection is closed: an answer may come that late.
  * Threads: the engine's one thread. */
 #ifndef KVL_SAVED_SESSION_H
 #define KVL_SAVED_SESSION_H

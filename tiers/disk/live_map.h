@@ -38,8 +38,8 @@ void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location);
  * that is written from the map still says that it is dead. Not while a record before it is to be
  * added. */
 void kvl_live_map_bury(struct kvl_live_map *map, uint64_t location);
-/* Takes over from a map of the same segments which records behind the last live one are dead: what a
- * map that was made from live records alone does not know. */
+/* Takes over from a map of the same segments which records behind the last live one are dead: what
+ * a map that was made from live records alone does not know. */
 void kvl_live_map_keep_dead(struct kvl_live_map *map, const struct kvl_live_map *before);
 /* Whether a record of this segment generation that begins there is live; behind the end page it is
  * one of the journal's run. */
