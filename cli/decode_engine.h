@@ -32,9 +32,10 @@ struct decode_engine {
     char notices[1024]; /* held back while streaming */
 };
 
-/* What the interrupt handler sets, and what the caller shows while prefill or a restore runs. */
+/* What the interrupt handler sets, or who sees that going on is of no use; and what the caller
+ * shows while prefill or a restore runs. */
 struct decode_engine_hooks {
-    const volatile sig_atomic_t *stop;
+    volatile sig_atomic_t *stop;
     void (*progress)(void *arg, bool restoring, uint64_t done, uint64_t total);
     void *arg;
 };

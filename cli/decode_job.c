@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "utf8.h"
+
 /* What reading a line goes through. */
 struct reading {
     struct decode_engine *engine;
@@ -24,6 +26,22 @@ __attribute__((format(printf, 2, 3))) static bool wrong(
     vsnprintf(reading->msg->text, sizeof reading->msg->text, format, arguments);
     va_end(arguments);
     return false;
+}
+
+/* Leaves only whole characters: a width, or the end of the message, may have cut one of the line's
+ * in its middle, and then it is no text that JSON could hold. */
+static void drop_cut_characters(char *text) {
+    size_t left = strlen(text);
+    char *kept = text;
+    while (left > 0) {
+        uint32_t bytes = kvl_utf8_char_bytes(text, left);
+        uint32_t passed = bytes > 0 ? bytes : 1;
+        memmove(kept, text, bytes);
+        kept += bytes;
+        text += passed;
+        left -= passed;
+    }
+    *kept = 0;
 }
 
 /* ---- one field each; `name` is the field's ----------------------------------------------------
@@ -256,8 +274,10 @@ kvl_err decode_job_create(struct decode_engine *engine, const char *text, size_t
         .job = job,
         .prompt = {.system = engine->options->system, .tokens = engine->options->prompt_tokens},
         .msg = msg};
-    if (!read_job(&reading, text, bytes))
+    if (!read_job(&reading, text, bytes)) {
+        drop_cut_characters(msg->text);
         return KVL_ERR_INVALID;
+    }
     connect_turn(engine, job);
     return KVL_OK;
 }

@@ -5,10 +5,10 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "decode_job.h"
-#include "decode_lines.h"
 
 struct totals {
     uint64_t done, failed, interrupted;
@@ -20,7 +20,7 @@ struct totals {
 struct run {
     struct decode_engine *engine;
     const struct decode_engine_hooks *hooks;
-    struct decode_lines lines;
+    struct decode_lines *lines;
     struct totals totals;
     bool cannot_read, cannot_print;
 };
@@ -28,27 +28,46 @@ struct run {
 /* ---- results ----------------------------------------------------------------------------------
  */
 
-/* The result with its line's number and id in front. */
-static void print_result(
-    struct run *run, uint64_t line, const struct decode_job *job, json_t *result) {
+/* The result with its line's number and id in front; NULL: no memory. Takes the result. */
+static char *text_of_result(uint64_t line, const struct decode_job *job, json_t *result) {
     json_t *object = json_pack("{s:I}", "line", (json_int_t)line);
     json_t *id = decode_job_id(job);
     bool is_whole = object != NULL && result != NULL &&
                     (id == NULL || json_object_set(object, "id", id) == 0) &&
                     json_object_update(object, result) == 0;
+    char *text = is_whole ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
     json_decref(result);
-    if (!is_whole) {
-        json_decref(object);
-        object = NULL;
+    json_decref(object);
+    return text;
+}
+
+/* Once nobody takes the results any more, what is under way has no use either. */
+static void stop_printing(struct run *run) {
+    (void)decode_error("cannot write the output");
+    run->cannot_print = true;
+    *run->hooks->stop = 1;
+}
+
+/* False: there is no memory for it, and its line says so instead. */
+static bool print_result(
+    struct run *run, uint64_t line, const struct decode_job *job, json_t *result) {
+    char *text = text_of_result(line, job, result);
+    bool is_whole = text != NULL;
+    if (!run->cannot_print) {
+        int printed = is_whole
+                          ? puts(text)
+                          : printf("{\"line\":%" PRIu64 ",\"error\":\"out of memory\"}\n", line);
+        if (printed < 0 || fflush(stdout) != 0)
+            stop_printing(run);
     }
-    if (!run->cannot_print && decode_print_json(object) != DECODE_DONE)
-        run->cannot_print = true;
+    free(text);
+    return is_whole;
 }
 
 static void print_failure(
     struct run *run, uint64_t line, const struct decode_job *job, const char *why) {
     ++run->totals.failed;
-    print_result(run, line, job, json_pack("{s:s}", "error", why));
+    (void)print_result(run, line, job, json_pack("{s:s}", "error", why));
 }
 
 static void count(struct totals *totals, const struct kvl_turn_report *report) {
@@ -72,9 +91,12 @@ static void job_ended(void *arg, struct kvl_job *job_of_line, kvl_err err) {
     if (err == KVL_OK && job->text.out_of_memory)
         err = KVL_ERR_NOMEM;
     if (err == KVL_OK) {
-        count(&run->totals, &job->job.report);
-        print_result(run, job->line, job,
-            decode_turn_json(&job->job.report, &job->text, run->engine->options->hash_logits));
+        json_t *result =
+            decode_turn_json(&job->job.report, &job->text, run->engine->options->hash_logits);
+        if (print_result(run, job->line, job, result))
+            count(&run->totals, &job->job.report);
+        else
+            ++run->totals.failed;
     } else {
         print_failure(run, job->line, job, kvl_err_text(err));
     }
@@ -96,7 +118,7 @@ static bool read_line(struct run *run, const char *text, size_t bytes, struct kv
     static const char byte_order_mark[] = "\xef\xbb\xbf";
     struct kvl_errmsg msg = {{0}};
     struct decode_job *made = NULL;
-    if (run->lines.number == 1 && bytes >= 3 && memcmp(text, byte_order_mark, 3) == 0) {
+    if (run->lines->number == 1 && bytes >= 3 && memcmp(text, byte_order_mark, 3) == 0) {
         text += 3;
         bytes -= 3;
     }
@@ -104,11 +126,11 @@ static bool read_line(struct run *run, const char *text, size_t bytes, struct kv
         return false;
     kvl_err err = decode_job_create(run->engine, text, bytes, &made, &msg);
     if (err != KVL_OK) {
-        print_failure(run, run->lines.number, made, msg.text);
+        print_failure(run, run->lines->number, made, msg.text);
         decode_job_destroy(made);
         return false;
     }
-    made->line = run->lines.number;
+    made->line = run->lines->number;
     *job = &made->job;
     return true;
 }
@@ -118,13 +140,13 @@ static enum kvl_next next_job(void *arg, bool may_wait, struct kvl_job **job) {
     while (!run->cannot_print && !*run->hooks->stop) {
         const char *text = NULL;
         size_t bytes = 0;
-        switch (decode_lines_next(&run->lines, may_wait, &text, &bytes)) {
+        switch (decode_lines_next(run->lines, may_wait, &text, &bytes)) {
         case DECODE_LINE_WHOLE:
             if (read_line(run, text, bytes, job))
                 return KVL_NEXT_JOB;
             break;
         case DECODE_LINE_TOO_LONG:
-            print_failure(run, run->lines.number, NULL, "the line is longer than 16 MiB");
+            print_failure(run, run->lines->number, NULL, "the line is longer than 16 MiB");
             break;
         case DECODE_LINE_NOT_YET:
             return KVL_NEXT_NOT_YET;
@@ -185,23 +207,15 @@ static void print_totals(const struct run *run, double seconds) {
         (double)totals->output_tokens / seconds);
 }
 
-static int open_lines(struct decode_lines *lines, const char *path) {
+int decode_prompts_open(const char *path, struct decode_lines *lines) {
     return decode_lines_open(lines, path)
                ? DECODE_DONE
                : decode_error("cannot open the prompts %s: %s", path, strerror(errno));
 }
 
-int decode_prompts_check(const char *path) {
-    struct decode_lines lines;
-    int status = open_lines(&lines, path);
-    decode_lines_close(&lines);
-    return status;
-}
-
-int decode_prompts_run(struct decode_engine *engine, const struct decode_engine_hooks *hooks) {
-    struct run run = {.engine = engine, .hooks = hooks};
-    if (open_lines(&run.lines, engine->options->prompts) != DECODE_DONE)
-        return DECODE_FAILED;
+int decode_prompts_run(struct decode_engine *engine, const struct decode_engine_hooks *hooks,
+    struct decode_lines *lines) {
+    struct run run = {.engine = engine, .hooks = hooks, .lines = lines};
     struct kvl_scheduler_options options = {
         .sequence = decode_engine_sequence(engine, hooks),
         .parallel = engine->options->parallel,
@@ -212,7 +226,6 @@ int decode_prompts_run(struct decode_engine *engine, const struct decode_engine_
     uint64_t began_ns = decode_now_ns();
     kvl_schedule(&options);
     double seconds = (double)(decode_now_ns() - began_ns) * 1e-9;
-    decode_lines_close(&run.lines);
     if (run.cannot_print)
         return DECODE_FAILED;
     int status = DECODE_DONE;

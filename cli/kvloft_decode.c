@@ -132,7 +132,8 @@ static int run_once(
     return status;
 }
 
-static int run_engine(const struct decode_options *options, const struct prompt *prompt) {
+static int run_engine(
+    const struct decode_options *options, const struct prompt *prompt, struct decode_lines *lines) {
     struct decode_progress progress = {0};
     struct decode_engine_hooks hooks = {
         .stop = &decode_interrupted, .progress = decode_progress_show, .arg = &progress};
@@ -145,7 +146,7 @@ static int run_engine(const struct decode_options *options, const struct prompt 
     if (err != KVL_OK)
         status = decode_error("%s", msg.text[0] != 0 ? msg.text : kvl_err_text(err));
     else if (options->prompts != NULL)
-        status = decode_prompts_run(&engine, &hooks);
+        status = decode_prompts_run(&engine, &hooks, lines);
     else if (options->perplexity)
         status = run_perplexity(&engine, &progress, prompt);
     else if (prompt->text != NULL || options->random_model != NULL)
@@ -159,6 +160,7 @@ static int run_engine(const struct decode_options *options, const struct prompt 
 int main(int argc, char **argv) {
     struct decode_options options;
     struct prompt prompt = {0};
+    struct decode_lines lines = {.fd = -1}; /* of --prompts */
     int status = DECODE_DONE;
     argv[0] = "kvloft-decode"; /* what getopt's messages begin with */
     if (!decode_options_parse(argc, argv, &options, &status))
@@ -166,13 +168,14 @@ int main(int argc, char **argv) {
     if (options.prompt != NULL || options.prompt_file != NULL)
         status = read_prompt(&options, &prompt);
     else if (options.prompts != NULL)
-        status = decode_prompts_check(options.prompts);
+        status = decode_prompts_open(options.prompts, &lines);
     if (status == DECODE_DONE && options.tokenize) {
         status = run_tokenize(&options, &prompt);
     } else if (status == DECODE_DONE) {
         decode_catch_interrupts();
-        status = run_engine(&options, &prompt);
+        status = run_engine(&options, &prompt, &lines);
     }
+    decode_lines_close(&lines);
     free(prompt.owned);
     return status;
 }

@@ -183,6 +183,30 @@ class Lines(Prompts):
             self.assertEqual(results[2 * i + 2]["logits_sha256"], results[2]["logits_sha256"])
         self.assertEqual((summary["done"], summary["failed"]), (len(broken), len(broken)))
 
+    def test_what_an_error_names_may_be_long_and_of_any_letters(self):
+        good = {"prompt": "the moon", "max_tokens": 3}
+        for shift in range(2):
+            text = "x" * shift + "\u00e9" * 200
+            fields = ({text: 1}, {text: "x"}, {"x-" + text: 1}, {"stop": [text] * 33},
+                      {"logit_bias": {text: 1}}, {"logit_bias": {text: text}},
+                      {"logit_bias": {"1": text}}, {"logit_bias": {text: []}},
+                      *({name: text} for name in (
+                          "max_tokens", "prompt_tokens", "system", "logit_bias", "temperature",
+                          "top_k", "top_p", "min_p", "typical", "repeat_penalty", "repeat_last_n",
+                          "presence_penalty", "frequency_penalty", "seed")),
+                      {"prompt": {text: 1}}, {"prompt": [text]}, {"id": text, "stop": [""]})
+            broken = [good | field for field in fields]
+            broken += [f'{{"prompt": "a", "{text}": 1, "{text}": 2}}', f'{{"prompt": {text}}}',
+                       f'{{"prompt": "{text}', f'{text}', f'["{text}"]']
+            lines = [line for each in broken for line in (each, good)]
+            results, summary = self.answers(lines, "--parallel", "3", status=1)
+            self.assertEqual(sorted(results), list(range(1, len(lines) + 1)))
+            for i, line in enumerate(broken):
+                self.assertIn("error", results[2 * i + 1], line)
+                self.assertEqual(results[2 * i + 2]["logits_sha256"], results[2]["logits_sha256"])
+            self.assertEqual((summary["done"], summary["failed"]), (len(broken), len(broken)))
+            self.assertIn("\u00e9" * 40, results[1]["error"])
+
     def test_ids_come_back_as_they_are(self):
         ids = (7, "x", None, {"a": [1, "\u20ac"]}, 0.5, False)
         lines = [{"id": value, "prompt": "moon", "max_tokens": 1} for value in ids]
@@ -214,8 +238,8 @@ class Lines(Prompts):
 
 
 class Running(Prompts):
-    def start(self, *words, stdin=subprocess.DEVNULL):
-        process = subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stdin=stdin,
+    def start(self, *words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE):
+        process = subprocess.Popen(self.command(*words), stdout=stdout, stdin=stdin,
                                    stderr=subprocess.PIPE)
         self.processes.append(process)
         return process
@@ -237,6 +261,33 @@ class Running(Prompts):
         self.assertEqual(results[5]["id"], 4)
         self.assertEqual(summary["done"], 5)
         self.assertEqual(process.wait(timeout=60), 0)
+
+    def test_a_named_pipe_is_opened_once(self):
+        fifo = self.folder / "lines"
+        os.mkfifo(fifo)
+        process = self.start(fifo, "--no-offload")
+        # All is written, and the writer gone, before the model can have been loaded.
+        with fifo.open("wb") as pipe:
+            for i in range(3):
+                pipe.write(json.dumps({"id": i, "prompt": "the moon", "max_tokens": 2}).encode())
+                pipe.write(b"\n")
+        out, _ = process.communicate(timeout=60)
+        results, summary = self.sorted_out(out)
+        self.assertEqual([results[number]["id"] for number in (1, 2, 3)], [0, 1, 2])
+        self.assertEqual((summary["done"], process.returncode), (3, 0))
+
+    def test_when_results_cannot_be_written_no_answer_goes_on(self):
+        short = {"prompt": "the moon", "max_tokens": 1}
+        endless = {"prompt": "a river", "max_tokens": 1000000}
+        file = self.write([endless, endless, short, *[endless] * 20])
+        self.start_daemon()
+        with open("/dev/full", "wb") as full:
+            process = self.start(file, "--connect", self.address, "--parallel", "3", stdout=full)
+        _, said = process.communicate(timeout=300)
+        self.assertEqual(process.returncode, 1)
+        self.assertEqual(said.decode().strip(), "kvloft-decode: cannot write the output")
+        self.wait_for_leases()
+        self.assertEqual(self.tool("ls")["blocks"], [])  # no answer was long enough for one
 
     def test_an_interrupt_ends_with_what_is_done(self):
         short = {"prompt": "the moon", "max_tokens": 1}
