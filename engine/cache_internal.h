@@ -39,7 +39,8 @@ struct kvl_cache_restore {
     bool takes_tail; /* the last of them is the tail, held and copied from here: */
     struct kvl_device_arena *tail_arena;
     const uint8_t *tail_view;
-    bool tail_taken;
+    bool tail_taken;      /* as a whole, or not at all */
+    uint32_t tail_layers; /* copied, one after the other */
     struct kvl_cache_tail tail;
 };
 

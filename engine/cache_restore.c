@@ -131,9 +131,12 @@ static bool wait_for(struct kvl_cache *cache, uint32_t layers) {
 }
 
 static kvl_err copy_tail(struct kvl_cache *cache, uint32_t layer) {
-    const struct kvl_cache_restore *restore = &cache->restore;
-    return kvl_cache_copy_rows(
+    struct kvl_cache_restore *restore = &cache->restore;
+    kvl_err err = kvl_cache_copy_rows(
         cache, cache->table[restore->tail.block], restore->tail_view, layer, restore->tail.tokens);
+    if (err == KVL_OK)
+        ++restore->tail_layers;
+    return err;
 }
 
 kvl_err kvl_cache_take_tail(struct kvl_cache *cache) {
@@ -209,12 +212,16 @@ bool kvl_cache_restore_end(struct kvl_cache *cache, uint32_t *blocks) {
     struct kvl_cache_restore *restore = &cache->restore;
     uint32_t ready = restore->count;
     restore->failed = restore->failed || !wait_for(cache, UINT32_MAX);
-    if (restore->failed) {
-        ready = restore->progress.blocks_ready < restore->count ? restore->progress.blocks_ready
-                                                                : restore->count;
-        if (restore->takes_tail && ready == restore->count)
-            --ready; /* its copy may not be whole */
-    }
+    if (restore->failed && restore->ticket.generation != 0 &&
+        restore->progress.blocks_ready < restore->count)
+        ready = restore->progress.blocks_ready;
+    /* Another sequence's restore may have ended the forward call that copies it. */
+    if (restore->takes_tail && !restore->tail_taken &&
+        restore->tail_layers < cache->geometry.layers)
+        restore->failed = true;
+    if (restore->failed && restore->takes_tail && ready == restore->count)
+        --ready; /* its copy may not be whole */
+
     (void)kvl_cache_finish_copies(cache); /* before the tail's slot is anybody else's */
     kvl_device_arena_let_go(restore->tail_arena);
     restore->tail_arena = NULL;

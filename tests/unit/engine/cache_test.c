@@ -385,6 +385,55 @@ static void test_damaged_blocks_are_computed(void **state) {
     kvl_turn_report_deinit(&second);
 }
 
+/* A forward call that another sequence's restore ends after the first layer: the tail's other
+ * layers were never copied. What came whole is kept, the tail comes again or is computed. */
+static void test_tail_of_an_ended_forward_call_is_not_taken(void **state) {
+    (void)state;
+    struct engine saver, engine, alone;
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_turn_report first, second, report;
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&saver, &fixture, &stored);
+    assert_int_equal(
+        kvl_saved_session_open(&saver.session, &saver.connection, "talk", &saver.sequence, &msg),
+        KVL_OK);
+    assert_int_equal(engine_turn(&saver, prompt, PROMPT, 4, &first), KVL_OK);
+    engine_close(&saver);
+
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(
+        kvl_saved_session_open(&engine.session, &engine.connection, "talk", &engine.sequence, &msg),
+        KVL_OK);
+    assert_int_equal(kvl_sequence_append(&engine.sequence, prompt, BLOCK), KVL_OK);
+    float *logits = malloc(fixture.model->hparams.vocab * sizeof *logits);
+    assert_non_null(logits);
+    struct kvl_wanted wanted = {.rows = 1, .logits = logits};
+    struct kvl_advance advance;
+    struct kvl_batch batch = {0};
+    assert_int_equal(kvl_advance_init(&advance, &engine.sequence, &wanted), KVL_OK);
+    for (int tries = 0; batch.count == 0 && tries < 5; ++tries)
+        assert_int_equal(kvl_advance_begin(&advance, &batch), KVL_OK);
+    assert_true(batch.position > 5 * BLOCK && batch.layers_arrive);
+    assert_int_equal(batch.before_layer(batch.before_layer_arg, 0), KVL_OK);
+    assert_int_equal(kvl_advance_end(&advance, KVL_ERR_CANCELED), KVL_OK);
+    if (engine.backend->copies_within_forward)
+        assert_int_equal(engine.sequence.computed, 5 * BLOCK);
+    free(logits);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 8, &second), KVL_OK);
+    engine_close(&engine);
+
+    engine_open(&alone, &fixture, &(struct engine_options){0});
+    assert_int_equal(engine_turn(&alone, prompt, PROMPT, 4, &report), KVL_OK);
+    assert_true(same_logits(&report, &first));
+    kvl_turn_report_deinit(&report);
+    assert_int_equal(engine_turn(&alone, prompt, BLOCK, 8, &report), KVL_OK);
+    assert_true(same_logits(&report, &second));
+    kvl_turn_report_deinit(&report);
+    engine_close(&alone);
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
 static void test_session_longer_than_the_context_is_refused(void **state) {
     (void)state;
     struct engine engine, small;
@@ -421,6 +470,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(
             test_attempts_at_a_useless_daemon_leave_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slot_of_a_refused_seal_goes_back, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_tail_of_an_ended_forward_call_is_not_taken, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_blocks_are_computed, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_session_longer_than_the_context_is_refused, set_up, tear_down),
