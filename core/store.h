@@ -127,6 +127,10 @@ uint32_t kvl_store_lookup(
  * KVL_FOUND_SEALING. At most KVL_CHAIN_BLOCKS_MAX of them. */
 void kvl_store_lookup_each(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, uint8_t *found);
+/* After kvl_store_lookup_each: of an attached client, which restores only what was found, the keys
+ * that are nowhere are its tenant's misses; the first time when it asks again. */
+void kvl_store_count_looked(struct kvl_store *store, uint32_t client, const struct kvl_key *keys,
+    uint32_t count, const uint8_t *found);
 
 struct kvl_restore_request {
     uint32_t client;

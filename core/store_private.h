@@ -51,7 +51,8 @@ struct kvl_client {
     uint64_t write_leases;
     uint64_t leased_bytes;
     uint32_t tickets;
-    struct kvl_key asked_last; /* the last key of its last restore */
+    struct kvl_key asked_last;  /* the last key of its last restore */
+    struct kvl_key looked_last; /* and of its last look-up of each key */
 };
 
 /* ---- operations: what a ticket stands for ------------------------------------------------- */

@@ -275,6 +275,18 @@ static kvl_err restore_create(struct chain *chain, uint32_t client, bool prefetc
     return KVL_OK;
 }
 
+void kvl_store_count_looked(struct kvl_store *store, uint32_t client_id, const struct kvl_key *keys,
+    uint32_t count, const uint8_t *found) {
+    struct kvl_client *client = kvl_client_find(store, client_id);
+    if (client == NULL || !client->info.attached || count == 0 ||
+        kvl_key_equal(&client->looked_last, &keys[count - 1]))
+        return;
+    client->looked_last = keys[count - 1];
+    for (uint32_t i = 0; i < count; i++)
+        if (found[i] == 0)
+            count_found(store->tenants.tenants[client->info.tenant], KVL_TIER_COUNT);
+}
+
 /* An engine asks for the rest of a prompt before each chunk: what is missing counts the first time.
  */
 static void count_asked(const struct chain *chain, struct kvl_client *client,

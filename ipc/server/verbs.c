@@ -44,13 +44,14 @@ static kvl_err verb_namespace_at(VERB_ARGS) {
 }
 
 static kvl_err verb_lookup(VERB_ARGS) {
-    (void)client;
     const struct kvl_wire_chain *chain = &request->chain;
     reply->items.data = server->scratch;
     reply->items.count = chain->count;
-    if (chain->flag)
+    if (chain->flag) {
         kvl_store_lookup_each(server->store, chain->keys, chain->count, server->scratch);
-    else
+        kvl_store_count_looked(
+            server->store, client->store_client, chain->keys, chain->count, server->scratch);
+    } else
         reply->items.count =
             kvl_store_lookup(server->store, chain->keys, chain->count, server->scratch);
     return KVL_OK;

@@ -52,6 +52,11 @@ class Windows(Case):
         self.tool("clear", "--session", "talk")
         self.assertEqual(self.tool("ls")["blocks"], [])
 
+    def test_a_cold_prompt_is_missed(self):
+        self.start_daemon()
+        self.engine("--prompt-file", self.prompt(300), "--max-tokens", 2)
+        self.assertGreater(self.tool("status")["tiers"]["device"]["misses"], 0)
+
     def test_a_restart_brings_what_the_window_needs(self):
         daemon = self.start_daemon()
         words = ("--prompt-file", self.prompt(300), "--max-tokens", 8)

@@ -223,12 +223,46 @@ static void a_session_has_its_blocks_in_both_groups(void **state) {
     run_session(ACME, "acme/talk", "acme/other");
 }
 
+/* ---- what is counted of a chain with holes ------------------------------------- */
+
+static uint64_t misses(struct fixture *f) {
+    struct kvl_store_report report;
+    kvl_store_report(f->store, KVL_TENANT_ALL, &report);
+    return report.tiers[KVL_TIER_DEVICE].misses;
+}
+
+static void look(struct fixture *f, uint32_t client, const struct kvl_key *keys, uint32_t count) {
+    uint8_t found[8];
+    kvl_store_lookup_each(f->store, keys, count, found);
+    kvl_store_count_looked(f->store, client, keys, count, found);
+}
+
+static void what_a_lookup_of_each_key_lacks_is_missed_once(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key keys[8];
+    fixture_open(&f, &(struct fixture_options){.device_blocks = 16});
+    fixture_enter_window(&f, KVL_TENANT_DEFAULT, WINDOW_TOKENS);
+    fixture_keys(&f, 1, 8, keys);
+    look(&f, f.a, keys, 8);
+    look(&f, f.a, keys, 8);
+    look(&f, f.a, keys + 2, 6); /* the rest of the prompt */
+    assert_int_equal(misses(&f), 8);
+    fixture_store_chain(&f, f.b, 1, 8);
+    fixture_settle(&f);
+    look(&f, f.b, keys, 8);
+    assert_int_equal(misses(&f), 8);
+    look(&f, 12345, keys, 8); /* of nobody */
+    fixture_close(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_chain_leaves_memory_from_its_beginning),
         cmocka_unit_test(a_demoted_chain_leaves_from_its_beginning),
         cmocka_unit_test(a_session_has_its_blocks_in_both_groups),
         cmocka_unit_test(a_full_quota_of_the_disk_takes_the_beginning),
+        cmocka_unit_test(what_a_lookup_of_each_key_lacks_is_missed_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
