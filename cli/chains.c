@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "session.h"
 
 void cli_chains_free(struct cli_chains *chains) {
     for (uint32_t i = 0; i < chains->count; i++)
@@ -35,26 +36,31 @@ static kvl_err read_session_tokens(
             break;
         }
     }
+    if (info->token_count > total) /* it grew meanwhile: what was read is a beginning of it */
+        info->token_count = total;
     return KVL_OK;
 }
 
-/* What the session's tokens are in whole blocks, and how many of them its tail stands behind. */
+/* What the session's tokens are in whole blocks, and where among them its tail stands. */
 struct extent {
     const struct kvl_session_info *session;
     const uint32_t *tokens;
     uint32_t block_tokens;
     uint64_t whole;
+    uint64_t before_tail; /* whole blocks */
+    bool has_tail;
 };
 
-static struct extent extent_of(const struct kvl_session_info *session, const uint32_t *tokens,
-    const struct kvl_namespace_info *ns) {
-    struct extent extent = {session, tokens, ns->geometry.block_tokens, 0};
-    if (extent.block_tokens == 0)
-        return extent;
-    extent.whole = session->token_count / extent.block_tokens;
-    if (!kvl_key_is_zero(&session->tail) && session->tail_tokens <= session->token_count)
-        extent.whole = (session->token_count - session->tail_tokens) / extent.block_tokens;
-    return extent;
+static kvl_err extent_of(const struct kvl_session_info *session, const uint32_t *tokens,
+    const struct kvl_namespace_info *ns, struct extent *extent) {
+    uint32_t block_tokens = ns->geometry.block_tokens;
+    *extent = (struct extent){.session = session, .tokens = tokens, .block_tokens = block_tokens};
+    if (block_tokens == 0)
+        return KVL_OK;
+    extent->whole = session->token_count / block_tokens;
+    kvl_err err = kvl_session_tail_place(session, tokens, block_tokens, &extent->before_tail);
+    extent->has_tail = err == KVL_OK;
+    return err == KVL_ERR_NOTFOUND ? KVL_OK : err;
 }
 
 /* A window group's blocks before this one are left behind when the session goes on. */
@@ -63,20 +69,26 @@ static uint64_t first_needed(const struct extent *extent, const struct kvl_names
     return window == 0 || end < window ? 0 : (end + 1 - window) / extent->block_tokens;
 }
 
-static kvl_err add_chain(
-    struct cli_chains *chains, const struct extent *extent, const struct kvl_namespace_info *ns) {
-    const struct kvl_session_info *session = extent->session;
-    uint64_t first = first_needed(extent, ns), tail_at = extent->whole * extent->block_tokens;
+static kvl_err tail_key(const struct extent *extent, const struct kvl_namespace_info *ns,
+    const struct kvl_key *keys, struct kvl_key *key) {
+    uint64_t before = extent->before_tail;
+    return kvl_key_of_block(before ? &keys[before - 1] : &ns->key,
+        extent->tokens + before * extent->block_tokens, extent->session->tail_tokens,
+        (struct kvl_bytes){0}, key);
+}
+
+/* Whole blocks from `first` on, then the tail. */
+static kvl_err add_chain(struct cli_chains *chains, const struct extent *extent,
+    const struct kvl_namespace_info *ns, uint64_t first) {
     struct kvl_key *keys = malloc((size_t)(extent->whole + 1) * sizeof *keys);
     if (!keys)
         return KVL_ERR_NOMEM;
     struct cli_chain *chain = &chains->chain[chains->count++];
     *chain = (struct cli_chain){.keys = keys, .count = (uint32_t)(extent->whole - first)};
-    kvl_err err = kvl_key_chain(&ns->key, extent->tokens, tail_at, extent->block_tokens, keys);
-    if (err == KVL_OK && !kvl_key_is_zero(&session->tail)) {
-        err = kvl_key_of_block(extent->whole ? &keys[extent->whole - 1] : &ns->key,
-            extent->tokens + tail_at, session->tail_tokens, (struct kvl_bytes){0},
-            &keys[extent->whole]);
+    kvl_err err = kvl_key_chain(
+        &ns->key, extent->tokens, extent->whole * extent->block_tokens, extent->block_tokens, keys);
+    if (err == KVL_OK && extent->has_tail) {
+        err = tail_key(extent, ns, keys, &keys[extent->whole]);
         chain->count++;
     }
     memmove(keys, keys + first, chain->count * sizeof *keys);
@@ -108,7 +120,8 @@ kvl_err cli_namespaces_of(struct kvl_client *client, const struct kvl_key *first
     return err;
 }
 
-int cli_chains_of_session(struct kvl_client *client, const char *name, struct cli_chains *chains) {
+int cli_chains_of_session(
+    struct kvl_client *client, const char *name, bool all, struct cli_chains *chains) {
     struct kvl_session_info session;
     struct kvl_namespace_info spaces[CLI_CHAINS_MAX];
     uint32_t *tokens = NULL, count = 0;
@@ -121,9 +134,11 @@ int cli_chains_of_session(struct kvl_client *client, const char *name, struct cl
     if (err == KVL_OK)
         err = cli_namespaces_of(client, &session.namespace_key, spaces, &count);
     for (uint32_t i = 0; err == KVL_OK && i < count; i++) {
-        struct extent extent = extent_of(&session, tokens, &spaces[i]);
-        if (extent.block_tokens != 0)
-            err = add_chain(chains, &extent, &spaces[i]);
+        struct extent extent;
+        err = extent_of(&session, tokens, &spaces[i], &extent);
+        if (err == KVL_OK && extent.block_tokens != 0)
+            err =
+                add_chain(chains, &extent, &spaces[i], all ? 0 : first_needed(&extent, &spaces[i]));
     }
     free(tokens);
     if (err == KVL_OK)

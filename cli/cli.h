@@ -73,9 +73,11 @@ struct cli_chains {
     uint32_t count;
 };
 /* The chains of keys that a session stands for, one for each layer group: from the first block that
- * going on with it needs, to its tail. Or the one of a block named by the start of its hex key,
- * from the first block to it. Print errors themselves; the caller frees the chains. */
-int cli_chains_of_session(struct kvl_client *client, const char *name, struct cli_chains *chains);
+ * going on with it needs, to its tail, or, when all are wanted, from its first block. Or the one of
+ * a block named by the start of its hex key, from the first block to it. Print errors themselves;
+ * the caller frees the chains. */
+int cli_chains_of_session(
+    struct kvl_client *client, const char *name, bool all, struct cli_chains *chains);
 int cli_chain_of_block(struct kvl_client *client, const char *hex, struct cli_chains *chains);
 void cli_chains_free(struct cli_chains *chains); /* zeroed is fine */
 /* The namespaces of a model's layer groups, by that of the first: up to CLI_CHAINS_MAX of them go

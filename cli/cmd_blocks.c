@@ -7,11 +7,11 @@
 #include "cli.h"
 #include "disk/disk_tier.h"
 
-/* The chains that `--session NAME` or one KEY names. */
+/* The chains that `--session NAME` or one KEY names; all: also what a session's window has left. */
 static int chosen_chains(const struct cli_options *options, struct kvl_client *client, char **argv,
-    struct cli_chains *chains) {
+    bool all, struct cli_chains *chains) {
     if (options->session)
-        return cli_chains_of_session(client, options->session, chains);
+        return cli_chains_of_session(client, options->session, all, chains);
     return cli_chain_of_block(client, argv[0], chains);
 }
 
@@ -48,7 +48,8 @@ static int run_pinning(const struct cli_options *options, int argc, char **argv,
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
-    int status = chosen_chains(options, client, argv, &chains);
+    /* What the window has left behind since may be pinned still. */
+    int status = chosen_chains(options, client, argv, !pinned, &chains);
     if (status == CLI_DONE) {
         kvl_err err = pin_chains(client, &chains, pinned, &changed);
         if (err != KVL_OK)
@@ -102,7 +103,7 @@ static int run_move(const struct cli_options *options, int argc, char **argv, co
     struct kvl_client *client = cli_connect(options);
     if (!client)
         return CLI_FAILED;
-    int status = chosen_chains(options, client, argv, &chains);
+    int status = chosen_chains(options, client, argv, false, &chains);
     for (uint32_t i = 0; status == CLI_DONE && i < chains.count; i++) {
         const struct cli_chain *chain = &chains.chain[i];
         struct kvl_ticket ticket = {0, 0};

@@ -75,7 +75,7 @@ static int show_session(
     struct cli_chains chains;
     struct needed needed = {0};
     uint32_t ignored = 0;
-    int status = cli_chains_of_session(client, name, &chains);
+    int status = cli_chains_of_session(client, name, false, &chains);
     if (status != CLI_DONE)
         return status;
     kvl_err err = kvl_session_read(client, name, 0, 0, NULL, &ignored, &session);

@@ -25,28 +25,51 @@ static void set_flag(struct kvl_store *store, struct kvl_entry *entry, bool pinn
     }
 }
 
-uint32_t kvl_store_pin(
-    struct kvl_store *store, const struct kvl_key *keys, uint32_t count, bool pinned) {
+static uint32_t pin_leading(struct kvl_store *store, const struct kvl_key *keys, uint32_t count) {
     uint32_t known = 0;
     for (; known < count; known++) {
         uint32_t block = kvl_table_find(store->table, &keys[known]);
         if (block == KVL_BLOCK_NONE)
             break;
         struct kvl_entry *entry = kvl_table_at(store->table, block);
-        bool is_pinned = (entry->flags & KVL_ENTRY_PINNED) != 0;
-        if (entry->tiers == 0 && !is_pinned)
-            break;
-        if (is_pinned == pinned)
+        if ((entry->flags & KVL_ENTRY_PINNED) != 0)
             continue;
-        kvl_err err = save(store, &keys[known], pinned);
+        if (entry->tiers == 0)
+            break;
+        kvl_err err = save(store, &keys[known], true);
         if (err != KVL_OK) {
             KVL_WARN(store->log, "event=pin_not_saved error=%s", kvl_err_name(err));
             break;
         }
-        set_flag(store, entry, pinned);
-        kvl_block_reap(store, block);
+        set_flag(store, entry, true);
     }
     return known;
+}
+
+static uint32_t unpin_all(struct kvl_store *store, const struct kvl_key *keys, uint32_t count) {
+    uint32_t ended = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        uint32_t block = kvl_table_find(store->table, &keys[i]);
+        if (block == KVL_BLOCK_NONE)
+            continue;
+        struct kvl_entry *entry = kvl_table_at(store->table, block);
+        if ((entry->flags & KVL_ENTRY_PINNED) == 0)
+            continue;
+        kvl_err err = save(store, &keys[i], false);
+        if (err != KVL_OK) {
+            KVL_WARN(store->log, "event=pin_not_saved error=%s", kvl_err_name(err));
+            break;
+        }
+        set_flag(store, entry, false);
+        kvl_block_reap(store, block);
+        ended++;
+    }
+    return ended;
+}
+
+uint32_t kvl_store_pin(
+    struct kvl_store *store, const struct kvl_key *keys, uint32_t count, bool pinned) {
+    return pinned ? pin_leading(store, keys, count) : unpin_all(store, keys, count);
 }
 
 void kvl_pin_clear(struct kvl_store *store, uint32_t block) {

@@ -357,3 +357,24 @@ bool kvl_session_load_finish(struct kvl_session *session) {
     }
     return true;
 }
+
+kvl_err kvl_session_tail_place(const struct kvl_session_info *info, const uint32_t *tokens,
+    uint32_t block_tokens, uint64_t *whole) {
+    struct kvl_key parent = info->namespace_key, key;
+    *whole = 0;
+    if (kvl_key_is_zero(&info->tail))
+        return KVL_ERR_NOTFOUND;
+    for (uint64_t at = 0; at + info->tail_tokens <= info->token_count; at += block_tokens) {
+        kvl_err err =
+            kvl_key_of_block(&parent, tokens + at, info->tail_tokens, (struct kvl_bytes){0}, &key);
+        *whole = at / block_tokens;
+        if (err != KVL_OK || kvl_key_equal(&key, &info->tail))
+            return err;
+        if (at + block_tokens > info->token_count)
+            break;
+        err = kvl_key_of_block(&parent, tokens + at, block_tokens, (struct kvl_bytes){0}, &parent);
+        if (err != KVL_OK)
+            return err;
+    }
+    return KVL_ERR_NOTFOUND;
+}

@@ -73,6 +73,11 @@ void kvl_session_remove(struct kvl_session_set *set, struct kvl_session *session
 KVL_MUST_CHECK kvl_err kvl_session_write(
     struct kvl_session *session, uint64_t from_token, const uint32_t *tokens, uint32_t count);
 
+/* How many whole blocks stand before the tail. That is not written down: it is where the tokens
+ * make its key. Errors: NOTFOUND (no tail, or not of these tokens), those of kvl_key_of_block. */
+KVL_MUST_CHECK kvl_err kvl_session_tail_place(const struct kvl_session_info *info,
+    const uint32_t *tokens, uint32_t block_tokens, uint64_t *whole);
+
 uint32_t kvl_session_chunks(uint64_t token_count);
 void kvl_session_record(const struct kvl_session *session, uint8_t out[KVL_SESSION_RECORD_BYTES]);
 /* Returns the bytes used of out. */

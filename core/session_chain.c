@@ -42,27 +42,6 @@ bool kvl_session_space_next(
     return false;
 }
 
-/* The tail's place is not written down: it is where the tokens make its key. */
-static kvl_err find_tail(
-    const struct kvl_session *session, uint32_t block_tokens, uint64_t *whole) {
-    const struct kvl_session_info *info = &session->info;
-    struct kvl_key parent = info->namespace_key, key;
-    for (uint64_t at = 0; at + info->tail_tokens <= info->token_count; at += block_tokens) {
-        kvl_err err = kvl_key_of_block(
-            &parent, session->tokens + at, info->tail_tokens, (struct kvl_bytes){0}, &key);
-        *whole = at / block_tokens;
-        if (err != KVL_OK || kvl_key_equal(&key, &info->tail))
-            return err;
-        if (at + block_tokens > info->token_count)
-            break;
-        err = kvl_key_of_block(
-            &parent, session->tokens + at, block_tokens, (struct kvl_bytes){0}, &parent);
-        if (err != KVL_OK)
-            return err;
-    }
-    return KVL_ERR_NOTFOUND;
-}
-
 kvl_err kvl_session_tail_key(const struct kvl_session *session,
     const struct kvl_session_space *space, struct kvl_key *tail) {
     const struct kvl_session_info *info = &session->info;
@@ -73,7 +52,7 @@ kvl_err kvl_session_tail_key(const struct kvl_session *session,
         return KVL_ERR_NOTFOUND;
     if (kvl_key_equal(&space->root, &info->namespace_key))
         return KVL_OK;
-    kvl_err err = find_tail(session, block_tokens, &whole);
+    kvl_err err = kvl_session_tail_place(info, session->tokens, block_tokens, &whole);
     *tail = space->root;
     for (uint64_t i = 0; err == KVL_OK && i < whole; i++)
         err = kvl_key_of_block(

@@ -208,7 +208,9 @@ KVL_MUST_CHECK kvl_err kvl_store_seal(
 void kvl_store_release(struct kvl_store *store, uint32_t client, const uint64_t *leases,
     uint32_t lease_count, const struct kvl_ticket *tickets, uint32_t ticket_count);
 
-/* Pins (operator's) of the leading known blocks of a chain; returns how many. Survive restarts. */
+/* Pins (operator's) of the leading known blocks of a chain; returns how many. Survive restarts.
+ * They are taken back from all of a chain, also behind unknown blocks, as a window that went on
+ * leaves pinned ones behind; returns how many were. */
 uint32_t kvl_store_pin(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, bool pinned);
 

@@ -127,9 +127,10 @@ static void drop_tail_block(struct kvl_store *store, const struct kvl_key *insid
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
     const struct kvl_namespace_info *space = kvl_namespace_by_id(store, entry->namespace_id);
     bool partial = space != NULL && entry->token_count < space->geometry.block_tokens;
-    if (partial && entry->children == 0 && entry->tiers != 0 &&
-        (entry->flags & KVL_ENTRY_PINNED) == 0)
-        kvl_block_drop(store, block, KVL_EVENT_EVICTED);
+    if (!partial || entry->children != 0 || entry->tiers == 0)
+        return;
+    kvl_pin_clear(store, block); /* no session leads to it any more, to take it back */
+    kvl_block_drop(store, block, KVL_EVENT_EVICTED);
 }
 
 /* A tail that another one takes the place of is of use to nobody, unless another session has it. */

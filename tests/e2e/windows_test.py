@@ -57,6 +57,18 @@ class Windows(Case):
         self.engine("--prompt-file", self.prompt(300), "--max-tokens", 2)
         self.assertGreater(self.tool("status")["tiers"]["device"]["misses"], 0)
 
+    def test_unpinning_a_session_leaves_no_pin(self):
+        self.start_daemon()
+        turns = (("--prompt-file", self.prompt(130), "--max-tokens", 5),
+                 ("--prompt-file", self.prompt(200, name="more.txt", seed=2), "--max-tokens", 5))
+        self.engine(*turns[0], "--session", "talk")
+        self.tool("flush")
+        self.assertGreater(self.tool("pin", "--session", "talk")["blocks"], 0)
+        self.engine(*turns[1], "--session", "talk")
+        self.assertGreater(self.tool("status")["pins"], 0)
+        self.tool("unpin", "--session", "talk")
+        self.assertEqual(self.tool("status")["pins"], 0)
+
     def test_a_restart_brings_what_the_window_needs(self):
         daemon = self.start_daemon()
         words = ("--prompt-file", self.prompt(300), "--max-tokens", 8)

@@ -223,7 +223,7 @@ static void a_session_has_its_blocks_in_both_groups(void **state) {
     run_session(ACME, "acme/talk", "acme/other");
 }
 
-/* ---- what is counted of a chain with holes ------------------------------------- */
+/* ---- what is counted and pinned of a chain with holes ------------------------------------- */
 
 static uint64_t misses(struct fixture *f) {
     struct kvl_store_report report;
@@ -256,6 +256,27 @@ static void what_a_lookup_of_each_key_lacks_is_missed_once(void **state) {
     fixture_close(&f);
 }
 
+static void pins_behind_a_hole_are_taken_back(void **state) {
+    (void)state;
+    struct fixture f;
+    struct kvl_key keys[8];
+    struct kvl_store_report report;
+    fixture_open(&f, &(struct fixture_options){.device_blocks = 16});
+    fixture_enter_window(&f, KVL_TENANT_DEFAULT, WINDOW_TOKENS);
+    fixture_store_chain(&f, f.a, 1, 8);
+    fixture_settle(&f);
+    fixture_keys(&f, 1, 8, keys);
+    keys[0].bytes[0] ^= 1; /* is nowhere */
+    assert_int_equal(kvl_store_pin(f.store, keys, 8, true), 0);
+    assert_int_equal(kvl_store_pin(f.store, keys + 4, 2, true), 2);
+    kvl_store_report(f.store, KVL_TENANT_ALL, &report);
+    assert_int_equal(report.pins, 2);
+    assert_int_equal(kvl_store_pin(f.store, keys, 8, false), 2);
+    kvl_store_report(f.store, KVL_TENANT_ALL, &report);
+    assert_int_equal(report.pins, 0);
+    fixture_close(&f);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_chain_leaves_memory_from_its_beginning),
@@ -263,6 +284,7 @@ int main(void) {
         cmocka_unit_test(a_session_has_its_blocks_in_both_groups),
         cmocka_unit_test(a_full_quota_of_the_disk_takes_the_beginning),
         cmocka_unit_test(what_a_lookup_of_each_key_lacks_is_missed_once),
+        cmocka_unit_test(pins_behind_a_hole_are_taken_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
