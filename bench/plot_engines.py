@@ -53,8 +53,9 @@ def draw_speed(axes, report, kind, title, xlabel, peak_name):
         draw_line(axes, [t["tokens"] for t in torch], [t["limit"] for t in torch], "PyTorch, f32",
                   color=TORCH, marker="s")
     for speed in speeds:
+        above = 6 if speed is not speeds[-1] else -13  # beside the last stand the names
         axes.annotate(f"{speed['ratio']:.2f}x", (speed["tokens"], speed["value"]), fontsize=8,
-                      xytext=(0, 6), textcoords="offset points", ha="center", color=KVLOFT)
+                      xytext=(0, above), textcoords="offset points", ha="center", color=KVLOFT)
     axes.set_xscale("log")
     axes.set_xticks(tokens, [f"{t:,}" for t in tokens])
     axes.xaxis.set_minor_locator(NullLocator())
