@@ -44,8 +44,7 @@ static void drop_cut_characters(char *text) {
     *kept = 0;
 }
 
-/* ---- one field each; `name` is the field's ----------------------------------------------------
- */
+/* ---- one field each; `name` is the field's -------------------------------------------------- */
 
 static bool take_id(struct reading *reading, const char *name, const json_t *value) {
     (void)reading;
@@ -176,8 +175,7 @@ static bool take_field(struct reading *reading, const char *name, const json_t *
     return take_number(reading, name, value);
 }
 
-/* ---- the line ---------------------------------------------------------------------------------
- */
+/* ---- the line ------------------------------------------------------------------------------- */
 
 static bool parse(struct reading *reading, const char *text, size_t bytes) {
     json_error_t error;

@@ -107,9 +107,7 @@ static struct kvl_caches_entry choose_entry(
     return entry;
 }
 
-/* ---- begin
- * --------------------------------------------------------------------------------
- */
+/* ---- begin ---------------------------------------------------------------------------------- */
 
 static const struct kvl_cache_tail *tail_of(
     const struct kvl_caches *caches, uint32_t group, struct kvl_caches_entry entry) {
@@ -219,9 +217,7 @@ bool kvl_caches_is_restoring(const struct kvl_caches *caches) {
     return caches->count == 1 ? kvl_cache_is_restoring(caches->cache[FULL]) : caches->restoring;
 }
 
-/* ---- end
- * ----------------------------------------------------------------------------------
- */
+/* ---- end ------------------------------------------------------------------------------------ */
 
 /* Where the group's restore found the block; the tail is the one behind the
  * whole ones. */

@@ -64,8 +64,7 @@ KVL_MUST_CHECK kvl_err kvl_generate(
     const struct kvl_generate_options *options, struct kvl_turn_report *report);
 void kvl_turn_report_deinit(struct kvl_turn_report *report);
 
-/* ---- the same a step at a time ----------------------------------------------------------------
- */
+/* ---- the same a step at a time -------------------------------------------------------------- */
 
 #define KVL_TURNS_MAX 64u /* in one step */
 
@@ -75,8 +74,8 @@ struct kvl_turn; /* under way; owns its logits, borrows what the options borrow,
 KVL_MUST_CHECK kvl_err kvl_turn_begin(const struct kvl_generate_options *options,
     struct kvl_turn_report *report, struct kvl_turn **out);
 /* One forward call at most, for all of them that have not ended: at most KVL_TURNS_MAX, all of one
- * backend, which takes as many batches. What goes wrong ends the turns that it concerns
- * (kvl_turn_end says why). */
+ * backend, which takes as many batches. What goes wrong with one of them ends that one, an
+ * error of the forward call all that took part in it (kvl_turn_end says why). */
 void kvl_turns_step(struct kvl_turn *const *turns, uint32_t count);
 /* Its prompt is not computed yet. */
 bool kvl_turn_is_prefilling(const struct kvl_turn *turn);

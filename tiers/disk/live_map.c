@@ -38,6 +38,12 @@ bool kvl_live_segment_bit(const struct kvl_live_segment *segment, uint32_t page)
     return (segment->bits[page / 8] >> (page % 8) & 1) != 0;
 }
 
+bool kvl_live_segment_is(
+    const struct kvl_live_segment *segment, const struct kvl_index_segment *row) {
+    return segment->row.id == row->id && segment->row.bytes == row->bytes &&
+           segment->row.generation == row->generation;
+}
+
 static void set_bit(struct kvl_live_segment *segment, uint32_t page, bool value) {
     uint8_t mask = (uint8_t)(1u << (page % 8));
     if (value)
@@ -116,16 +122,11 @@ void kvl_live_map_drop(struct kvl_live_map *map, uint64_t location) {
         set_bit(segment, page, page >= segment->end_page);
 }
 
-static bool is_same_row(const struct kvl_live_segment *a, const struct kvl_live_segment *b) {
-    return a->row.id == b->row.id && a->row.bytes == b->row.bytes &&
-           a->row.generation == b->row.generation;
-}
-
 void kvl_live_map_keep_dead(struct kvl_live_map *map, const struct kvl_live_map *before) {
     for (uint32_t id = 0; id < before->slots; id++) {
         struct kvl_live_segment *segment = kvl_live_map_find(map, id);
         const struct kvl_live_segment *known = kvl_live_map_find(before, id);
-        if (segment == NULL || known == NULL || !is_same_row(segment, known))
+        if (segment == NULL || known == NULL || !kvl_live_segment_is(segment, &known->row))
             continue;
         while (segment->end_page < known->end_page)
             set_bit(segment, segment->end_page++, false);

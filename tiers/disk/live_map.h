@@ -46,6 +46,9 @@ void kvl_live_map_keep_dead(struct kvl_live_map *map, const struct kvl_live_map 
 bool kvl_live_map_has(
     const struct kvl_live_map *map, uint64_t location, uint64_t segment_generation);
 
+/* Whether it is the segment of that row still: recycled, it has another generation. */
+bool kvl_live_segment_is(
+    const struct kvl_live_segment *segment, const struct kvl_index_segment *row);
 uint32_t kvl_live_segment_pages(const struct kvl_live_segment *segment);
 bool kvl_live_segment_bit(const struct kvl_live_segment *segment, uint32_t page);
 /* Bytes of bits that cover end_page. */

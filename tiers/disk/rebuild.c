@@ -222,10 +222,6 @@ static kvl_err take_blocks(struct rebuild *rebuild, const struct kvl_live_segmen
     return err;
 }
 
-static bool same_row(const struct kvl_index_segment *a, const struct kvl_index_segment *b) {
-    return a->id == b->id && a->bytes == b->bytes && a->generation == b->generation;
-}
-
 /* known: the segments that the process has open already, or an empty map. */
 static kvl_err take_segments(struct rebuild *rebuild, const struct kvl_live_map *known) {
     const struct kvl_live_map *rows = known->slots > 0 ? known : &rebuild->map;
@@ -239,7 +235,8 @@ static kvl_err take_segments(struct rebuild *rebuild, const struct kvl_live_map 
         bool known_live = rebuild->running || rebuild->out->journal_whole;
         rebuild->out->segments++;
         err = add_op(rebuild, &op);
-        if (err == KVL_OK && known_live && segment != NULL && same_row(&row->row, &segment->row))
+        if (err == KVL_OK && known_live && segment != NULL &&
+            kvl_live_segment_is(segment, &row->row))
             err = take_blocks(rebuild, segment);
     }
     return err == KVL_OK ? flush_ops(rebuild) : err;
