@@ -93,38 +93,6 @@ static void store(uint64_t first, uint64_t count) {
     assert_int_equal(store_together(first, count), KVL_OK);
 }
 
-static void discard(uint64_t number) {
-    struct disk_found_block *found = fixture_find(&fixture, number);
-    assert_non_null(found);
-    fixture.tier->ops->discard(fixture.tier, &found->record.key, found->location);
-    found->live = false;
-}
-
-static void on_flushed(void *arg, kvl_err status) {
-    *(kvl_err *)arg = status;
-}
-
-static kvl_err flush(void) {
-    kvl_err status = KVL_ERR_BUSY;
-    assert_int_equal(fixture.catalog->ops->flush(fixture.catalog, on_flushed, &status), KVL_OK);
-    while (status == KVL_ERR_BUSY)
-        fixture_poll(&fixture);
-    return status;
-}
-
-static void put(const char *name, const char *value) {
-    assert_int_equal(fixture.catalog->ops->put(fixture.catalog, KVL_CATALOG_SESSION, name,
-                         (uint32_t)strlen(name), value, (uint32_t)strlen(value)),
-        KVL_OK);
-}
-
-static uint32_t live_count(void) {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < fixture.found_count; i++)
-        count += fixture.found[i].live;
-    return count;
-}
-
 static void assert_all_load(void) {
     for (uint32_t i = 0; i < fixture.found_count; i++) {
         struct disk_block block;
@@ -186,7 +154,7 @@ static void assert_healed(void) {
 
 /* What this start has is what a start finds, and what a rebuild finds after it. */
 static void assert_holds(uint32_t blocks, const char *value) {
-    assert_int_equal(live_count(), blocks);
+    assert_int_equal(fixture_live_count(&fixture), blocks);
     assert_all_load();
     for (uint32_t i = 0; i < 2; i++) {
         fixture_close(&fixture, i == 0);
@@ -195,7 +163,7 @@ static void assert_holds(uint32_t blocks, const char *value) {
         open_folder();
         if (i == 0)
             assert_string_equal(lines, "");
-        assert_int_equal(live_count(), blocks);
+        assert_int_equal(fixture_live_count(&fixture), blocks);
         assert_int_equal(fixture.catalog_found, 1);
         assert_int_equal(fixture.catalog_value_bytes, strlen(value));
         assert_memory_equal(fixture.catalog_value, value, strlen(value));
@@ -213,15 +181,15 @@ static void end_folder(void) {
 
 static void fill_folder(void) {
     new_folder(8 * MIB);
-    put("chat", "old");
+    fixture_put(&fixture, "chat", "old");
     store(0, 40);
     fixture_close(&fixture, true);
     open_folder(); /* some are listed in the journal, some are of this run */
     store(40, 20);
-    put("chat", "new");
+    fixture_put(&fixture, "chat", "new");
     for (uint64_t number = 0; number < 60; number += 4)
-        discard(number);
-    assert_int_equal(flush(), KVL_OK);
+        fixture_discard(&fixture, number);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
 }
 
 static void a_damaged_value_is_mended_by_the_discard_that_meets_it(void **state) {
@@ -230,8 +198,8 @@ static void a_damaged_value_is_mended_by_the_discard_that_meets_it(void **state)
     for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++) {
         fill_folder();
         damage_row(5, bytes[i]);
-        discard(5);
-        assert_int_equal(flush(), KVL_OK);
+        fixture_discard(&fixture, 5);
+        assert_int_equal(fixture_flush(&fixture), KVL_OK);
         assert_healed();
         store(200, 3);
         assert_holds(47, "new");
@@ -247,16 +215,16 @@ static void what_was_cleared_stays_cleared_after_the_healing(void **state) {
     new_folder(8 * MIB);
     store(0, 20);
     for (uint64_t number = 10; number < 20; number++)
-        discard(number);
-    assert_int_equal(flush(), KVL_OK);
+        fixture_discard(&fixture, number);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     damage_row(5, 16);
-    discard(5);
-    assert_int_equal(flush(), KVL_OK);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     assert_healed();
     fixture_close(&fixture, true);
     assert_int_equal(unlink(fixture_path(&fixture, "index/data.mdb")), 0);
     open_folder();
-    assert_int_equal(live_count(), 9);
+    assert_int_equal(fixture_live_count(&fixture), 9);
     assert_all_load();
     end_folder();
 }
@@ -269,14 +237,14 @@ static void a_segment_that_cannot_be_opened_is_not_given_up(void **state) {
                   "ln -s aside/$s $s; done",
         fixture.path);
     damage_row(5, 16);
-    discard(5);
-    assert_int_equal(flush(), KVL_ERR_IO);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_ERR_IO);
     assert_non_null(strstr(lines, "cannot be mended now"));
     fixture_shell("cd %s/segments && mv aside/*.seg . && rmdir aside", fixture.path);
     while (store_one(300) != KVL_OK)
         usleep(20000);
     assert_non_null(strstr(lines, "rebuilt from the segments"));
-    (void)flush(); /* what was lost is told once */
+    (void)fixture_flush(&fixture); /* what was lost is told once */
     assert_holds(45, "new");
     end_folder();
 }
@@ -285,7 +253,7 @@ static void a_damaged_page_is_mended_by_the_store_that_meets_it(void **state) {
     (void)state;
     fill_folder();
     damage_row(5, SIZE_MAX);
-    put("chat", "newer");
+    fixture_put(&fixture, "chat", "newer");
     store(256 + 5, 1); /* beside it */
     assert_healed();
     assert_holds(46, "newer");
@@ -297,7 +265,7 @@ static void damage_under_a_reclaim_loses_nothing_that_is_kept(void **state) {
     (void)state;
     new_folder(8 * MIB);
     fixture.keep_below = 20;
-    put("chat", "text");
+    fixture_put(&fixture, "chat", "text");
     store(0, 20);
     uint64_t number = 1000;
     for (; fixture.moved == 0; number += 20)
@@ -313,11 +281,11 @@ static void damage_under_a_reclaim_loses_nothing_that_is_kept(void **state) {
             assert_non_null(fixture_find(&fixture, kept));
         assert_all_load();
     }
-    uint32_t blocks = live_count();
+    uint32_t blocks = fixture_live_count(&fixture);
     fixture_close(&fixture, true);
     open_folder();
     assert_string_equal(lines, "");
-    assert_int_equal(live_count() + fixture.lost, blocks);
+    assert_int_equal(fixture_live_count(&fixture) + fixture.lost, blocks);
     assert_all_load();
     end_folder();
 }
@@ -339,11 +307,11 @@ static void with_the_journal_damaged_too_the_blocks_are_all_there(void **state) 
     fill_folder();
     flip_journal();
     damage_row(5, 16);
-    discard(5);
-    assert_int_equal(flush(), KVL_OK);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     assert_healed();
     assert_non_null(strstr(lines, "the journal is damaged, too"));
-    put("chat", "newer");
+    fixture_put(&fixture, "chat", "newer");
     assert_holds(44, "newer");
     end_folder();
 }
@@ -355,19 +323,20 @@ static void what_cannot_be_mended_now_is_mended_later(void **state) {
     fill_folder();
     assert_int_equal(mkdir(fixture_path(&fixture, "index/data.mdb.new"), 0700), 0);
     damage_row(5, 16);
-    discard(5);
-    assert_int_equal(flush(), KVL_ERR_IO);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_ERR_IO);
     assert_non_null(strstr(lines, "cannot be mended now"));
     assert_int_equal(store_one(300), KVL_ERR_IO);
     assert_all_load();
-    put("chat", "newer");
+    fixture_put(&fixture, "chat", "newer");
     assert_int_equal(rmdir(fixture_path(&fixture, "index/data.mdb.new")), 0);
     while (store_one(300) != KVL_OK)
         usleep(20000);
     assert_non_null(strstr(lines, "rebuilt from the segments"));
-    assert_int_equal(flush(), KVL_ERR_IO); /* the session's change was lost: told once */
-    put("chat", "newer");
-    assert_int_equal(flush(), KVL_OK);
+    assert_int_equal(
+        fixture_flush(&fixture), KVL_ERR_IO); /* the session's change was lost: told once */
+    fixture_put(&fixture, "chat", "newer");
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     assert_holds(45, "newer");
     assert_null(fixture_find(&fixture, 5));
     end_folder();
@@ -428,13 +397,13 @@ static void work_main(bool damaged) {
         damage_some_page();
     for (uint64_t number = 1000; number < 1020; number += 5) {
         expect(store_together(number, 5) == KVL_OK, __LINE__);
-        put("chat", number % 2 == 0 ? "even" : "odd");
+        fixture_put(&fixture, "chat", number % 2 == 0 ? "even" : "odd");
     }
     for (uint64_t number = 1000; number < 1020; number++)
-        discard(number);
+        fixture_discard(&fixture, number);
     for (uint64_t number = 1; number < BLOCKS; number += 3)
         expect(store_one(number) == KVL_OK, __LINE__); /* again: the older copy is dead */
-    expect(flush() == KVL_OK, __LINE__);
+    expect(fixture_flush(&fixture) == KVL_OK, __LINE__);
     expect_content();
     bool healed = strstr(lines, "at work") != NULL;
     fixture_close(&fixture, true);
@@ -460,9 +429,9 @@ static void any_damage_is_survived(void **state) {
     uint32_t healed = 0, deaths = 0;
     new_folder(16 * MIB); /* far from full */
     store(0, BLOCKS);
-    put("chat", "even");
+    fixture_put(&fixture, "chat", "even");
     for (uint64_t number = 0; number < BLOCKS; number += 3)
-        discard(number);
+        fixture_discard(&fixture, number);
     fixture_close(&fixture, true);
     fixture_shell("rm -rf %s.whole && cp -r %s %s.whole", fixture.path, fixture.path, fixture.path);
     for (uint32_t i = 0; i < cases; i++) {

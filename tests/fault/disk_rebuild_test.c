@@ -95,32 +95,6 @@ static void store(uint64_t first, uint64_t count) {
     }
 }
 
-static void on_flushed(void *arg, kvl_err status) {
-    assert_int_equal(status, KVL_OK);
-    *(bool *)arg = true;
-}
-
-static void flush(void) {
-    bool done = false;
-    assert_int_equal(fixture.catalog->ops->flush(fixture.catalog, on_flushed, &done), KVL_OK);
-    while (!done)
-        fixture_poll(&fixture);
-}
-
-static void discard(uint64_t number) {
-    struct disk_found_block *found = fixture_find(&fixture, number);
-    assert_non_null(found);
-    fixture.tier->ops->discard(fixture.tier, &found->record.key, found->location);
-    found->live = false;
-}
-
-static uint32_t live_count(void) {
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < fixture.found_count; i++)
-        count += fixture.found[i].live;
-    return count;
-}
-
 static void assert_all_load(void) {
     for (uint32_t i = 0; i < fixture.found_count; i++) {
         struct disk_block block;
@@ -135,12 +109,6 @@ static void assert_all_load(void) {
         block_free(&block);
     }
     assert_int_equal(fixture.tier->ops->stats(fixture.tier).corrupt, 0);
-}
-
-static void put(const char *name, const char *value) {
-    assert_int_equal(fixture.catalog->ops->put(fixture.catalog, KVL_CATALOG_SESSION, name,
-                         (uint32_t)strlen(name), value, (uint32_t)strlen(value)),
-        KVL_OK);
 }
 
 static void drop(const char *name) {
@@ -186,10 +154,10 @@ static void a_lost_index_comes_back(void **state) {
     void (*const damages[])(void) = {
         lose_index, cut_off, empty, zero_head, zero_all, remove_folder};
     new_folder(8 * MIB);
-    put("gone", "x");
-    put("chat", "old");
+    fixture_put(&fixture, "gone", "x");
+    fixture_put(&fixture, "chat", "old");
     store(0, 30);
-    put("chat", "new!");
+    fixture_put(&fixture, "chat", "new!");
     drop("gone");
     for (size_t i = 0; i < sizeof(damages) / sizeof(damages[0]); i++) {
         close_folder();
@@ -197,14 +165,14 @@ static void a_lost_index_comes_back(void **state) {
         open_folder();
         assert_non_null(strstr(warnings, "rebuilt from the segments"));
         assert_one_session("chat", "new!");
-        assert_int_equal(live_count(), 30);
+        assert_int_equal(fixture_live_count(&fixture), 30);
         assert_all_load();
         close_folder();
         open_folder();
         assert_string_equal(warnings, "");
-        assert_int_equal(live_count(), 30);
+        assert_int_equal(fixture_live_count(&fixture), 30);
         store(100 + i, 1);
-        discard(100 + i);
+        fixture_discard(&fixture, 100 + i);
     }
     end_folder();
 }
@@ -217,11 +185,11 @@ static void blocks_of_this_run_and_of_earlier_ones_stay_cleared(void **state) {
     open_folder();
     store(20, 20);
     for (uint64_t number = 0; number < 40; number += 2)
-        discard(number);
-    flush();
+        fixture_discard(&fixture, number);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     fixture_close(&fixture, false);
     rebuild();
-    assert_int_equal(live_count(), 20);
+    assert_int_equal(fixture_live_count(&fixture), 20);
     for (uint64_t number = 0; number < 40; number++)
         assert_int_equal(fixture_find(&fixture, number) != NULL, number % 2 == 1);
     assert_all_load();
@@ -243,17 +211,17 @@ static void a_replaced_copy_does_not_come_back(void **state) {
     store_again(1, 1000);
     store(2, 1);
     store_again(2, 1000);
-    discard(2);
-    flush();
+    fixture_discard(&fixture, 2);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     fixture_close(&fixture, false);
     rebuild();
-    assert_int_equal(live_count(), 1);
+    assert_int_equal(fixture_live_count(&fixture), 1);
     assert_int_equal(fixture_find(&fixture, 1)->record.generation, 1000);
     assert_all_load();
-    discard(1);
+    fixture_discard(&fixture, 1);
     close_folder();
     rebuild();
-    assert_int_equal(live_count(), 0);
+    assert_int_equal(fixture_live_count(&fixture), 0);
     end_folder();
 }
 
@@ -295,7 +263,7 @@ static void compare_with_index(void) {
     close_folder();
     read_index();
     rebuild();
-    assert_int_equal(live_count() + fixture.lost, known_count);
+    assert_int_equal(fixture_live_count(&fixture) + fixture.lost, known_count);
     for (uint32_t i = 0; i < known_count && fixture.moved + fixture.lost == 0; i++)
         assert_int_equal(find_record(&known[i])->location, known[i].location);
     assert_all_load();
@@ -316,8 +284,8 @@ static void carried_blocks_come_back_until_they_are_cleared(void **state) {
     for (uint64_t number = 2000; fixture.moved == 0; number += 100)
         store(number, 100);
     for (uint64_t number = 0; number < 20; number++)
-        discard(number);
-    flush();
+        fixture_discard(&fixture, number);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     fixture_close(&fixture, false);
     rebuild();
     for (uint64_t number = 0; number < 20; number++)
@@ -325,7 +293,7 @@ static void carried_blocks_come_back_until_they_are_cleared(void **state) {
     for (uint32_t i = 0; i < fixture.found_count; i++)
         fixture.tier->ops->discard(
             fixture.tier, &fixture.found[i].record.key, fixture.found[i].location);
-    flush();
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     fixture_close(&fixture, false);
     rebuild();
     assert_int_equal(fixture.found_count, 0);
@@ -408,8 +376,8 @@ static void discard_while_carried(void) {
             block_free(&block);
     }
     for (uint64_t number = 0; number < 20; number++)
-        discard(number);
-    flush();
+        fixture_discard(&fixture, number);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     kill(getpid(), SIGKILL);
 }
 
@@ -447,18 +415,18 @@ static void what_no_transaction_named_is_not_found_after_a_clear(void **state) {
         fixture.path, copy, fixture.path);
     for (uint32_t start = 0; start < 2; start++) {
         open_folder();
-        assert_int_equal(live_count(), start == 0 ? 5 : 0);
+        assert_int_equal(fixture_live_count(&fixture), start == 0 ? 5 : 0);
         for (uint64_t number = 0; number < 5 && start == 0; number++)
-            discard(number);
-        flush();
+            fixture_discard(&fixture, number);
+        assert_int_equal(fixture_flush(&fixture), KVL_OK);
         fixture_close(&fixture, false);
     }
     rebuild();
-    assert_int_equal(live_count(), 0);
+    assert_int_equal(fixture_live_count(&fixture), 0);
     store(20, 1); /* over the first of them */
     fixture_close(&fixture, false);
     rebuild();
-    assert_int_equal(live_count(), 1);
+    assert_int_equal(fixture_live_count(&fixture), 1);
     assert_all_load();
     end_folder();
 }
@@ -509,14 +477,14 @@ static void with_both_damaged_no_block_comes_back(void **state) {
         new_folder(8 * MIB);
         store(0, 20);
         for (uint64_t number = 0; number < 20; number += 2)
-            discard(number);
+            fixture_discard(&fixture, number);
         close_folder();
         journal_damages[i]();
         lose_index();
         open_folder();
         if (journal_damages[i] != lose_journal) /* else it is a new folder */
             assert_non_null(strstr(warnings, "without blocks"));
-        assert_int_equal(live_count(), 0);
+        assert_int_equal(fixture_live_count(&fixture), 0);
         store(0, 20);
         assert_all_load();
         compare_with_index();
@@ -535,15 +503,15 @@ static void a_torn_append_takes_nothing_away(void **state) {
     };
     for (uint32_t i = 0; i < 3; i++) {
         new_folder(8 * MIB);
-        put("chat", "text");
+        fixture_put(&fixture, "chat", "text");
         store(0, 20);
         for (uint64_t number = 0; number < 20; number += 2)
-            discard(number);
-        flush();
+            fixture_discard(&fixture, number);
+        assert_int_equal(fixture_flush(&fixture), KVL_OK);
         fixture_close(&fixture, false);
         fixture_shell(tears[i], fixture.path);
         rebuild();
-        assert_int_equal(live_count(), 10);
+        assert_int_equal(fixture_live_count(&fixture), 10);
         assert_one_session("chat", "text");
         assert_all_load();
         end_folder();
@@ -554,17 +522,17 @@ static void a_sound_index_writes_the_journal_anew(void **state) {
     (void)state;
     for (uint32_t i = 0; i < 4; i++) {
         new_folder(8 * MIB);
-        put("chat", "text");
+        fixture_put(&fixture, "chat", "text");
         store(0, 20);
         for (uint64_t number = 0; number < 20; number += 2)
-            discard(number);
+            fixture_discard(&fixture, number);
         close_folder();
         journal_damages[i]();
         open_folder();
-        assert_int_equal(live_count(), 10);
+        assert_int_equal(fixture_live_count(&fixture), 10);
         close_folder();
         rebuild();
-        assert_int_equal(live_count(), 10);
+        assert_int_equal(fixture_live_count(&fixture), 10);
         assert_one_session("chat", "text");
         assert_all_load();
         end_folder();
@@ -580,10 +548,10 @@ static void a_busy_journal_stays_small(void **state) {
     for (uint32_t i = 0; i < 100; i++) {
         store(i, 1);
         if (i % 3 == 0)
-            discard(i);
+            fixture_discard(&fixture, i);
         value[0] = (char)('a' + i % 26);
-        put("chat", value);
-        flush();
+        fixture_put(&fixture, "chat", value);
+        assert_int_equal(fixture_flush(&fixture), KVL_OK);
         struct stat file;
         assert_int_equal(stat(fixture_path(&fixture, "segments/journal"), &file), 0);
         assert_true((uint64_t)file.st_size <= 320u << 10);
@@ -593,7 +561,7 @@ static void a_busy_journal_stays_small(void **state) {
     rebuild();
     assert_int_equal(fixture.catalog_found, 1);
     assert_int_equal(fixture.catalog_value_bytes, sizeof(value) - 1);
-    assert_int_equal(live_count(), 66);
+    assert_int_equal(fixture_live_count(&fixture), 66);
     for (uint64_t number = 0; number < 100; number++)
         assert_int_equal(fixture_find(&fixture, number) != NULL, number % 3 != 0);
     assert_all_load();
@@ -609,7 +577,7 @@ static void a_cut_off_rebuild_begins_again(void **state) {
         "mv %s/index/data.mdb %s/index/data.mdb.new && truncate -s 20000 %s/index/data.mdb.new",
         fixture.path, fixture.path, fixture.path);
     open_folder();
-    assert_int_equal(live_count(), 10);
+    assert_int_equal(fixture_live_count(&fixture), 10);
     assert_int_equal(access(fixture_path(&fixture, "index/data.mdb.new"), F_OK), -1);
     assert_int_equal(access(fixture_path(&fixture, "index/data.mdb.new-lock"), F_OK), -1);
     assert_all_load();
@@ -633,7 +601,7 @@ static void damaged_records_cost_themselves_only(void **state) {
     }
     close_folder();
     rebuild();
-    assert_int_equal(live_count(), 18);
+    assert_int_equal(fixture_live_count(&fixture), 18);
     for (uint64_t number = 0; number < 20; number++)
         assert_int_equal(fixture_find(&fixture, number) != NULL, number != 3 && number != 14);
     assert_all_load();
@@ -670,7 +638,7 @@ static void unpack_format_1(void) {
 
 static void assert_format_1_content(void) {
     assert_one_session("chat", "new!");
-    assert_int_equal(live_count(), 4);
+    assert_int_equal(fixture_live_count(&fixture), 4);
     for (uint64_t number = 0; number < 6; number++) {
         struct disk_found_block *found = fixture_find(&fixture, number);
         assert_int_equal(found != NULL, number != 1 && number != 5);

@@ -43,6 +43,37 @@ void fixture_shell(const char *format, ...) {
     REQUIRE(system(command) == 0);
 }
 
+uint32_t fixture_live_count(const struct disk_fixture *fixture) {
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < fixture->found_count; i++)
+        count += fixture->found[i].live;
+    return count;
+}
+
+void fixture_discard(struct disk_fixture *fixture, uint64_t number) {
+    struct disk_found_block *found = fixture_find(fixture, number);
+    REQUIRE(found != NULL);
+    fixture->tier->ops->discard(fixture->tier, &found->record.key, found->location);
+    found->live = false;
+}
+
+static void on_flushed(void *arg, kvl_err status) {
+    *(kvl_err *)arg = status;
+}
+
+kvl_err fixture_flush(struct disk_fixture *fixture) {
+    kvl_err status = KVL_ERR_BUSY;
+    REQUIRE(fixture->catalog->ops->flush(fixture->catalog, on_flushed, &status) == KVL_OK);
+    while (status == KVL_ERR_BUSY)
+        fixture_poll(fixture);
+    return status;
+}
+
+void fixture_put(struct disk_fixture *fixture, const char *name, const char *value) {
+    REQUIRE(fixture->catalog->ops->put(fixture->catalog, KVL_CATALOG_SESSION, name,
+                (uint32_t)strlen(name), value, (uint32_t)strlen(value)) == KVL_OK);
+}
+
 struct disk_found_block *fixture_find(struct disk_fixture *fixture, uint64_t number) {
     for (uint32_t i = 0; i < fixture->found_count; i++) {
         if (fixture->found[i].live && block_number_of(&fixture->found[i].record.key) == number)

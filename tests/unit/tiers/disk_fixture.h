@@ -78,5 +78,9 @@ bool block_load_same(struct disk_block *block, kvl_err *status);
 /* The number a fixture's key was made of. */
 uint64_t block_number_of(const struct kvl_key *key);
 struct disk_found_block *fixture_find(struct disk_fixture *fixture, uint64_t number);
-
+uint32_t fixture_live_count(const struct disk_fixture *fixture); /* of what was found or stored */
+void fixture_discard(struct disk_fixture *fixture, uint64_t number); /* which must be there */
+/* Waits until all is durable; what the flush ended with. */
+kvl_err fixture_flush(struct disk_fixture *fixture);
+void fixture_put(struct disk_fixture *fixture, const char *name, const char *value); /* a session */
 #endif
