@@ -124,6 +124,8 @@ static bool take_logit_bias(struct reading *reading, const char *name, const jso
     reading->job->sampling.options.bias_count = 0;
     json_object_foreach((json_t *)value, id, bias) {
         char option[128];
+        if (json_is_string(bias) && json_string_length(bias) > 40)
+            return wrong(reading, "\"%s\" of token %.40s has to be a number", name, id);
         if (json_is_string(bias))
             snprintf(option, sizeof option, "%.40s=%.40s", id, json_string_value(bias));
         else if (json_is_number(bias))

@@ -368,14 +368,3 @@ bool kvl_cache_is_private(const struct kvl_cache *cache, uint32_t block) {
     enum kvl_block_home home = cache->blocks[block].home;
     return home == KVL_HOME_PRIVATE || home == KVL_HOME_ORPHANED;
 }
-
-uint64_t kvl_cache_private_tokens(const struct kvl_cache *cache, uint32_t count) {
-    uint64_t tokens = 0;
-    uint32_t block_tokens = cache->geometry.block_tokens;
-    for (uint32_t i = 0; i < cache->block_max && (uint64_t)i * block_tokens < count; ++i) {
-        uint32_t rest = count - i * block_tokens;
-        if (kvl_cache_is_private(cache, i))
-            tokens += rest < block_tokens ? rest : block_tokens;
-    }
-    return tokens;
-}

@@ -122,8 +122,8 @@ void kvl_cache_finish(struct kvl_cache *cache, const uint32_t *tokens, uint32_t 
 void kvl_cache_seal_tail(
     struct kvl_cache *cache, const uint32_t *tokens, uint32_t count, struct kvl_cache_tail *out);
 
-/* Tokens among the first `count` that are in private (or orphaned) memory. */
-uint64_t kvl_cache_private_tokens(const struct kvl_cache *cache, uint32_t count);
+/* The block is in private (or orphaned) memory. */
+bool kvl_cache_is_private(const struct kvl_cache *cache, uint32_t block);
 const struct kvl_cache_stats *kvl_cache_stats(const struct kvl_cache *cache);
 
 #endif

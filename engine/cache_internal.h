@@ -92,7 +92,6 @@ bool kvl_cache_is_leased(const struct kvl_cache_block *block);
 void kvl_cache_ask(struct kvl_cache *cache, const struct kvl_cache_span *span);
 /* Private memory for what is MISSING of them. Errors: NOMEM. */
 KVL_MUST_CHECK kvl_err kvl_cache_fill_up(struct kvl_cache *cache, uint32_t first, uint32_t end);
-bool kvl_cache_is_private(const struct kvl_cache *cache, uint32_t block);
 /* The first block that a token at this position, or a later one, sees something of. */
 uint32_t kvl_cache_first_seen(const struct kvl_cache *cache, uint64_t position);
 /* From now on the table shows zeros of MISSING blocks. Errors: NOMEM, IO (a lost device). */

@@ -16,20 +16,17 @@ static uint32_t position_of(const struct kvl_caches *caches, struct kvl_caches_e
     return entry.blocks * block_tokens_of(caches) + tail;
 }
 
-/* The first block of the window group that an entry needs, as far as it is not
- * there already. */
+/* The first block of the window group that an entry needs, as far as it is not there already. */
 static uint32_t window_first(
     const struct kvl_caches *caches, uint32_t first, struct kvl_caches_entry entry) {
     uint32_t seen = kvl_cache_first_seen(caches->cache[WINDOWED], position_of(caches, entry));
     return seen > first ? seen : first;
 }
 
-/* ---- what there is
- * ------------------------------------------------------------------------ */
+/* ---- what there is --------------------------------------------------------------------------- */
 
-/* has[i]: the window group has block first + i. The last entry, not beyond
- * `limit` whole blocks, for which it has all that is needed; `first` blocks
- * need nothing. */
+/* has[i]: the window group has block first + i. The last entry, not beyond `limit` whole blocks,
+ * for which it has all that is needed; `first` blocks need nothing. */
 static uint32_t last_entry(
     const struct kvl_caches *caches, uint32_t first, uint32_t limit, const uint8_t *has) {
     uint32_t end = limit;
@@ -45,8 +42,7 @@ static uint32_t last_entry(
     return first;
 }
 
-/* What a look-up told of the groups' blocks from `first` on, and of their
- * tails. */
+/* What a look-up told of the groups' blocks from `first` on, and of their tails. */
 struct known {
     uint32_t first;
     uint32_t blocks;         /* asked for of each group */
@@ -84,8 +80,7 @@ static bool look_up(struct kvl_caches *caches, struct known *known, bool with_ta
     return true;
 }
 
-/* Whether the tail can be entered at: both groups have it, and what stands
- * before it. */
+/* Whether the tail can be entered at: both groups have it, and what stands before it. */
 static bool has_tail(const struct kvl_caches *caches, const struct known *known) {
     struct kvl_caches_entry entry = {.blocks = caches->tails[FULL].block, .with_tail = true};
     if (!known->tail[FULL] || !known->tail[WINDOWED] || entry.blocks > known->first + known->full)
@@ -107,16 +102,15 @@ static struct kvl_caches_entry choose_entry(
     return entry;
 }
 
-/* ---- begin ---------------------------------------------------------------------------------- */
+/* ---- begin ----------------------------------------------------------------------------------- */
 
 static const struct kvl_cache_tail *tail_of(
     const struct kvl_caches *caches, uint32_t group, struct kvl_caches_entry entry) {
     return entry.with_tail ? &caches->tails[group] : NULL;
 }
 
-/* Blocks that the restore passes over are never computed: a slot that was asked
- * for one of them ahead must not be taken for one that will be. False: its
- * answer does not come. */
+/* Blocks that the restore passes over are never computed: a slot that was asked for one of them
+ * ahead must not be taken for one that will be. False: its answer does not come. */
 static bool pass_over(struct kvl_cache *cache, uint32_t first, uint32_t end) {
     for (uint32_t i = first; i < end; ++i)
         if (cache->blocks[i].asked && kvl_connection_check(cache->connection,
@@ -126,8 +120,7 @@ static bool pass_over(struct kvl_cache *cache, uint32_t first, uint32_t end) {
     return first == end || kvl_cache_need_nothing(cache) == KVL_OK;
 }
 
-/* True: the window group's blocks for the entry are under way, or none are
- * needed. */
+/* True: the window group's blocks for the entry are under way, or none are needed. */
 static bool begin_window(struct kvl_caches *caches, uint32_t first, struct kvl_caches_entry entry) {
     struct kvl_cache *cache = caches->cache[WINDOWED];
     uint32_t from = window_first(caches, first, entry), reached = 0;
@@ -146,8 +139,8 @@ static void cut(struct kvl_caches *caches, uint32_t full_end) {
     kvl_cache_restore_cut(caches->cache[FULL], full_end);
 }
 
-/* Blocks that are still on their way keep their slots when nobody wants them
- * any more, so the window is waited for: then it makes room for another one. */
+/* Blocks that are still on their way keep their slots when nobody wants them any more, so the
+ * window is waited for: then it makes room for another one. */
 static void give_window_back(struct kvl_caches *caches) {
     struct kvl_cache *cache = caches->cache[WINDOWED];
     uint32_t first = cache->restore.first, end = first + cache->restore.count;
@@ -158,9 +151,8 @@ static void give_window_back(struct kvl_caches *caches) {
     kvl_cache_drop_blocks(cache, first, end);
 }
 
-/* Starts both. The window goes first: should leases fill the tier, group 0 is
- * what is cut short, and a window for that end takes the place of the first
- * one. False: nothing is restored. */
+/* Starts both. The window goes first: should leases fill the tier, group 0 is what is cut short,
+ * and a window for that end takes the place of the first one. False: nothing is restored. */
 static bool begin_entry(
     struct kvl_caches *caches, const struct known *known, struct kvl_caches_entry *entry) {
     uint32_t first = known->first, reached = first * block_tokens_of(caches);
@@ -217,10 +209,9 @@ bool kvl_caches_is_restoring(const struct kvl_caches *caches) {
     return caches->count == 1 ? kvl_cache_is_restoring(caches->cache[FULL]) : caches->restoring;
 }
 
-/* ---- end ------------------------------------------------------------------------------------ */
+/* ---- end ------------------------------------------------------------------------------------- */
 
-/* Where the group's restore found the block; the tail is the one behind the
- * whole ones. */
+/* Where the group's restore found the block; the tail is the one behind the whole ones. */
 static uint32_t found_tier(const struct kvl_cache *cache, uint32_t block) {
     const struct kvl_cache_restore *restore = &cache->restore;
     bool restored = block >= restore->first && block - restore->first < restore->count;

@@ -167,6 +167,7 @@ class Lines(Prompts):
             (good | {"stop": ["x"] * 33}, "32"), (good | {"logit_bias": [1]}, "logit_bias"),
             (good | {"logit_bias": {"x": 1}}, "logit_bias"),
             (good | {"logit_bias": {"1": "low"}}, "logit_bias"),
+            (good | {"logit_bias": {"1": "1." + "0" * 40 + "x"}}, "logit_bias"),
             (good | {"logit_bias": {"99999999": 1}}, "vocabulary"),
             (good | {"system": "x"}, "--chat"), (good | {"prompt_tokens": 0}, "prompt_tokens"),
             ({"prompt": "the moon " * 2000}, "the context holds"),

@@ -146,12 +146,12 @@ static void test_slot_of_a_refused_seal_goes_back(void **state) {
         .end = 1, .left_first = 0, .left_end = 1, .patience_ms = 10000};
     assert_int_equal(kvl_cache_name_blocks(cache, prompt, BLOCK), KVL_OK);
     assert_int_equal(kvl_cache_prepare(cache, &span, &end), KVL_OK);
-    assert_int_equal(kvl_cache_private_tokens(cache, BLOCK), 0);
+    assert_false(kvl_cache_is_private(cache, 0));
     for (uint32_t i = 0; i < BLOCK; ++i) /* of which the key is another */
         others[i] = prompt[BLOCK - 1 - i] + 1;
     kvl_cache_settle(cache, others, 1, false);
     assert_int_equal(kvl_client_drain(engine.connection.client), KVL_OK);
-    assert_int_equal(kvl_cache_private_tokens(cache, BLOCK), BLOCK);
+    assert_true(kvl_cache_is_private(cache, 0));
     assert_int_equal(kvl_stats(watcher.connection.client, &report, NULL), KVL_OK);
     assert_int_equal(report.leases, 1);
     kvl_cache_destroy(cache); /* the connection stays */
