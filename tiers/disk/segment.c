@@ -222,12 +222,6 @@ kvl_err kvl_segment_files_create(
     return kvl_err_from_errno(sync_error);
 }
 
-kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes) {
-    const struct kvl_index_segment segment = {.id = id, .bytes = bytes};
-    uint32_t made;
-    return kvl_segment_files_create(directory_fd, &segment, 1, &made);
-}
-
 kvl_err kvl_segment_file_remove(int directory_fd, uint32_t id) {
     char name[KVL_SEGMENT_NAME_BYTES];
     kvl_segment_file_name(id, name);

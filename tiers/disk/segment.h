@@ -110,10 +110,9 @@ void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation);
 
 #define KVL_SEGMENT_NAME_BYTES 24
 void kvl_segment_file_name(uint32_t id, char name[KVL_SEGMENT_NAME_BYTES]);
-/* Creates, reserves and syncs the file of a segment, replacing any other of its name. */
-KVL_MUST_CHECK kvl_err kvl_segment_file_create(int directory_fd, uint32_t id, uint64_t bytes);
-/* The same for some, which costs little more than for one. made: how many there are now, the first
- * of them; an error when there are none. */
+/* Creates, reserves and syncs the files of some segments, replacing any others of their names; all
+ * together cost little more than one. made: how many there are now, the first of them; an error
+ * when there are none. */
 #define KVL_SEGMENTS_AHEAD 4u
 KVL_MUST_CHECK kvl_err kvl_segment_files_create(
     int directory_fd, const struct kvl_index_segment *segments, uint32_t count, uint32_t *made);

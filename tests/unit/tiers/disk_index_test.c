@@ -102,12 +102,12 @@ static void commit(struct kvl_index_op op, bool applied) {
 }
 
 static void add_segment(uint32_t id, uint64_t generation) {
-    uint64_t bytes = SEGMENT_PAGES * KVL_PAGE_BYTES;
+    const struct kvl_index_segment segment = {
+        .id = id, .bytes = SEGMENT_PAGES * KVL_PAGE_BYTES, .generation = generation};
+    uint32_t made;
     if (generation == 1)
-        assert_int_equal(kvl_segment_file_create(segments_fd, id, bytes), KVL_OK);
-    commit((struct kvl_index_op){.kind = KVL_INDEX_SEGMENT_PUT,
-               .segment = {.id = id, .bytes = bytes, .generation = generation}},
-        true);
+        assert_int_equal(kvl_segment_files_create(segments_fd, &segment, 1, &made), KVL_OK);
+    commit((struct kvl_index_op){.kind = KVL_INDEX_SEGMENT_PUT, .segment = segment}, true);
 }
 
 static uint64_t at(uint32_t segment, uint32_t page) {
