@@ -1,7 +1,9 @@
 /* disk_start.c - what a start finds: index, segments, and a capacity that may be smaller now. */
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/statvfs.h>
 
 #include "disk.h"
@@ -155,13 +157,20 @@ static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     return KVL_OK;
 }
 
+static uint64_t journal_blocks_bytes(const struct kvl_disk *disk) {
+    struct stat file;
+    bool there = fstatat(disk->dir.segments_fd, KVL_JOURNAL_NAME, &file, AT_SYMLINK_NOFOLLOW) == 0;
+    return there ? (uint64_t)file.st_blocks * 512 : 0;
+}
+
 /* A cap above what the file system has left is no error: the segments that there is room for are
  * recycled then. But whoever chose it should know. */
 static void compare_with_free_space(struct kvl_disk *disk) {
     struct statvfs fs;
     if (fstatvfs(disk->dir.segments_fd, &fs) != 0)
         return;
-    uint64_t ours_bytes = disk->segments.total_bytes + kvl_index_file_bytes(disk->index);
+    uint64_t ours_bytes =
+        disk->segments.total_bytes + kvl_index_file_bytes(disk->index) + journal_blocks_bytes(disk);
     uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
     if (disk->plan.capacity_bytes <= ours_bytes + free_bytes)
         return;
