@@ -1,5 +1,6 @@
-/* Blocks that may not be lost and nearly fill their segments: carrying them from one segment to the
- * next frees nothing, so it must end with NOSPC instead of rewriting the disk for ever. */
+/* Blocks that may not be lost, where carrying them over is hard: they nearly fill their segments,
+ * so that it frees nothing and must end with NOSPC instead of rewriting the disk for ever; or those
+ * segments are larger than today's, so that no single one of these holds the copies. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +9,7 @@
 #include <cmocka.h>
 
 #include "clock.h"
+#include "disk/disk_dir.h"
 #include "disk_fixture.h"
 
 #define MIB (1ull << 20)
@@ -55,7 +57,106 @@ static void carrying_without_gain_ends(void **state) {
     fixture_remove(&fixture);
 }
 
+static void open_with(uint64_t capacity_bytes) {
+    fixture.options.capacity_bytes = capacity_bytes;
+    assert_int_equal(fixture_open(&fixture), KVL_OK);
+    fixture_wait_loaded(&fixture);
+}
+
+static uint64_t segment_bytes_of(uint64_t capacity_bytes) {
+    struct kvl_disk_plan plan;
+    assert_int_equal(kvl_disk_plan_make(capacity_bytes, &plan, NULL), KVL_OK);
+    return plan.segment_bytes;
+}
+
+static kvl_err store_mib(uint64_t number) {
+    struct disk_block block;
+    block_init_bytes(&block, &fixture, number, MIB - 8192);
+    kvl_err err = block_do(&block, KVL_IO_STORE);
+    block_free(&block);
+    return err;
+}
+
+static bool loads_same(uint64_t number) {
+    struct disk_block block;
+    struct disk_found_block *found = fixture_find(&fixture, number);
+    if (found == NULL)
+        return false;
+    block_init_bytes(&block, &fixture, number, MIB - 8192);
+    block.io.location = found->location;
+    bool same = block_load_same(&block, NULL);
+    block_free(&block);
+    return same;
+}
+
+/* Fills segments of the larger capacity, five blocks of eight to be kept, and goes on with the
+ * smaller one. Returns how many are to be kept. */
+static uint64_t go_on_with_larger_segments(uint64_t larger, uint64_t smaller, uint32_t segments) {
+    uint64_t kept = 0, stored = segments * (segment_bytes_of(larger) / MIB);
+    fixture_init(&fixture, larger, NULL);
+    fixture.options.codec = KVL_DISK_CODEC_RAW;
+    fixture.keep_below = 1000;
+    open_with(larger);
+    for (uint64_t i = 0; i < stored; i++)
+        assert_int_equal(store_mib(i % 8 < 5 ? kept++ : 1000 + i), KVL_OK);
+    fixture_close(&fixture, true);
+    open_with(smaller);
+    return kept;
+}
+
+/* So many more to be kept, one by one with others. */
+static void store_more(uint64_t first, uint64_t count) {
+    for (uint64_t i = 0; i < count; i++) {
+        assert_int_equal(store_mib(first + i), KVL_OK);
+        assert_int_equal(store_mib(2000 + i), KVL_OK);
+    }
+    assert_true(fixture.moved > 0);
+}
+
+static void assert_all_there(uint64_t count) {
+    for (uint64_t number = 0; number < count; number++)
+        assert_true(loads_same(number));
+}
+
+/* A folder as it was made before docs/decisions/0021: segments of an eighth of the capacity. Of
+ * each more is kept than a segment of today's holds. */
+static void larger_segments_are_carried_over_too(void **state) {
+    (void)state;
+    uint64_t capacity = 128 * MIB;
+    assert_int_equal(segment_bytes_of(450 * MIB) / MIB, capacity / MIB / 8);
+    assert_true(segment_bytes_of(capacity) < 10 * MIB);
+    uint64_t kept = go_on_with_larger_segments(450 * MIB, capacity, 6);
+    assert_int_equal(fixture_live_count(&fixture), 6 * 16);
+    store_more(kept, 24);
+    assert_all_there(kept + 24);
+    fixture_close(&fixture, true);
+    assert_true(fixture_disk_usage(&fixture) <= capacity);
+    open_with(capacity);
+    assert_all_there(kept + 24);
+    fixture_close(&fixture, true);
+    fixture_remove(&fixture);
+}
+
+/* What fits a smaller capacity to the last byte would leave nothing to carry with. */
+static void a_smaller_capacity_leaves_room_for_carrying(void **state) {
+    (void)state;
+    uint64_t space = 64 * MIB - 64 * MIB / 16, left = space % segment_bytes_of(480 * MIB);
+    assert_true(left < segment_bytes_of(64 * MIB));
+    uint64_t kept = go_on_with_larger_segments(480 * MIB, 64 * MIB, 5);
+    uint64_t first = 0;
+    while (fixture_find(&fixture, first) == NULL)
+        assert_true(++first < kept); /* the oldest had to go */
+    store_more(kept, 8);
+    for (uint64_t number = first; number < kept + 8; number++)
+        assert_true(loads_same(number));
+    fixture_close(&fixture, true);
+    assert_true(fixture_disk_usage(&fixture) <= 64 * MIB);
+    fixture_remove(&fixture);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(carrying_without_gain_ends)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(carrying_without_gain_ends),
+        cmocka_unit_test(larger_segments_are_carried_over_too),
+        cmocka_unit_test(a_smaller_capacity_leaves_room_for_carrying)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -480,7 +480,8 @@ void kvl_disk_reclaim_committed(struct kvl_disk *disk);
 void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, bool moved);
 void kvl_disk_prepared(struct kvl_disk *disk);
 bool kvl_disk_at_cap(const struct kvl_disk *disk);
-/* Whether a store may take the last free segment, which otherwise is for carrying. */
+/* Whether a free segment may be taken: not by a store when that would leave too few for carrying.
+ */
 bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying);
 
 #endif

@@ -81,11 +81,13 @@ static bool goes_before(const struct kvl_segment *a, const struct kvl_segment *b
     return a->generation < b->generation;
 }
 
-/* Marks those without blocks, then the oldest, until the rest fits; returns how many. */
+/* Marks those without blocks, then the oldest, until the rest fits, and one more segment, without
+ * which no block could be carried to another; returns how many. */
 static uint32_t mark_excess(struct kvl_disk *disk) {
+    uint64_t room_bytes = kvl_disk_plan_segments_bytes(&disk->plan) - disk->plan.segment_bytes;
     uint64_t left_bytes = disk->segments.total_bytes;
     uint32_t marked = 0;
-    while (left_bytes > kvl_disk_plan_segments_bytes(&disk->plan)) {
+    while (left_bytes > room_bytes) {
         struct kvl_segment *oldest = NULL;
         for (uint32_t id = 0; id < disk->segments.slots; id++) {
             struct kvl_segment *segment = disk->segments.items[id];
@@ -133,7 +135,7 @@ static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     /* Where it ends early, dropping meets the damage, too. */
     if (too_large && kvl_index_walk_blocks(disk->index, weigh, disk, &bad) != KVL_OK)
         KVL_WARN(disk->log, "disk index cannot be read to its end");
-    uint32_t excess = mark_excess(disk);
+    uint32_t excess = too_large ? mark_excess(disk) : 0;
     forget_weights(disk);
     if (err == KVL_OK && excess > 0) {
         KVL_INFO(disk->log, "disk capacity is smaller now: evicting segments=%u", excess);

@@ -8,9 +8,10 @@
  *   TELLING    the owner heard, so nothing it asked for under an old location is still to come
  *   RELEASING  reads under way end; only then may the bytes be used again
  *
- * At the cap the last free segment is kept for carrying; without it pinned blocks would block
- * everything. The victim is the segment with nothing live, or the one used longest ago on the
- * average, weighted with how much of it is live. */
+ * As much stays free for carrying as the kept blocks of any victim need: one segment, or several
+ * where there are larger ones, made for another capacity or before today's shares. Without it
+ * pinned blocks would block everything. The victim is the segment with nothing live, or the one
+ * used longest ago on the average, weighted with how much of it is live. */
 #include <stdlib.h>
 
 #include "clock.h"
@@ -37,25 +38,48 @@ void kvl_disk_account(struct kvl_disk *disk) {
     atomic_store(&disk->used_bytes, used_bytes(disk));
 }
 
-bool kvl_disk_at_cap(const struct kvl_disk *disk) {
+/* How many segments may still be made. */
+static uint64_t unmade_count(const struct kvl_disk *disk) {
+    uint64_t capacity_bytes = disk->plan.capacity_bytes;
     uint64_t bytes =
         KVL_PLANTED("cap-without-index") ? disk->segments.total_bytes : used_bytes(disk);
-    return bytes + disk->plan.segment_bytes > disk->plan.capacity_bytes ||
-           kvl_clock_ns() < disk->prepare_after_ns;
+    if (bytes > capacity_bytes || kvl_clock_ns() < disk->prepare_after_ns)
+        return 0;
+    return (capacity_bytes - bytes) / disk->plan.segment_bytes;
+}
+
+bool kvl_disk_at_cap(const struct kvl_disk *disk) {
+    return unmade_count(disk) == 0;
+}
+
+/* Of which more is kept, that is no victim. */
+static uint64_t kept_bytes_max(uint64_t segment_bytes) {
+    return segment_bytes / 8 * 7;
+}
+
+/* Free segments, made or not, that are for carrying alone. */
+static uint64_t reserve_count(const struct kvl_disk *disk) {
+    uint64_t segment_bytes = disk->plan.segment_bytes, largest_bytes = segment_bytes;
+    for (uint32_t id = 0; id < disk->segments.slots; id++) {
+        const struct kvl_segment *segment = disk->segments.items[id];
+        if (segment != NULL && segment->bytes > largest_bytes)
+            largest_bytes = segment->bytes;
+    }
+    return (kept_bytes_max(largest_bytes) + segment_bytes - 1) / segment_bytes;
 }
 
 bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying) {
     uint32_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
-    bool spare = !carrying && disk->segments.count >= 2 && kvl_disk_at_cap(disk);
-    return unused > (spare ? 1u : 0u);
+    uint64_t reserve = carrying || disk->segments.count < 2 ? 0 : reserve_count(disk);
+    return unused > 0 && unused + unmade_count(disk) > reserve;
 }
 
 /* Small ones are made together: each by itself would hold up the index thread at every turn. */
 static uint32_t count_ahead(const struct kvl_disk *disk) {
-    uint64_t capacity_bytes = disk->plan.capacity_bytes, segment_bytes = disk->plan.segment_bytes;
+    uint64_t capacity_bytes = disk->plan.capacity_bytes, unmade = unmade_count(disk);
     uint64_t bytes = capacity_bytes / 8 < AHEAD_BYTES_MAX ? capacity_bytes / 8 : AHEAD_BYTES_MAX;
-    uint64_t left_bytes = capacity_bytes > used_bytes(disk) ? capacity_bytes - used_bytes(disk) : 0;
-    uint64_t wanted = (bytes < left_bytes ? bytes : left_bytes) / segment_bytes;
+    uint64_t wanted = bytes / disk->plan.segment_bytes;
+    wanted = wanted < unmade ? wanted : unmade;
     return wanted < 1 ? 1 : wanted < KVL_SEGMENTS_AHEAD ? (uint32_t)wanted : KVL_SEGMENTS_AHEAD;
 }
 
@@ -63,7 +87,7 @@ static bool prepare_ahead(struct kvl_disk *disk) {
     struct kvl_disk_prepare *prepare = &disk->prepare;
     uint32_t id = 0;
     if (disk->preparing || kvl_disk_at_cap(disk) ||
-        kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) > 0)
+        kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) >= reserve_count(disk))
         return false;
     prepare->node.kind = KVL_NODE_PREPARE;
     prepare->count = count_ahead(disk);
@@ -294,12 +318,31 @@ void kvl_disk_reclaim_resolved(struct kvl_disk *disk) {
     }
 }
 
-static uint64_t carry_room(const struct kvl_disk *disk) {
+static bool is_to_be_carried(
+    const struct kvl_segment *victim, const struct kvl_segment_entry *entry) {
+    return entry->live && entry->keep && kvl_segment_moved_to(victim, entry) == 0;
+}
+
+/* Whether the copies find room, one behind the other as carry_over places them: a record lies in
+ * one segment, so that each but the last may end in a gap. */
+static bool copies_fit(const struct kvl_disk *disk, const struct kvl_segment *victim) {
+    const struct kvl_segment *target = NULL;
     uint64_t room = 0;
     if (disk->active != NULL)
         room = disk->active->bytes - disk->active->append_bytes - disk->active->reserved_bytes;
-    const struct kvl_segment *spare = kvl_segments_first_free(&disk->segments);
-    return spare == NULL ? room : room + spare->bytes;
+    for (uint64_t i = 0; i < victim->entry_count; i++) {
+        uint64_t bytes = (uint64_t)victim->entries[i].pages * KVL_PAGE_BYTES;
+        if (!is_to_be_carried(victim, &victim->entries[i]))
+            continue;
+        if (room < bytes) {
+            target = kvl_segments_next_free(&disk->segments, target == NULL ? 0 : target->id);
+            if (target == NULL || target->bytes < bytes)
+                return false;
+            room = target->bytes;
+        }
+        room -= bytes;
+    }
+    return true;
 }
 
 static bool may_carry_more(struct kvl_disk_reclaim *reclaim) {
@@ -323,14 +366,15 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
     /* Copies are committed, too: they cannot wait for a commit that waits for them. */
     bool may_carry = kept_bytes == 0 || (!disk->commit_parked && may_carry_more(reclaim));
     reclaim->asked++;
-    if (may_carry && kept_bytes <= victim->bytes / CHEAP_SHARE && kept_bytes <= carry_room(disk)) {
+    may_carry =
+        may_carry && kept_bytes <= kept_bytes_max(victim->bytes) && copies_fit(disk, victim);
+    if (may_carry && kept_bytes <= victim->bytes / CHEAP_SHARE) {
         start_carrying(disk, victim);
         return;
     }
     /* Copying much of a segment gains little: another one first. */
     victim->state = KVL_SEGMENT_FULL;
-    if (may_carry && kept_bytes <= victim->bytes / 8 * 7 && kept_bytes <= carry_room(disk) &&
-        (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
+    if (may_carry && (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
         reclaim->best = victim;
         reclaim->best_kept_bytes = kept_bytes;
     }
@@ -344,7 +388,7 @@ static void carry_over(struct kvl_disk *disk) {
     while (reclaim->next_entry < victim->entry_count && !reclaim->carry_failed) {
         struct kvl_segment_entry *entry = &victim->entries[reclaim->next_entry];
         uint64_t bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
-        if (entry->live && entry->keep && kvl_segment_moved_to(victim, entry) == 0) {
+        if (is_to_be_carried(victim, entry)) {
             if (!kvl_disk_has_room(disk, bytes, true)) {
                 reclaim->carry_failed = true;
                 break;
@@ -459,7 +503,7 @@ static bool nearly_full(const struct kvl_disk *disk) {
     const struct kvl_segment *active = disk->active;
     return active != NULL && kvl_disk_at_cap(disk) &&
            active->append_bytes + active->reserved_bytes > active->bytes / 8 * 7 &&
-           kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) < 2;
+           kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) <= reserve_count(disk);
 }
 
 static bool needed(const struct kvl_disk *disk) {

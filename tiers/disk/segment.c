@@ -52,8 +52,8 @@ uint32_t kvl_segments_count_state(
     return count;
 }
 
-struct kvl_segment *kvl_segments_first_free(const struct kvl_segments *segments) {
-    for (uint32_t id = 0; id < segments->slots; id++) {
+struct kvl_segment *kvl_segments_next_free(const struct kvl_segments *segments, uint32_t above) {
+    for (uint32_t id = above + 1; id < segments->slots; id++) {
         if (segments->items[id] != NULL && segments->items[id]->state == KVL_SEGMENT_FREE)
             return segments->items[id];
     }

@@ -76,7 +76,12 @@ struct kvl_segment *kvl_segments_find(const struct kvl_segments *segments, uint3
 uint32_t kvl_segments_unused_id(const struct kvl_segments *segments, uint32_t above);
 uint32_t kvl_segments_count_state(
     const struct kvl_segments *segments, enum kvl_segment_state state);
-struct kvl_segment *kvl_segments_first_free(const struct kvl_segments *segments);
+/* The free one of the smallest id above another; above 0: of all. Segments are taken in this order.
+ */
+struct kvl_segment *kvl_segments_next_free(const struct kvl_segments *segments, uint32_t above);
+static inline struct kvl_segment *kvl_segments_first_free(const struct kvl_segments *segments) {
+    return kvl_segments_next_free(segments, 0);
+}
 
 /* Opens the file of a known segment. NOTFOUND: missing or of another size. */
 KVL_MUST_CHECK kvl_err kvl_segments_attach(
