@@ -95,12 +95,13 @@ static bool write_catalog(void *arg, enum kvl_catalog_kind kind, const void *key
     return true;
 }
 
-kvl_err kvl_index_write_journal(struct kvl_index *index, MDB_txn *txn) {
+kvl_err kvl_index_write_journal(
+    struct kvl_index *index, const struct kvl_live_map *map, MDB_txn *txn) {
     struct kvl_journal *journal = index->journal;
     uint64_t bad = 0;
     kvl_err err = kvl_journal_begin(journal);
-    for (uint32_t id = 0; err == KVL_OK && id < index->map.slots; id++) {
-        const struct kvl_live_segment *segment = kvl_live_map_find(&index->map, id);
+    for (uint32_t id = 0; err == KVL_OK && id < map->slots; id++) {
+        const struct kvl_live_segment *segment = kvl_live_map_find(map, id);
         if (segment != NULL)
             kvl_journal_add_segment(journal, segment);
     }

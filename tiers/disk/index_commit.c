@@ -251,31 +251,78 @@ static bool settle_op(struct kvl_live_map *map, const struct kvl_index_op *op) {
     }
 }
 
-static bool settle_ops(struct kvl_index *index, const struct kvl_index_op *ops, uint64_t count) {
+/* False: out of memory for a segment that was not reserved. */
+static bool settle_ops(struct kvl_live_map *map, const struct kvl_index_op *ops, uint64_t count) {
     bool settled = true;
     for (uint64_t i = 0; i < count; i++)
-        settled = settle_op(&index->map, &ops[i]) && settled;
+        settled = settle_op(map, &ops[i]) && settled;
     return settled;
 }
 
-/* First into the journal. What a commit that fails then leaves there is what was asked for. */
+/* What settling needs, before anything is committed. */
+static bool reserve_ops(struct kvl_live_map *map, const struct kvl_index_op *ops, uint64_t count) {
+    bool reserved = true;
+    for (uint64_t i = 0; reserved && i < count; i++)
+        reserved =
+            ops[i].kind != KVL_INDEX_SEGMENT_PUT || kvl_live_map_reserve(map, &ops[i].segment);
+    return reserved;
+}
+
+/* What the map will be. */
+static kvl_err map_after(struct kvl_index *index, const struct kvl_index_op *ops, uint64_t count,
+    struct kvl_live_map *after) {
+    if (kvl_live_map_copy(after, &index->map) && settle_ops(after, ops, count))
+        return KVL_OK;
+    kvl_live_map_deinit(after);
+    return KVL_ERR_NOMEM;
+}
+
+/* The journal says what was not committed: the blocks that were to be removed, moved or replaced
+ * are where they were, and a rebuild must find them. Where it cannot be written anew now, the next
+ * change that it has to hear of does so. */
+static void take_back(struct kvl_index *index) {
+    MDB_txn *txn = NULL;
+    kvl_journal_outdate(index->journal);
+    if (mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn) != 0)
+        return;
+    kvl_err err = kvl_index_write_journal(index, &index->map, txn);
+    mdb_txn_abort(txn);
+    if (err != KVL_OK)
+        kvl_journal_outdate(index->journal);
+}
+
+/* One that is written anew says what will be after the change. */
+static kvl_err tell_journal(
+    struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *ops, uint64_t count) {
+    struct kvl_live_map after = {0};
+    if (index->journal == NULL)
+        return KVL_OK;
+    if (!kvl_journal_is_full(index->journal))
+        return kvl_journal_append(index->journal);
+    kvl_err err = map_after(index, ops, count, &after);
+    if (err == KVL_OK)
+        err = kvl_index_write_journal(index, &after, txn);
+    kvl_live_map_deinit(&after);
+    return err;
+}
+
+/* The journal hears of it first, the map follows last. A power cut or a kill after the journal
+ * leaves one that says more than the index. While the index is sound it is not asked; and of what
+ * nobody was told to be done, both what was and what was to be is right. */
 static kvl_err commit_after_journal(
     struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *ops, uint64_t count) {
-    bool rewrite = index->journal != NULL && kvl_journal_is_full(index->journal);
-    kvl_err err = KVL_OK;
-    if (rewrite && !settle_ops(index, ops, count))
-        err = KVL_ERR_NOMEM;
-    else if (rewrite)
-        err = kvl_index_write_journal(index, txn);
-    else if (index->journal != NULL)
-        err = kvl_journal_append(index->journal);
+    uint64_t sequence = index->journal != NULL ? index->journal->sequence : 0;
+    kvl_err err =
+        reserve_ops(&index->map, ops, count) ? tell_journal(index, txn, ops, count) : KVL_ERR_NOMEM;
     if (err != KVL_OK) {
         mdb_txn_abort(txn);
         return err;
     }
     err = kvl_index_err_from(mdb_txn_commit(txn));
-    if (err == KVL_OK && !rewrite && !settle_ops(index, ops, count))
-        err = KVL_ERR_NOMEM;
+    if (err == KVL_OK)
+        (void)settle_ops(&index->map, ops, count);
+    else if (index->journal != NULL && index->journal->sequence != sequence)
+        take_back(index);
     return err;
 }
 
@@ -288,12 +335,15 @@ static kvl_err commit_ops(struct kvl_index *index, struct kvl_index_op *ops, uin
         ops[i].applied = false;
         rc = apply(index, txn, &ops[i]);
     }
-    if (rc == 0)
-        return commit_after_journal(index, txn, ops, count);
-    if (index->journal != NULL)
+    kvl_err err = kvl_index_err_from(rc);
+    if (err == KVL_OK)
+        err = commit_after_journal(index, txn, ops, count);
+    else
+        mdb_txn_abort(txn);
+    if (err != KVL_OK && index->journal != NULL)
         kvl_journal_forget_frame(index->journal);
-    mdb_txn_abort(txn);
-    return kvl_index_err_from(rc);
+    kvl_live_map_unreserve(&index->map);
+    return err;
 }
 
 kvl_err kvl_index_commit(struct kvl_index *index, struct kvl_index_op *ops, uint64_t count) {
@@ -324,7 +374,7 @@ kvl_err kvl_index_keep_journal(struct kvl_index *index, struct kvl_journal *jour
     kvl_index_enter(index->state, KVL_INDEX_WALKING);
     kvl_err err = kvl_index_err_from(mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn));
     if (err == KVL_OK) {
-        err = kvl_index_write_journal(index, txn);
+        err = kvl_index_write_journal(index, &index->map, txn);
         mdb_txn_abort(txn);
     }
     if (err == KVL_OK && index->format < KVL_DISK_FORMAT)

@@ -40,8 +40,9 @@ kvl_err kvl_index_settle_at(struct kvl_index *index, const char *path);
 /* As kvl_index_walk_catalog, of what the transaction sees. */
 kvl_err kvl_index_walk_catalog_in(
     struct kvl_index *index, MDB_txn *txn, kvl_index_visit_catalog visit, void *arg, uint64_t *bad);
-/* A new journal from what the transaction sees. */
-kvl_err kvl_index_write_journal(struct kvl_index *index, MDB_txn *txn);
+/* A new journal: the catalog that the transaction sees, and what the map says. */
+kvl_err kvl_index_write_journal(
+    struct kvl_index *index, const struct kvl_live_map *map, MDB_txn *txn);
 
 void kvl_index_put(uint8_t *out, uint64_t value, uint32_t bytes);
 uint64_t kvl_index_get(const void *in, uint32_t bytes);

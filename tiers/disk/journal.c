@@ -28,9 +28,7 @@ void kvl_journal_init(struct kvl_journal *journal, int directory_fd, uint64_t li
 
 void kvl_journal_deinit(struct kvl_journal *journal) {
     kvl_journal_abandon(journal);
-    if (journal->fd >= 0)
-        close(journal->fd);
-    journal->fd = -1;
+    kvl_journal_outdate(journal);
     free(journal->frame);
     journal->frame = NULL;
 }
@@ -180,10 +178,8 @@ kvl_err kvl_journal_append(struct kvl_journal *journal) {
         return KVL_OK;
     }
     /* What may be half there must not stand before what follows. */
-    if (journal->fd >= 0 && (journal->bytes != before || ftruncate(journal->fd, (off_t)before))) {
-        close(journal->fd);
-        journal->fd = -1;
-    }
+    if (journal->fd >= 0 && (journal->bytes != before || ftruncate(journal->fd, (off_t)before)))
+        kvl_journal_outdate(journal);
     journal->bytes = before;
     return err;
 }
@@ -228,9 +224,7 @@ kvl_err kvl_journal_end(struct kvl_journal *journal) {
     if (err == KVL_OK)
         err = publish_new(journal);
     /* Which of the two a failed rename left is not known: the next change writes it anew. */
-    if (journal->fd >= 0)
-        close(journal->fd);
-    journal->fd = -1;
+    kvl_journal_outdate(journal);
     if (err != KVL_OK) {
         kvl_journal_abandon(journal);
         return err;
@@ -242,14 +236,18 @@ kvl_err kvl_journal_end(struct kvl_journal *journal) {
     return KVL_OK;
 }
 
+void kvl_journal_outdate(struct kvl_journal *journal) {
+    if (journal->fd >= 0)
+        close(journal->fd);
+    journal->fd = -1;
+}
+
 void kvl_journal_abandon(struct kvl_journal *journal) {
     if (journal->new_fd < 0)
         return;
     close(journal->new_fd);
     journal->new_fd = -1;
-    if (journal->fd >= 0)
-        close(journal->fd);
-    journal->fd = -1;
+    kvl_journal_outdate(journal);
     (void)unlinkat(journal->directory_fd, NEW_NAME, 0);
 }
 

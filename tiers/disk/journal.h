@@ -87,6 +87,8 @@ KVL_MUST_CHECK kvl_err kvl_journal_append(struct kvl_journal *journal);
 KVL_MUST_CHECK kvl_err kvl_journal_begin(struct kvl_journal *journal);
 KVL_MUST_CHECK kvl_err kvl_journal_end(struct kvl_journal *journal);
 void kvl_journal_abandon(struct kvl_journal *journal);
+/* The file says what is not so: nothing is appended to it any more, it is full. */
+void kvl_journal_outdate(struct kvl_journal *journal);
 
 /* ---- reading ------------------------------------------------------------------------------ */
 

@@ -18,8 +18,39 @@ static void destroy(struct kvl_live_segment *segment) {
 void kvl_live_map_deinit(struct kvl_live_map *map) {
     for (uint32_t id = 0; id < map->slots; id++)
         destroy(map->items[id]);
+    kvl_live_map_unreserve(map);
     free(map->items);
     *map = (struct kvl_live_map){0};
+}
+
+static struct kvl_live_segment *copy_of(const struct kvl_live_segment *segment) {
+    uint64_t bits_bytes = kvl_live_segment_bits_bytes(kvl_live_segment_pages(segment)) + 1;
+    struct kvl_live_segment *copy = malloc(sizeof(*copy));
+    uint8_t *bits = malloc(bits_bytes);
+    if (copy == NULL || bits == NULL) {
+        free(copy);
+        free(bits);
+        return NULL;
+    }
+    *copy = *segment;
+    copy->bits = memcpy(bits, segment->bits, bits_bytes);
+    return copy;
+}
+
+bool kvl_live_map_copy(struct kvl_live_map *copy, const struct kvl_live_map *map) {
+    *copy = (struct kvl_live_map){.items = calloc((size_t)map->slots + 1, sizeof(map->items[0]))};
+    if (copy->items == NULL)
+        return false;
+    for (copy->slots = 0; copy->slots < map->slots; copy->slots++) {
+        const struct kvl_live_segment *segment = map->items[copy->slots];
+        copy->items[copy->slots] = segment != NULL ? copy_of(segment) : NULL;
+        if (segment != NULL && copy->items[copy->slots] == NULL)
+            break;
+    }
+    if (copy->slots == map->slots)
+        return true;
+    kvl_live_map_deinit(copy);
+    return false;
 }
 
 struct kvl_live_segment *kvl_live_map_find(const struct kvl_live_map *map, uint32_t id) {
@@ -65,19 +96,57 @@ static bool reserve_slot(struct kvl_live_map *map, uint32_t id) {
     return true;
 }
 
-bool kvl_live_map_put(struct kvl_live_map *map, const struct kvl_index_segment *row) {
+/* NULL: out of memory. */
+static struct kvl_live_segment *new_segment(const struct kvl_index_segment *row) {
+    struct kvl_live_segment *segment = calloc(1, sizeof(*segment));
+    if (segment == NULL)
+        return NULL;
+    segment->row = *row;
+    segment->bits = calloc(kvl_live_segment_bits_bytes(kvl_live_segment_pages(segment)) + 1, 1);
+    if (segment->bits != NULL)
+        return segment;
+    free(segment);
+    return NULL;
+}
+
+/* The reserved one of this row; NULL: none. */
+static struct kvl_live_segment *take_reserved(
+    struct kvl_live_map *map, const struct kvl_index_segment *row) {
+    struct kvl_live_segment **at = &map->reserved;
+    while (*at != NULL && !kvl_live_segment_is(*at, row))
+        at = &(*at)->next;
+    struct kvl_live_segment *segment = *at;
+    if (segment != NULL)
+        *at = segment->next;
+    return segment;
+}
+
+bool kvl_live_map_reserve(struct kvl_live_map *map, const struct kvl_index_segment *row) {
     if (row->id == 0 || row->id > SEGMENT_IDS_MAX || row->bytes > SEGMENT_BYTES_MAX ||
         row->bytes % KVL_PAGE_BYTES != 0 || !reserve_slot(map, row->id))
         return false;
-    struct kvl_live_segment *segment = calloc(1, sizeof(*segment));
+    struct kvl_live_segment *segment = new_segment(row);
     if (segment == NULL)
         return false;
-    segment->row = *row;
-    segment->bits = calloc(kvl_live_segment_bits_bytes(kvl_live_segment_pages(segment)) + 1, 1);
-    if (segment->bits == NULL) {
-        free(segment);
-        return false;
+    segment->next = map->reserved;
+    map->reserved = segment;
+    return true;
+}
+
+void kvl_live_map_unreserve(struct kvl_live_map *map) {
+    while (map->reserved != NULL) {
+        struct kvl_live_segment *segment = map->reserved;
+        map->reserved = segment->next;
+        destroy(segment);
     }
+}
+
+bool kvl_live_map_put(struct kvl_live_map *map, const struct kvl_index_segment *row) {
+    struct kvl_live_segment *segment = take_reserved(map, row);
+    if (segment == NULL && kvl_live_map_reserve(map, row))
+        segment = take_reserved(map, row);
+    if (segment == NULL)
+        return false;
     destroy(map->items[row->id]);
     map->items[row->id] = segment;
     return true;

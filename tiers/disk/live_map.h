@@ -4,7 +4,7 @@
  *   before end_page: 1, a live record begins here
  *   from there on:   1, the record that begins here, if any, is dead; what carries the journal's
  *                    run and is not marked so is live
- * It takes a 32768th of the segments' bytes in RAM.
+ * It takes a 32768th of the segments' bytes in RAM; while a journal is written anew, twice that.
  *
  * Threads: one at a time, the index's. */
 #ifndef KVL_DISK_LIVE_MAP_H
@@ -19,15 +19,24 @@ struct kvl_live_segment {
     struct kvl_index_segment row;
     uint32_t end_page; /* behind the last record that was ever live */
     uint8_t *bits;
+    struct kvl_live_segment *next; /* of those reserved */
 };
 
 struct kvl_live_map {
     struct kvl_live_segment **items; /* by id; NULL where there is none */
     uint32_t slots;
+    struct kvl_live_segment *reserved;
 };
 
 void kvl_live_map_deinit(struct kvl_live_map *map);
+/* Into one that is empty. False: out of memory; it is empty then. */
+KVL_MUST_CHECK bool kvl_live_map_copy(struct kvl_live_map *copy, const struct kvl_live_map *map);
 struct kvl_live_segment *kvl_live_map_find(const struct kvl_live_map *map, uint32_t id);
+/* So that a later put of this row cannot fail. False: out of memory, or absurd. */
+KVL_MUST_CHECK bool kvl_live_map_reserve(
+    struct kvl_live_map *map, const struct kvl_index_segment *row);
+/* Of what was not put after all. */
+void kvl_live_map_unreserve(struct kvl_live_map *map);
 /* A segment without records, in place of any other of its id. False: out of memory, or absurd. */
 KVL_MUST_CHECK bool kvl_live_map_put(struct kvl_live_map *map, const struct kvl_index_segment *row);
 void kvl_live_map_remove(struct kvl_live_map *map, uint32_t id);

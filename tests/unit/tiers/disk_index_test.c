@@ -410,6 +410,130 @@ static void a_closed_index_is_opened_again(void **state) {
     assert_int_equal(look(), 2);
 }
 
+/* ---- transactions that fail --------------------------------------------------------------- */
+
+/* LMDB cannot write its pages: the journal has its frame already. */
+static void fail_commit(struct kvl_index_op *ops, uint64_t count) {
+    char path[320];
+    snprintf(path, sizeof(path), "%s/data.mdb", index_path);
+    int written_to = dup(index_under_test->fd), unwritable = open(path, O_RDONLY | O_CLOEXEC);
+    assert_true(written_to >= 0 && unwritable >= 0);
+    assert_true(dup2(unwritable, index_under_test->fd) >= 0);
+    assert_int_not_equal(kvl_index_commit(index_under_test, ops, count), KVL_OK);
+    assert_true(dup2(written_to, index_under_test->fd) >= 0);
+    close(written_to);
+    close(unwritable);
+}
+
+/* The journal cannot be written anew, and must be. */
+static void fail_journal(struct kvl_index_op *ops, uint64_t count) {
+    assert_int_equal(mkdirat(segments_fd, "journal.new", 0700), 0);
+    assert_int_not_equal(kvl_index_commit(index_under_test, ops, count), KVL_OK);
+    assert_int_equal(unlinkat(segments_fd, "journal.new", AT_REMOVEDIR), 0);
+}
+
+static void demand_new_journal(void) {
+    close(journal.fd);
+    journal.fd = -1;
+}
+
+/* What a tier does then: it goes on with the block where it was, and gives the copy up. */
+static void go_on_without(struct kvl_index_block copy) {
+    drop(copy, 1, false);
+    rebuild();
+    assert_int_equal(look(), 2);
+    assert_int_equal(found[0].location, at(1, 0));
+    assert_int_equal(found[1].location, at(1, 2));
+}
+
+static struct kvl_index_op begin_move(struct kvl_index_block *copy) {
+    add_segment(1, 1);
+    add_segment(2, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    put(write_record(2, 11, at(1, 2), 1));
+    *copy = write_record(1, 10, at(2, 0), 1);
+    return (struct kvl_index_op){.kind = KVL_INDEX_MOVE, .block = *copy, .old_location = at(1, 0)};
+}
+
+static void a_move_that_was_not_committed_was_not_made(void **state) {
+    (void)state;
+    struct kvl_index_block copy;
+    struct kvl_index_op op = begin_move(&copy);
+    fail_commit(&op, 1);
+    go_on_without(copy);
+}
+
+static void nor_was_one_for_which_the_journal_was_written_anew(void **state) {
+    (void)state;
+    struct kvl_index_block copy;
+    struct kvl_index_op op = begin_move(&copy);
+    demand_new_journal();
+    fail_commit(&op, 1);
+    go_on_without(copy);
+}
+
+static void nor_one_for_which_it_could_not_be(void **state) {
+    (void)state;
+    struct kvl_index_block copy;
+    struct kvl_index_op op = begin_move(&copy);
+    demand_new_journal();
+    fail_journal(&op, 1);
+    go_on_without(copy);
+}
+
+/* A reclaim whose last transaction fails gives its segment up for now, blocks and all. */
+static void blocks_stay_when_their_segment_was_not_recycled(void **state) {
+    struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT,
+        .segment = {.id = 1, .bytes = SEGMENT_PAGES * KVL_PAGE_BYTES, .generation = 2}};
+    (void)state;
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    fail_commit(&op, 1);
+    put(write_record(2, 11, at(1, 2), 1));
+    heal();
+    assert_int_equal(look(), 2);
+    fail_commit(&op, 1);
+    put(write_record(3, 12, at(1, 4), 1));
+    rebuild();
+    assert_int_equal(look(), 3);
+}
+
+static void nor_when_the_journal_could_not_be_written_anew(void **state) {
+    struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT,
+        .segment = {.id = 1, .bytes = SEGMENT_PAGES * KVL_PAGE_BYTES, .generation = 2}};
+    (void)state;
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    demand_new_journal();
+    fail_journal(&op, 1);
+    drop(write_record(2, 11, at(1, 2), 1), 1, false);
+    rebuild();
+    assert_int_equal(look(), 1);
+}
+
+/* The catalog after a rebuild is that of the index, too. */
+static bool count_entry(void *arg, enum kvl_catalog_kind kind, const void *key, uint32_t key_bytes,
+    const void *value, uint32_t value_bytes) {
+    (void)kind, (void)key, (void)key_bytes, (void)value, (void)value_bytes;
+    ++*(uint32_t *)arg;
+    return true;
+}
+
+static void a_catalog_change_that_was_not_committed_was_not_made(void **state) {
+    uint8_t data[] = "name and value";
+    uint32_t count = 0;
+    uint64_t bad = 0;
+    struct kvl_index_op op = {
+        .kind = KVL_INDEX_CATALOG_PUT, .key_bytes = 4, .value_bytes = 10, .data = data};
+    (void)state;
+    commit(op, true);
+    op.kind = KVL_INDEX_CATALOG_REMOVE;
+    fail_commit(&op, 1);
+    rebuild();
+    assert_int_equal(kvl_index_walk_catalog(index_under_test, count_entry, &count, &bad), KVL_OK);
+    assert_int_equal(count, 1);
+}
+
 static kvl_err visit_entry(void *arg, const struct kvl_journal_entry *entry) {
     uint64_t *sum = arg;
     for (uint32_t i = 0; i < entry->value_bytes; i++)
@@ -475,6 +599,17 @@ int main(void) {
         cmocka_unit_test_setup_teardown(healing_fits_the_map, setup, teardown),
         cmocka_unit_test_setup_teardown(a_move_that_healing_completed_was_made, setup, teardown),
         cmocka_unit_test_setup_teardown(a_closed_index_is_opened_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_move_that_was_not_committed_was_not_made, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            nor_was_one_for_which_the_journal_was_written_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(nor_one_for_which_it_could_not_be, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            blocks_stay_when_their_segment_was_not_recycled, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            nor_when_the_journal_could_not_be_written_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_catalog_change_that_was_not_committed_was_not_made, setup, teardown),
         cmocka_unit_test_setup_teardown(
             a_journal_that_lost_something_is_not_whole, setup, teardown),
         cmocka_unit_test_setup_teardown(
