@@ -19,9 +19,11 @@
 #define STOP_SLACK_SECONDS 2u /* on top of --stop-seconds, for all that is not the drain */
 #define SECOND_SIGNAL_NS UINT64_C(1000000000) /* a signal this much later is a second one */
 
-static struct kvl_service *volatile running;
-static volatile sig_atomic_t is_asked_to_stop, is_asked_to_reload;
-static volatile sig_atomic_t stop_seconds; /* 0: however long */
+/* What the handlers use. It is there before they are, and stays: a signal may come at the very end.
+ */
+static struct kvl_service *service;
+static atomic_bool is_asked_to_stop, is_asked_to_reload;
+static atomic_uint stop_seconds; /* 0: however long */
 
 /* ---- signals --------------------------------------------------------------------------------- */
 
@@ -40,11 +42,10 @@ static void on_stop(int signal_number) {
             die("kvloftd: ended at once by a second signal; what was not on disk yet is lost\n");
         return;
     }
-    is_asked_to_stop = 1;
+    is_asked_to_stop = true;
     if (stop_seconds != 0)
-        alarm((unsigned)stop_seconds + STOP_SLACK_SECONDS);
-    if (running != NULL)
-        kvl_service_interrupt(running);
+        alarm(stop_seconds + STOP_SLACK_SECONDS);
+    kvl_service_interrupt(service);
 }
 
 static void on_overdue(int signal_number) {
@@ -55,9 +56,8 @@ static void on_overdue(int signal_number) {
 
 static void on_reload(int signal_number) {
     (void)signal_number;
-    is_asked_to_reload = 1;
-    if (running != NULL)
-        kvl_service_interrupt(running);
+    is_asked_to_reload = true;
+    kvl_service_interrupt(service);
 }
 
 static void catch_signals(void) {
@@ -121,29 +121,26 @@ struct daemon {
     struct kvl_log *log;
 };
 
-static void on_ready(void *arg, struct kvl_service *service) {
+static void on_ready(void *arg, struct kvl_service *ready) {
     const struct daemon *daemon = arg;
+    (void)ready;
     fprintf(stderr, "kvloftd: listening at %s, pid %ld\n", daemon->options.service.address,
         (long)getpid());
     kvl_notify("READY=1");
-    running = service;
-    if (is_asked_to_stop || is_asked_to_reload)
-        kvl_service_interrupt(service);
 }
 
-static void adopt(
-    struct daemon *daemon, struct kvl_service *service, const struct daemon_options *fresh) {
+static void adopt(struct daemon *daemon, const struct daemon_options *fresh) {
     char names[256];
     daemon_options_need_restart(&daemon->options, fresh, names, sizeof names);
     if (names[0] != '\0')
         KVL_WARN(daemon->log, "event=reload_needs_restart options=\"%s\"", names + 1);
     kvl_log_set_level(daemon->log, fresh->log_level);
     kvl_service_adopt(service, &fresh->service);
-    stop_seconds = (sig_atomic_t)fresh->service.stop_seconds;
+    stop_seconds = fresh->service.stop_seconds;
     KVL_INFO(daemon->log, "event=reload config=%s", fresh->config);
 }
 
-static void reload(struct daemon *daemon, struct kvl_service *service) {
+static void reload(struct daemon *daemon) {
     struct daemon_options fresh;
     int status;
     if (daemon->options.config == NULL) {
@@ -151,32 +148,37 @@ static void reload(struct daemon *daemon, struct kvl_service *service) {
         return;
     }
     if (daemon_options_parse(daemon->argc, daemon->argv, &fresh, &status))
-        adopt(daemon, service, &fresh);
+        adopt(daemon, &fresh);
     else
         KVL_WARN(daemon->log, "event=reload_failed config=%s: the old settings stay",
             daemon->options.config);
     daemon_options_deinit(&fresh);
 }
 
-static bool goes_on(void *arg, struct kvl_service *service) {
-    if (is_asked_to_reload) {
-        is_asked_to_reload = 0;
-        reload(arg, service);
-    }
+static bool goes_on(void *arg, struct kvl_service *interrupted) {
+    (void)interrupted;
+    if (atomic_exchange(&is_asked_to_reload, false))
+        reload(arg);
     if (is_asked_to_stop)
         kvl_notify("STOPPING=1");
     return !is_asked_to_stop;
 }
 
+static kvl_err serve(struct daemon *daemon, struct kvl_errmsg *msg) {
+    daemon->options.service.goes_on = goes_on;
+    kvl_err err = kvl_service_create(&daemon->options.service, daemon->log, &service, msg);
+    if (err != KVL_OK)
+        return err;
+    stop_seconds = daemon->options.service.stop_seconds;
+    catch_signals();
+    return kvl_service_run(service, on_ready, daemon, msg);
+}
+
 static int run(struct daemon *daemon) {
     struct daemon_log sink = {0};
     struct kvl_errmsg msg = {{0}};
-    stop_seconds = (sig_atomic_t)daemon->options.service.stop_seconds;
-    daemon->options.service.goes_on = goes_on;
-    catch_signals();
     daemon->log = kvl_log_create(daemon->options.log_level, log_sink, &sink);
-    kvl_err err = kvl_service_run(&daemon->options.service, daemon->log, on_ready, daemon, &msg);
-    running = NULL;
+    kvl_err err = serve(daemon, &msg);
     if (err == KVL_OK)
         KVL_INFO(daemon->log, "event=stopped");
     else

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -28,9 +29,9 @@ struct kvl_service {
     struct kvl_catalog *catalog;
     struct kvl_store *store;
     struct kvl_server *server;
+    int interrupt_fd; /* an eventfd */
     /* A service on a thread of its own. */
     pthread_t thread;
-    bool has_thread;
     pthread_mutex_t lock;
     pthread_cond_t changed;
     bool is_ready, has_ended;
@@ -165,6 +166,7 @@ static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg
         .device_name = service->device_name,
         .disk_path = service->options.disk_path,
         .persist_ms = service->options.persist_ms,
+        .stop_fd = &service->interrupt_fd,
         .tenants = tenants->server,
         .tenant_count = tenants->server_count,
     };
@@ -175,8 +177,8 @@ static uint32_t persist_ms_of(const struct kvl_service_options *options) {
     return options->persist_ms != 0 ? options->persist_ms : KVL_SERVICE_PERSIST_MS_DEFAULT;
 }
 
-static kvl_err init(
-    struct kvl_service *service, const struct kvl_service_options *options, struct kvl_log *log) {
+static kvl_err init(struct kvl_service *service, const struct kvl_service_options *options,
+    struct kvl_log *log, struct kvl_errmsg *msg) {
     static atomic_uint embedded_count;
     service->options = *options;
     service->log = log;
@@ -185,7 +187,12 @@ static kvl_err init(
                     ? snprintf(service->address, sizeof service->address, "%s", options->address)
                     : snprintf(service->address, sizeof service->address, "inproc://kvloft-%ld-%u",
                           (long)getpid(), atomic_fetch_add(&embedded_count, 1));
-    return bytes < (int)sizeof service->address ? KVL_OK : KVL_ERR_TOOBIG;
+    if (bytes >= (int)sizeof service->address)
+        return kvl_fail(msg, KVL_ERR_TOOBIG, "the address is too long: %s", options->address);
+    service->interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return service->interrupt_fd >= 0
+               ? KVL_OK
+               : kvl_fail(msg, KVL_ERR_LIMIT, "eventfd: %s", strerror(errno));
 }
 
 static void deinit_tier(struct kvl_tier *tier) {
@@ -231,7 +238,35 @@ static kvl_err run(struct kvl_service *service, void *arg, struct kvl_errmsg *ms
                          : kvl_fail(msg, err, "the server's loop failed: %s", kvl_err_text(err));
 }
 
-static kvl_err serve(struct kvl_service *service,
+kvl_err kvl_service_create(const struct kvl_service_options *options, struct kvl_log *log,
+    struct kvl_service **out, struct kvl_errmsg *msg) {
+    *out = NULL;
+    struct kvl_service *service = calloc(1, sizeof *service);
+    if (service == NULL)
+        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
+    service->interrupt_fd = -1;
+    pthread_mutex_init(&service->lock, NULL);
+    pthread_cond_init(&service->changed, NULL);
+    kvl_err err = init(service, options, log, msg);
+    if (err != KVL_OK) {
+        kvl_service_destroy(service);
+        return err;
+    }
+    *out = service;
+    return KVL_OK;
+}
+
+void kvl_service_destroy(struct kvl_service *service) {
+    if (service == NULL)
+        return;
+    if (service->interrupt_fd >= 0)
+        close(service->interrupt_fd);
+    pthread_cond_destroy(&service->changed);
+    pthread_mutex_destroy(&service->lock);
+    free(service);
+}
+
+kvl_err kvl_service_run(struct kvl_service *service,
     void (*ready)(void *arg, struct kvl_service *service), void *arg, struct kvl_errmsg *msg) {
     kvl_err err = kvl_service_check(&service->options, msg);
     if (err == KVL_OK)
@@ -242,9 +277,8 @@ static kvl_err serve(struct kvl_service *service,
         ready(arg, service);
         err = run(service, arg, msg);
     }
-    struct kvl_server *server = service->server;
-    service->server = NULL; /* a signal that comes now interrupts nothing */
-    kvl_server_destroy(server);
+    kvl_server_destroy(service->server);
+    service->server = NULL;
     if (service->store != NULL) {
         struct kvl_errmsg unused;
         kvl_err drained = drain(service, err == KVL_OK ? msg : &unused);
@@ -256,18 +290,13 @@ static kvl_err serve(struct kvl_service *service,
     return err;
 }
 
-kvl_err kvl_service_run(const struct kvl_service_options *options, struct kvl_log *log,
-    void (*ready)(void *arg, struct kvl_service *service), void *arg, struct kvl_errmsg *msg) {
-    struct kvl_service service = {0};
-    kvl_err err = init(&service, options, log);
-    if (err != KVL_OK)
-        return kvl_fail(msg, err, "the address is too long: %s", options->address);
-    return serve(&service, ready, arg, msg);
-}
-
+/* What has ended hears nothing; what has not begun hears it then. */
 void kvl_service_interrupt(struct kvl_service *service) {
-    if (service->server != NULL)
-        kvl_server_stop(service->server);
+    int saved = errno; /* may be called from a signal handler */
+    uint64_t one = 1;
+    ssize_t written = write(service->interrupt_fd, &one, sizeof one);
+    (void)written; /* fails only when one is pending already */
+    errno = saved;
 }
 
 void kvl_service_adopt(struct kvl_service *service, const struct kvl_service_options *options) {
@@ -298,21 +327,13 @@ static void thread_ready(void *arg, struct kvl_service *service) {
 
 static void *thread_main(void *arg) {
     struct kvl_service *service = arg;
-    kvl_err err = serve(service, thread_ready, NULL, &service->msg);
+    kvl_err err = kvl_service_run(service, thread_ready, NULL, &service->msg);
     pthread_mutex_lock(&service->lock);
     service->result = err;
     service->has_ended = true;
     pthread_cond_signal(&service->changed);
     pthread_mutex_unlock(&service->lock);
     return NULL;
-}
-
-static void free_service(struct kvl_service *service) {
-    if (service->has_thread)
-        pthread_join(service->thread, NULL);
-    pthread_cond_destroy(&service->changed);
-    pthread_mutex_destroy(&service->lock);
-    free(service);
 }
 
 /* OK once it serves, or what ended it before. */
@@ -329,26 +350,26 @@ static kvl_err wait_ready(struct kvl_service *service, struct kvl_errmsg *msg) {
         msg, err, "%s", service->msg.text[0] != 0 ? service->msg.text : kvl_err_text(err));
 }
 
+static void join_and_destroy(struct kvl_service *service) {
+    pthread_join(service->thread, NULL);
+    kvl_service_destroy(service);
+}
+
 kvl_err kvl_service_start(const struct kvl_service_options *options, struct kvl_log *log,
     struct kvl_service **out, struct kvl_errmsg *msg) {
+    struct kvl_service *service;
     *out = NULL;
-    struct kvl_service *service = calloc(1, sizeof *service);
-    if (service == NULL)
-        return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
-    pthread_mutex_init(&service->lock, NULL);
-    pthread_cond_init(&service->changed, NULL);
-    kvl_err err = init(service, options, log);
-    int error_number =
-        err == KVL_OK ? pthread_create(&service->thread, NULL, thread_main, service) : 0;
-    service->has_thread = err == KVL_OK && error_number == 0;
-    if (error_number != 0)
-        err = kvl_fail(msg, KVL_ERR_NOMEM, "cannot start a thread: %s", strerror(error_number));
-    else if (err != KVL_OK)
-        err = kvl_fail(msg, err, "the address is too long");
-    else
-        err = wait_ready(service, msg);
+    kvl_err err = kvl_service_create(options, log, &service, msg);
+    if (err != KVL_OK)
+        return err;
+    int error_number = pthread_create(&service->thread, NULL, thread_main, service);
+    if (error_number != 0) {
+        kvl_service_destroy(service);
+        return kvl_fail(msg, KVL_ERR_NOMEM, "cannot start a thread: %s", strerror(error_number));
+    }
+    err = wait_ready(service, msg);
     if (err != KVL_OK) {
-        free_service(service);
+        join_and_destroy(service);
         return err;
     }
     *out = service;
@@ -359,5 +380,5 @@ void kvl_service_stop(struct kvl_service *service) {
     if (service == NULL)
         return;
     kvl_service_interrupt(service);
-    free_service(service);
+    join_and_destroy(service);
 }

@@ -46,15 +46,20 @@ struct kvl_service_options {
 KVL_MUST_CHECK kvl_err kvl_service_check(
     const struct kvl_service_options *options, struct kvl_errmsg *msg);
 
-/* Creates and serves on the calling thread until kvl_service_interrupt; then drains. `ready` is
- * told once clients can connect; arg is goes_on's too. Errors: those of the parts; msg names the
- * option to change. TIMEOUT: the drain took longer than stop_seconds. Then nothing was torn down,
- * for the disk may hang for ever: the process must end with _exit. */
-KVL_MUST_CHECK kvl_err kvl_service_run(const struct kvl_service_options *options,
-    struct kvl_log *log, void (*ready)(void *arg, struct kvl_service *service), void *arg,
-    struct kvl_errmsg *msg);
-/* Any thread, and a signal handler. */
+/* A service that can be interrupted, and nothing of it else: the folder and the sockets are opened
+ * by run. log is borrowed, and what the options point to, until the end. Errors: TOOBIG (address),
+ * LIMIT (descriptors), NOMEM. */
+KVL_MUST_CHECK kvl_err kvl_service_create(const struct kvl_service_options *options,
+    struct kvl_log *log, struct kvl_service **out, struct kvl_errmsg *msg);
+/* Serves on the calling thread until kvl_service_interrupt, also one that came before; then drains.
+ * Once. `ready` is told once clients can connect; arg is goes_on's too. Errors: those of the parts;
+ * msg names the option to change. TIMEOUT: the drain took longer than stop_seconds. Then nothing
+ * was torn down, for the disk may hang for ever: the process must end with _exit. */
+KVL_MUST_CHECK kvl_err kvl_service_run(struct kvl_service *service,
+    void (*ready)(void *arg, struct kvl_service *service), void *arg, struct kvl_errmsg *msg);
+/* Any thread, and a signal handler; from create to destroy. */
 void kvl_service_interrupt(struct kvl_service *service);
+void kvl_service_destroy(struct kvl_service *service); /* after run; NULL is fine */
 /* Takes over what can change while it serves: persist_ms and stop_seconds. The serving thread. */
 void kvl_service_adopt(struct kvl_service *service, const struct kvl_service_options *options);
 

@@ -122,9 +122,10 @@ static kvl_err open_socket(struct kvl_server *server, struct kvl_errmsg *msg) {
     return kvl_fail(msg, err, "%s: %s", server->address.text, nn_strerror(error));
 }
 
-static kvl_err open_own_descriptors(struct kvl_server *server) {
+static kvl_err open_own_descriptors(struct kvl_server *server, const int *stop_fd) {
     server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
-    server->stop.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    server->stop.fd =
+        stop_fd ? fcntl(*stop_fd, F_DUPFD_CLOEXEC, 0) : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->pairs.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     if (server->epoll_fd < 0 || server->stop.fd < 0 || server->pairs.fd < 0 || server->timer.fd < 0)
@@ -187,7 +188,7 @@ kvl_err kvl_server_create(
     struct kvl_wire_header status = {.version = KVL_WIRE_VERSION};
     err = kvl_wire_encode(&server->anonymous_reply, &status, NULL, NULL);
     if (err == KVL_OK)
-        err = server->scratch ? open_own_descriptors(server) : KVL_ERR_NOMEM;
+        err = server->scratch ? open_own_descriptors(server, options->stop_fd) : KVL_ERR_NOMEM;
     if (err == KVL_OK)
         err = kvl_door_open(server);
     if (err != KVL_OK) {

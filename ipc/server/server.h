@@ -31,6 +31,7 @@ struct kvl_server_options {
     const char *device_name; /* for status */
     const char *disk_path;   /* for status; NULL: none */
     uint32_t persist_ms;     /* for status */
+    const int *stop_fd; /* an eventfd that stops a run, too; the server makes a copy. NULL: none */
     /* None: every client is the default tenant's, and an operator. */
     const struct kvl_server_tenant *tenants;
     uint32_t tenant_count;

@@ -105,6 +105,29 @@ class Supervised(Case):
         daemon = self.start_daemon()
         self.assertGreater(self.engine(*prompt)["restored_tokens"]["disk"], 0)
 
+    def spawn_until_it_catches_signals(self):
+        daemon = self.spawn_daemon(extra=["--config", self.config])
+        while not self.caught(daemon) & 1 << (signal.SIGHUP - 1):
+            self.assertIsNone(daemon.poll())
+        return daemon
+
+    def caught(self, daemon):
+        status = pathlib.Path(f"/proc/{daemon.pid}/status").read_text()
+        return int(next(line for line in status.splitlines()
+                        if line.startswith("SigCgt")).split()[1], 16)
+
+    def test_a_signal_that_comes_before_it_serves_is_heard_then(self):
+        self.config = self.folder / "kvloftd.json"
+        self.config.write_text("{}")
+        for _ in range(5):
+            daemon = self.spawn_until_it_catches_signals()
+            self.assertEqual(self.stop(daemon), 0)
+            self.assertTrue(self.log().endswith(" INFO event=stopped\n"), self.log()[-300:])
+            before = len(self.log())
+            self.spawn_until_it_catches_signals().send_signal(signal.SIGHUP)
+            self.wait_until(lambda: " event=reload config=" in self.log()[before:])
+            self.assertEqual(self.stop(self.processes[-1]), 0)
+
     def test_an_empty_disk_shows_what_it_sets_aside(self):
         self.start_daemon()
         disk = self.tool("status")["tiers"]["disk"]
