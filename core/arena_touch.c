@@ -28,7 +28,7 @@
 #define MADV_COLLAPSE 25
 #endif
 
-#define PAGE_BYTES 4096u
+#define PAGE_BYTES 4096u /* no system's are smaller */
 #define CHUNK_BYTES (UINT64_C(2) << 20)
 #define TOUCH_THREADS_MAX 64u
 /* Collapse fails now and then where no huge page is free; this often in a row means never. */
@@ -77,7 +77,7 @@ static void collapse_refused(struct kvl_arena_touch *touch, int error) {
         return;
     atomic_store(&touch->collapse_failures, COLLAPSE_FAILURES_MAX);
     kvl_log_fallback(touch->log,
-        "no huge pages for the %s arena (%s): 4 KiB pages, slower disk reads and first touch",
+        "no huge pages for the %s arena (%s): small pages, slower disk reads and first touch",
         touch->name, strerror(error));
 }
 

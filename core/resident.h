@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 /* Asks mincore for one page in every 2 MiB: arenas are touched in such chunks, so that a chunk's
- * last page stands for it. address is a page's. */
+ * last page stands for it. range_bytes: not 0. */
 bool kvl_memory_is_resident(void *address, uint64_t range_bytes);
 
 #endif

@@ -17,7 +17,6 @@
 #include "client_internal.h"
 
 #define FDS_MAX (KVL_TIER_COUNT + 1)
-#define PAGE_BYTES UINT64_C(4096)
 #define HUGE_PAGE_BYTES (UINT64_C(2) << 20)
 
 struct received {
@@ -174,12 +173,13 @@ static void *map(int fd, uint64_t bytes, int protection) {
 /* At a multiple of a huge page, without which no huge page of the file maps as one: reserves one
  * more than asked for, and gives back what lies before and behind. */
 static void *map_arena(int fd, uint64_t bytes, int protection) {
+    const uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
     uint8_t *from = mmap(NULL, bytes + HUGE_PAGE_BYTES, PROT_NONE,
         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (from == MAP_FAILED)
         return NULL;
     const uint64_t before = -(uintptr_t)from & (HUGE_PAGE_BYTES - 1);
-    const uint64_t end = (before + bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
+    const uint64_t end = (before + bytes + page_bytes - 1) / page_bytes * page_bytes;
     void *at = mmap(from + before, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0);
     if (at == MAP_FAILED) {
         munmap(from, bytes + HUGE_PAGE_BYTES);
