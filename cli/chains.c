@@ -65,8 +65,7 @@ static kvl_err extent_of(const struct kvl_session_info *session, const uint32_t 
 
 /* A window group's blocks before this one are left behind when the session goes on. */
 static uint64_t first_needed(const struct extent *extent, const struct kvl_namespace_info *ns) {
-    uint64_t window = ns->geometry.layer_group, end = extent->whole * extent->block_tokens;
-    return window == 0 || end < window ? 0 : (end + 1 - window) / extent->block_tokens;
+    return kvl_block_first_seen(&ns->geometry, extent->whole * extent->block_tokens);
 }
 
 static kvl_err tail_key(const struct extent *extent, const struct kvl_namespace_info *ns,
@@ -95,14 +94,6 @@ static kvl_err add_chain(struct cli_chains *chains, const struct extent *extent,
     return err;
 }
 
-static bool is_of_model(const struct kvl_namespace_info *ns, const struct kvl_key *first) {
-    struct kvl_key made;
-    return kvl_key_equal(&ns->key, first) ||
-           (ns->geometry.layer_group != 0 &&
-               kvl_key_of_layer_group(first, &ns->geometry, &made) == KVL_OK &&
-               kvl_key_equal(&ns->key, &made));
-}
-
 kvl_err cli_namespaces_of(struct kvl_client *client, const struct kvl_key *first,
     struct kvl_namespace_info *found, uint32_t *count) {
     struct kvl_namespace_info ns;
@@ -112,7 +103,7 @@ kvl_err cli_namespaces_of(struct kvl_client *client, const struct kvl_key *first
         err = kvl_client_namespace_at(client, i, &ns);
         if (err != KVL_OK)
             break;
-        if (is_of_model(&ns, first))
+        if (kvl_key_is_of_model(&ns.key, &ns.geometry, first))
             found[(*count)++] = ns;
     }
     if (err == KVL_ERR_NOTFOUND && *count > 0)

@@ -128,6 +128,15 @@ kvl_err kvl_key_of_layer_group(
     return hasher_result(&hasher);
 }
 
+bool kvl_key_is_of_model(
+    const struct kvl_key *ns, const struct kvl_geometry *geometry, const struct kvl_key *first) {
+    struct kvl_key made;
+    if (kvl_key_equal(ns, first))
+        return true;
+    return geometry->layer_group != 0 && kvl_key_of_layer_group(first, geometry, &made) == KVL_OK &&
+           kvl_key_equal(ns, &made);
+}
+
 kvl_err kvl_key_of_opaque_namespace(
     const char *name, uint64_t block_bytes, struct kvl_bytes salt, struct kvl_key *out) {
     if (!text_valid(name) || block_bytes == 0 || !bytes_valid(salt) || out == NULL)
@@ -218,6 +227,13 @@ uint64_t kvl_block_payload_bytes(const struct kvl_geometry *geometry, enum kvl_d
     /* At most 2^2 * 2^17 * 2^16 * 2^9 * 2^12 = 2^56. */
     return element_bytes * ((uint64_t)geometry->k_dim + geometry->v_dim) * geometry->kv_heads *
            geometry->block_tokens * geometry->layers;
+}
+
+uint64_t kvl_block_first_seen(const struct kvl_geometry *geometry, uint64_t position) {
+    uint64_t window = geometry->layer_group;
+    if (window == 0 || position < window)
+        return 0;
+    return (position + 1 - window) / geometry->block_tokens;
 }
 
 bool kvl_key_equal(const struct kvl_key *a, const struct kvl_key *b) {

@@ -76,6 +76,10 @@ KVL_MUST_CHECK kvl_err kvl_key_of_namespace(
  * knows one namespace of a session can tell which ones belong to it. */
 KVL_MUST_CHECK kvl_err kvl_key_of_layer_group(
     const struct kvl_key *first, const struct kvl_geometry *geometry, struct kvl_key *out);
+/* Whether a namespace is of one model with the first group's: that very one, or what follows from
+ * it by the namespace's geometry. */
+bool kvl_key_is_of_model(
+    const struct kvl_key *ns, const struct kvl_geometry *geometry, const struct kvl_key *first);
 KVL_MUST_CHECK kvl_err kvl_key_of_opaque_namespace(
     const char *name, uint64_t block_bytes, struct kvl_bytes salt, struct kvl_key *out);
 
@@ -90,6 +94,10 @@ KVL_MUST_CHECK kvl_err kvl_key_chain(const struct kvl_key *ns, const uint32_t *t
 
 /* Bytes of one block, unpadded; 0 when the geometry is absurd or overflows. */
 uint64_t kvl_block_payload_bytes(const struct kvl_geometry *geometry, enum kvl_dtype dtype);
+
+/* The first block that a token at this position, or a later one, sees something of: later than 0
+ * only where the layers see a window. The geometry must have block_tokens. */
+uint64_t kvl_block_first_seen(const struct kvl_geometry *geometry, uint64_t position);
 
 bool kvl_key_equal(const struct kvl_key *a, const struct kvl_key *b);
 bool kvl_key_is_zero(const struct kvl_key *key);

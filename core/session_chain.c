@@ -17,16 +17,6 @@ const struct kvl_tenant *kvl_session_tenant(
     return kvl_tenant_find(&store->tenants, name);
 }
 
-static bool is_of_session(const struct kvl_session *session, const struct kvl_namespace_info *info,
-    const struct kvl_key *root) {
-    struct kvl_key made;
-    if (kvl_key_equal(root, &session->info.namespace_key))
-        return info->geometry.layers != 0;
-    return info->geometry.layer_group != 0 &&
-           kvl_key_of_layer_group(&session->info.namespace_key, &info->geometry, &made) == KVL_OK &&
-           kvl_key_equal(root, &made);
-}
-
 bool kvl_session_space_next(
     struct kvl_store *store, const struct kvl_session *session, struct kvl_session_space *space) {
     const struct kvl_tenant *tenant = kvl_session_tenant(store, session);
@@ -36,7 +26,9 @@ bool kvl_session_space_next(
             continue;
         space->root = space->info->key;
         kvl_tenant_turn_key(&tenant->salt, &space->root);
-        if (is_of_session(session, space->info, &space->root))
+        const struct kvl_geometry *geometry = &space->info->geometry;
+        if (geometry->layers != 0 &&
+            kvl_key_is_of_model(&space->root, geometry, &session->info.namespace_key))
             return true;
     }
     return false;

@@ -10,10 +10,7 @@
 #define RELEASE_MAX 256u /* leases in one request */
 
 uint32_t kvl_cache_first_seen(const struct kvl_cache *cache, uint64_t position) {
-    uint64_t window = cache->geometry.layer_group;
-    if (window == 0 || position + 1 <= window)
-        return 0;
-    return (uint32_t)((position + 1 - window) / cache->geometry.block_tokens);
+    return (uint32_t)kvl_block_first_seen(&cache->geometry, position);
 }
 
 kvl_err kvl_cache_need_nothing(struct kvl_cache *cache) {

@@ -127,10 +127,26 @@ static void layer_groups_equal_the_reference(void **state) {
         assert_true(kvl_key_from_hex(json_string_value(json_object_get(group, "first")), &first));
         assert_int_equal(kvl_key_of_layer_group(&first, &geometry, &key), KVL_OK);
         assert_hex(&key, group, "namespace");
+        assert_true(kvl_key_is_of_model(&first, &geometry, &first));
+        assert_int_equal(kvl_key_is_of_model(&key, &geometry, &first), geometry.layer_group != 0);
+        assert_false(kvl_key_is_of_model(&first, &geometry, &key));
         geometry.layers = 0;
         assert_int_equal(kvl_key_of_layer_group(&first, &geometry, &key), KVL_ERR_INVALID);
     }
     json_decref(root);
+}
+
+/* By looking at every token that one at the position sees. */
+static void the_first_block_seen_has_the_first_token_seen(void **state) {
+    (void)state;
+    for (uint32_t window = 0; window < 12; window++)
+        for (uint64_t position = 0; position < 40; position++) {
+            struct kvl_geometry geometry = {.block_tokens = 4, .layer_group = window};
+            uint64_t token = position;
+            while (token > 0 && (window == 0 || position - token + 1 < window))
+                token--;
+            assert_int_equal(kvl_block_first_seen(&geometry, position), token / 4);
+        }
 }
 
 static struct kvl_namespace_desc plain_desc(void) {
@@ -223,6 +239,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_equal_the_reference),
         cmocka_unit_test(layer_groups_equal_the_reference),
+        cmocka_unit_test(the_first_block_seen_has_the_first_token_seen),
         cmocka_unit_test(every_field_of_a_namespace_counts),
         cmocka_unit_test(a_chain_is_its_blocks),
         cmocka_unit_test(absurd_input_is_refused),
