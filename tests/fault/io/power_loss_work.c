@@ -216,7 +216,8 @@ static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
 static void on_log(void *arg, enum kvl_log_level level, const char *line) {
     struct power_work *work = arg;
     static const char *const excused[] = {"io is buffered", "made anew without blocks",
-        "cannot add a segment", "not registered", "commit failed status=NOSPC", "segments missing",
+        "cannot grow to its capacity", "not registered", "commit failed status=NOSPC",
+        "segments missing",
         /* two losses in a row inside LMDB */
         "rebuilt from the segments: processes died inside it"};
     if (getenv("KVL_POWER_LOG") != NULL)
