@@ -94,7 +94,7 @@ void kvl_index_close(struct kvl_index *index); /* NULL is fine */
  * it is not as it was written. Afterwards the index knows which records are live. */
 KVL_MUST_CHECK kvl_err kvl_index_check(struct kvl_index *index);
 /* Writes the journal anew; from then on every commit goes there first. The journal outlives the
- * index. A failure is made up for by the next commit that needs the journal. */
+ * index. A failure is made up for by the next commit, which fails when it cannot. */
 KVL_MUST_CHECK kvl_err kvl_index_keep_journal(struct kvl_index *index, struct kvl_journal *journal);
 
 /* One synced transaction: all or nothing. NOSPC: the map or the file system is full. CORRUPT: the

@@ -277,20 +277,6 @@ static kvl_err map_after(struct kvl_index *index, const struct kvl_index_op *ops
     return KVL_ERR_NOMEM;
 }
 
-/* The journal says what was not committed: the blocks that were to be removed, moved or replaced
- * are where they were, and a rebuild must find them. Where it cannot be written anew now, the next
- * change that it has to hear of does so. */
-static void take_back(struct kvl_index *index) {
-    MDB_txn *txn = NULL;
-    kvl_journal_outdate(index->journal);
-    if (mdb_txn_begin(index->env, NULL, MDB_RDONLY, &txn) != 0)
-        return;
-    kvl_err err = kvl_index_write_journal(index, &index->map, txn);
-    mdb_txn_abort(txn);
-    if (err != KVL_OK)
-        kvl_journal_outdate(index->journal);
-}
-
 /* One that is written anew says what will be after the change. */
 static kvl_err tell_journal(
     struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *ops, uint64_t count) {
@@ -308,7 +294,9 @@ static kvl_err tell_journal(
 
 /* The journal hears of it first, the map follows last. A power cut or a kill after the journal
  * leaves one that says more than the index. While the index is sound it is not asked; and of what
- * nobody was told to be done, both what was and what was to be is right. */
+ * nobody was told to be done, both what was and what was to be is right. But when LMDB fails and
+ * the process goes on, the blocks that were to be removed, moved or replaced are where they were
+ * and stay there: then the journal must say so, too, before it says anything else. */
 static kvl_err commit_after_journal(
     struct kvl_index *index, MDB_txn *txn, const struct kvl_index_op *ops, uint64_t count) {
     uint64_t sequence = index->journal != NULL ? index->journal->sequence : 0;
@@ -322,7 +310,7 @@ static kvl_err commit_after_journal(
     if (err == KVL_OK)
         (void)settle_ops(&index->map, ops, count);
     else if (index->journal != NULL && index->journal->sequence != sequence)
-        take_back(index);
+        kvl_journal_outdate(index->journal);
     return err;
 }
 

@@ -151,11 +151,14 @@ void kvl_journal_add_segment(struct kvl_journal *journal, const struct kvl_live_
 
 /* ---- the file ----------------------------------------------------------------------------- */
 
-/* Small against what it holds, and far enough from the limit that a new file always fits. */
+/* Small against what it holds, and far enough from the limit that a new file always fits. Without a
+ * file nothing may be committed, whatever it is: the blocks of this run are none to the one before.
+ */
 bool kvl_journal_is_full(const struct kvl_journal *journal) {
     uint64_t after = journal->bytes + journal->frame_bytes;
-    return has_entries(journal) && (journal->fd < 0 || after > journal->limit_bytes / 100 * 85 ||
-                                       after > 2 * journal->live_bytes + journal->limit_bytes / 4);
+    return journal->fd < 0 || (has_entries(journal) &&
+                                  (after > journal->limit_bytes / 100 * 85 ||
+                                      after > 2 * journal->live_bytes + journal->limit_bytes / 4));
 }
 
 static void note_sequence(struct kvl_journal *journal) {

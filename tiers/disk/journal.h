@@ -52,7 +52,7 @@ struct kvl_journal_entry {
 
 struct kvl_journal {
     int directory_fd; /* borrowed */
-    int fd;           /* -1: to be written anew before anything can be appended */
+    int fd;           /* -1: to be written anew before anything is committed */
     int new_fd;       /* while that is going on, else -1 */
     uint64_t run;     /* of this start */
     uint64_t capacity_bytes;
@@ -77,7 +77,7 @@ void kvl_journal_add_segment(struct kvl_journal *journal, const struct kvl_live_
 void kvl_journal_add_removed(struct kvl_journal *journal, uint32_t id);
 void kvl_journal_forget_frame(struct kvl_journal *journal);
 
-/* Whether the frame under way calls for a new file instead of an append. */
+/* Whether the transaction under way calls for a new file instead of an append. */
 bool kvl_journal_is_full(const struct kvl_journal *journal);
 /* Appends the frame under way, if it holds anything, and syncs. Errors: NOSPC, IO, NOMEM; then
  * nothing of it counts, and it is forgotten. */
@@ -87,7 +87,7 @@ KVL_MUST_CHECK kvl_err kvl_journal_append(struct kvl_journal *journal);
 KVL_MUST_CHECK kvl_err kvl_journal_begin(struct kvl_journal *journal);
 KVL_MUST_CHECK kvl_err kvl_journal_end(struct kvl_journal *journal);
 void kvl_journal_abandon(struct kvl_journal *journal);
-/* The file says what is not so: nothing is appended to it any more, it is full. */
+/* The file says what is not so: the next transaction has to write it anew. */
 void kvl_journal_outdate(struct kvl_journal *journal);
 
 /* ---- reading ------------------------------------------------------------------------------ */

@@ -2,7 +2,8 @@
  * at every place of a start, work and a stop.
  *
  * Never may the tier crash, hang or serve a wrong block. Afterwards, without faults, it starts, and
- * what was promised to be durable is there, what was promised to be cleared is not.
+ * what was promised to be durable is there, what was promised to be cleared is not; in every second
+ * run it has lost its index meanwhile, too, and the journal must have heard of the same.
  *
  *   io_fault_test [--runs N] [--seed N]     N drawn places
  *   io_fault_test --all 1                   every place, every fault
@@ -186,12 +187,23 @@ static const char *work_under_faults(struct power_work *work, const struct power
     return wrong == NULL && counted < seen ? "errors were not counted" : wrong;
 }
 
+static void lose_index(void) {
+    char path[300];
+    snprintf(path, sizeof(path), "%s/index/data.mdb", root);
+    if (unlink(path) != 0 && errno != ENOENT)
+        abort();
+}
+
 /* A bit that flips while a block is carried to another segment is found when the block is loaded,
  * or at once, in its header: then the block is given up, perhaps too late in the run to be told. */
-static const char *look_afterwards(struct power_work *work, struct power_model *model) {
+static const char *look_afterwards(
+    struct power_work *work, struct power_model *model, bool without_index) {
     struct power_model before_open = *model;
     uint64_t random = 1;
     io_watch_set(NULL);
+    if (without_index)
+        lose_index();
+    power_work_expect_rebuild(work, without_index);
     power_work_expect_faults(work, injected.fault == FAULT_FLIP);
     power_work_excuse_missing(work, injected.fault == FAULT_FLIP);
     const char *wrong = power_work_open(work, CAPACITY_BYTES, KVL_DISK_CODEC_RAW, &before_open);
@@ -222,7 +234,8 @@ static const char *run_once(struct base *base, enum fault fault, uint64_t at, ui
     const char *wrong = work_under_faults(
         base->work, &model, (enum kvl_disk_codec)(power_random(&random) % 3), random);
     if (wrong == NULL)
-        wrong = look_afterwards(base->work, &model);
+        wrong = look_afterwards(base->work, &model, fault != FAULT_NONE && random % 2 == 1);
+    power_work_expect_rebuild(base->work, false);
     io_watch_set(NULL);
     power_event_sink(NULL, NULL);
     return wrong;

@@ -511,6 +511,26 @@ static void nor_when_the_journal_could_not_be_written_anew(void **state) {
     assert_int_equal(look(), 1);
 }
 
+/* A start whose journal cannot be written goes on with the one before, which takes nothing of this
+ * run for a block: the first transaction must make up for it, also one that changes nothing else.
+ */
+static void blocks_of_a_start_without_a_journal_are_found(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    journal.run = RUN - 1;
+    assert_int_equal(kvl_index_keep_journal(index_under_test, &journal), KVL_OK);
+    demand_new_journal();
+    journal.run = RUN;
+    assert_int_equal(mkdirat(segments_fd, "journal.new", 0700), 0);
+    assert_int_not_equal(kvl_index_keep_journal(index_under_test, &journal), KVL_OK);
+    struct kvl_index_op op = {.kind = KVL_INDEX_PUT, .block = write_record(1, 10, at(1, 0), 1)};
+    assert_int_not_equal(kvl_index_commit(index_under_test, &op, 1), KVL_OK);
+    assert_int_equal(unlinkat(segments_fd, "journal.new", AT_REMOVEDIR), 0);
+    put(op.block);
+    rebuild();
+    assert_int_equal(look(), 1);
+}
+
 /* The catalog after a rebuild is that of the index, too. */
 static bool count_entry(void *arg, enum kvl_catalog_kind kind, const void *key, uint32_t key_bytes,
     const void *value, uint32_t value_bytes) {
@@ -529,6 +549,8 @@ static void a_catalog_change_that_was_not_committed_was_not_made(void **state) {
     commit(op, true);
     op.kind = KVL_INDEX_CATALOG_REMOVE;
     fail_commit(&op, 1);
+    add_segment(1, 1);
+    put(write_record(1, 10, at(1, 0), 1));
     rebuild();
     assert_int_equal(kvl_index_walk_catalog(index_under_test, count_entry, &count, &bad), KVL_OK);
     assert_int_equal(count, 1);
@@ -608,6 +630,8 @@ int main(void) {
             blocks_stay_when_their_segment_was_not_recycled, setup, teardown),
         cmocka_unit_test_setup_teardown(
             nor_when_the_journal_could_not_be_written_anew, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            blocks_of_a_start_without_a_journal_are_found, setup, teardown),
         cmocka_unit_test_setup_teardown(
             a_catalog_change_that_was_not_committed_was_not_made, setup, teardown),
         cmocka_unit_test_setup_teardown(
