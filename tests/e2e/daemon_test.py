@@ -182,6 +182,8 @@ class Operating(Case):
                            "--no-offload")["logits_sha256"]
         self.talk("a", words=300)
         for tier in ("host", "disk"):
+            self.wait_for_leases()
+            self.tool("flush")
             self.tool("demote", "--session", "a", "--tier", tier)
             again = self.engine("--prompt-file", self.prompt(300), "--max-tokens", "8",
                                 "--hash-logits")
