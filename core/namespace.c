@@ -166,8 +166,10 @@ void kvl_namespace_found(struct kvl_store *store, const void *key, uint32_t key_
     uint32_t id = (uint32_t)kvl_le_get(&id_at, 4);
     struct kvl_layout layout;
     struct kvl_namespace *space = NULL;
-    if (id == 0 || kvl_namespace_by_id(store, id) != NULL ||
-        layout_of(&request, &layout) != KVL_OK ||
+    const struct kvl_namespace_info *known = kvl_namespace_by_id(store, id);
+    if (known != NULL && kvl_key_equal(&known->key, &request.key))
+        return; /* told twice */
+    if (id == 0 || known != NULL || layout_of(&request, &layout) != KVL_OK ||
         add(store, id, tenant, &request, &layout, &space) != KVL_OK)
         KVL_WARN(store->log, "event=namespace_record_ignored id=%u", id);
 }
@@ -236,6 +238,10 @@ kvl_err kvl_store_namespace_open(struct kvl_store *store, uint32_t tenant,
     }
     *out = *info;
     return KVL_OK;
+}
+
+bool kvl_store_namespace_is_known(struct kvl_store *store, const struct kvl_key *key) {
+    return kvl_namespace_by_key(store, key) != NULL;
 }
 
 bool kvl_store_namespace_at(

@@ -1,7 +1,8 @@
 /* recovery.c - what the disk tier and the catalog tell: at start everything, later what changed.
  *
  * At start the catalog's records come first (namespaces, sessions, pins, counters), then the
- * blocks in any order, a child before its parent included, then `loaded`. The generation counter
+ * blocks in any order, a child before its parent included, then `loaded`. Namespaces come twice,
+ * first ahead of blocks that are sought (seek.c). The generation counter
  * goes on above everything that was ever given out: above the catalog's mark, which is set ahead
  * in steps, and above every block found. */
 #include <string.h>
@@ -58,6 +59,13 @@ static void discard(struct kvl_store *store, const struct kvl_key *key, uint64_t
     disk->ops->discard(disk, key, location);
 }
 
+/* The very block, in memory, whose place on disk was taken back when the index was found damaged.
+ */
+static bool is_without_place(const struct kvl_entry *entry, const struct kvl_block_record *record) {
+    return entry->tiers != 0 && !kvl_entry_is_in(entry, KVL_TIER_DISK) &&
+           entry->generation == record->generation && entry->content_hash == record->content_hash;
+}
+
 /* The entry that the found block is to fill; NONE when another generation of it is better. */
 static uint32_t entry_for_found(
     struct kvl_store *store, const struct kvl_block_record *record, uint64_t location) {
@@ -66,6 +74,8 @@ static uint32_t entry_for_found(
         return kvl_table_insert(store->table, &record->key, &block) == KVL_OK ? block
                                                                               : KVL_BLOCK_NONE;
     const struct kvl_entry *entry = kvl_table_at(store->table, block);
+    if (is_without_place(entry, record))
+        return block;
     bool in_use =
         entry->tiers != 0 || (entry->flags & (KVL_ENTRY_FILLING | KVL_ENTRY_SEALING)) != 0;
     if (in_use &&
@@ -91,6 +101,7 @@ static void on_found(void *arg, const struct kvl_block_record *record, uint64_t 
     if (block == KVL_BLOCK_NONE)
         return;
     struct kvl_entry *entry = kvl_table_at(store->table, block);
+    bool is_new = entry->tiers == 0;
     kvl_entry_join(store, entry, record->namespace_id);
     entry->token_count = (uint16_t)record->token_count;
     entry->generation = record->generation;
@@ -101,7 +112,7 @@ static void on_found(void *arg, const struct kvl_block_record *record, uint64_t 
     bool root = kvl_key_is_zero(&record->parent) || kvl_key_equal(&record->parent, &info->key) ||
                 kvl_key_equal(&record->parent, &record->key);
     /* Without its link a block is still found by its key; only eviction knows less. */
-    if (!root && kvl_block_link(store, block, &record->parent) != KVL_OK)
+    if (is_new && !root && kvl_block_link(store, block, &record->parent) != KVL_OK)
         KVL_WARN(store->log, "event=parent_not_linked reason=out_of_memory");
     kvl_place_set(store, block, KVL_TIER_DISK);
 }
@@ -129,6 +140,7 @@ static void on_loaded(void *arg, kvl_err status) {
     if (used >= store->generation_next)
         store->generation_next = used + 1;
     store->loaded = true;
+    store->seek_news++;
     KVL_INFO(store->log, "event=loaded blocks=%lu sessions=%u namespaces=%u",
         (unsigned long)kvl_visible_blocks(store, NULL), kvl_session_count(store->sessions),
         store->namespace_end);
@@ -197,6 +209,7 @@ void kvl_recovery_listen(struct kvl_store *store) {
             store->tiers[tier].tier->events = (struct kvl_tier_events){.arg = store,
                 .found = on_found,
                 .loaded = on_loaded,
+                .sought = kvl_seek_over,
                 .keep = on_keep,
                 .moved = on_moved,
                 .lost = on_lost};
@@ -205,4 +218,5 @@ void kvl_recovery_listen(struct kvl_store *store) {
         store->catalog->found_arg = store;
     }
     store->loaded = store->tiers[KVL_TIER_DISK].tier == NULL;
+    store->seek_certain = UINT64_MAX;
 }

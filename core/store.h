@@ -64,8 +64,24 @@ void kvl_store_destroy(struct kvl_store *store);
 int kvl_store_fd(const struct kvl_store *store);
 void kvl_store_poll(struct kvl_store *store);
 /* True once every block that was on disk at start is in the table. Until then callers hold back
- * everything but stats and hello. */
+ * everything but stats and hello, and look-ups, restores and prefetches whose keys were sought. */
 bool kvl_store_is_loaded(const struct kvl_store *store);
+
+/* What a request that came before loaded waits for. Zeroed: nothing yet. */
+struct kvl_seek {
+    uint64_t number;
+    bool open; /* it was over, and it was not certain that the rest is not there */
+};
+/* Whether the table knows of these keys all that there is to know; else they are being sought, as
+ * far as there is room for it: ask again when kvl_store_seek_news has changed. */
+bool kvl_store_seek(
+    struct kvl_store *store, const struct kvl_key *keys, uint32_t count, struct kvl_seek *seek);
+/* Whether asking again is of no use yet. */
+bool kvl_store_seek_waits(const struct kvl_store *store, const struct kvl_seek *seek);
+/* Changes with everything that a seek may wait for. */
+uint64_t kvl_store_seek_news(const struct kvl_store *store);
+/* Before loaded there may be more of them on disk. */
+bool kvl_store_namespace_is_known(struct kvl_store *store, const struct kvl_key *key);
 /* Blocks until all sealed blocks are durable and nothing is in flight, or until deadline_ns of
  * kvl_clock_ns (UINT64_MAX: however long it takes). Errors: TIMEOUT (the report says how many
  * blocks are not durable; while the disk hangs, destroy would hang too), IO. */

@@ -12,6 +12,7 @@
  *   session_chain.c  a session's blocks
  *   pin.c            pins                     store_report.c   report, list, events
  *   quota.c          tenants' share of the disk
+ *   seek.c           answers before all is loaded
  *
  * One rule keeps blocks that vanish apart from blocks under use: whoever uses a block's copy in a
  * tier (lease, transfer, check) counts itself in the entry and remembers the entry's generation.
@@ -233,6 +234,10 @@ struct kvl_store {
     int epoll_fd;
     int timer_fd;
     bool loaded;
+    uint64_t seek_last;    /* the last one asked for */
+    uint64_t seek_over;    /* those up to it are over */
+    uint64_t seek_certain; /* from it on what was not found is not there; UINT64_MAX: not yet */
+    uint64_t seek_news;
     bool closing; /* destroy: nothing new is started */
     bool retry;   /* something waits that no fd will announce */
     bool timer_armed;
@@ -510,6 +515,9 @@ enum kvl_quota_answer { KVL_QUOTA_ROOM, KVL_QUOTA_WAIT, KVL_QUOTA_FULL };
 enum kvl_quota_answer kvl_disk_quota_ask(
     struct kvl_store *store, struct kvl_tenant *tenant, uint64_t bytes);
 void kvl_quota_pump(struct kvl_store *store);
+
+/* ---- seek.c ------------------------------------------------------------------------------- */
+void kvl_seek_over(void *store, uint64_t number, bool certain); /* the tier's event */
 
 /* ---- recovery.c --------------------------------------------------------------------------- */
 void kvl_recovery_listen(struct kvl_store *store);

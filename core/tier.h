@@ -72,10 +72,14 @@ void kvl_tier_stats_count(struct kvl_tier_stats *stats, const struct kvl_io *io,
 /* What a tier tells its owner, always from inside poll. */
 struct kvl_tier_events {
     void *arg;
-    /* At start, for every block a persistent tier holds, in any order; then loaded, once. */
+    /* At start, once for every block a persistent tier holds, in any order; then loaded, once. */
     void (*found)(void *arg, const struct kvl_block_record *record, uint64_t location,
         uint64_t stored_bytes, uint64_t last_use_wall_ns);
     void (*loaded)(void *arg, kvl_err status);
+    /* A seek is over, and with it all that were asked for before: what there is of their keys was
+     * told as found. certain: no more will be; else the tier does not know yet. Number 0: what the
+     * tier answers has changed: what it holds can be taken up now, or it has become certain. */
+    void (*sought)(void *arg, uint64_t number, bool certain);
     /* Before space is reclaimed: true keeps the block (it is rewritten elsewhere: then `moved`). */
     bool (*keep)(void *arg, const struct kvl_key *key);
     void (*moved)(void *arg, const struct kvl_key *key, uint64_t location);
@@ -114,6 +118,11 @@ struct kvl_tier_ops {
     KVL_MUST_CHECK kvl_err (*drain)(struct kvl_tier *tier);
     /* Frees the tier and its memory. Nothing may be in flight (drain first). */
     void (*deinit)(struct kvl_tier *tier);
+    /* Before loaded: tells at once as found what the tier holds of these keys, ahead of the rest.
+     * Numbers rise. Then `sought` fires, or `loaded` does. NULL: the tier cannot. Errors: AGAIN
+     * (many are being sought), NOMEM. */
+    KVL_MUST_CHECK kvl_err (*seek)(
+        struct kvl_tier *tier, const struct kvl_key *keys, uint32_t count, uint64_t number);
     /* An eventfd or epoll fd that is readable when poll has work. */
     int (*fd)(const struct kvl_tier *tier);
 };

@@ -61,6 +61,12 @@ static bool forward_fits(
     return inner->ops->fits(inner, layout, capacity_bytes);
 }
 
+static kvl_err forward_seek(
+    struct kvl_tier *tier, const struct kvl_key *keys, uint32_t count, uint64_t number) {
+    struct kvl_tier *inner = kvl_forward_of(tier)->inner;
+    return inner->ops->seek(inner, keys, count, number);
+}
+
 static void forward_quiesce(struct kvl_tier *tier) {
     struct kvl_tier *inner = kvl_forward_of(tier)->inner;
     inner->ops->quiesce(inner);
@@ -82,6 +88,12 @@ static void event_found(void *arg, const struct kvl_block_record *record, uint64
     const struct kvl_tier_events *events = &((struct kvl_forward *)arg)->base.events;
     if (events->found)
         events->found(events->arg, record, location, stored_bytes, last_use_wall_ns);
+}
+
+static void event_sought(void *arg, uint64_t number, bool certain) {
+    const struct kvl_tier_events *events = &((struct kvl_forward *)arg)->base.events;
+    if (events->sought)
+        events->sought(events->arg, number, certain);
 }
 
 static void event_loaded(void *arg, kvl_err status) {
@@ -137,6 +149,7 @@ kvl_err kvl_forward_init(struct kvl_forward *forward, struct kvl_tier *inner, in
         .describe_arena = inner->ops->describe_arena ? forward_describe_arena : NULL,
         .stats = forward_stats,
         .fits = inner->ops->fits ? forward_fits : NULL,
+        .seek = inner->ops->seek ? forward_seek : NULL,
         .quiesce = forward_quiesce,
         .drain = forward_drain,
         .fd = forward_fd,
@@ -145,6 +158,7 @@ kvl_err kvl_forward_init(struct kvl_forward *forward, struct kvl_tier *inner, in
     inner->events = (struct kvl_tier_events){.arg = forward,
         .found = event_found,
         .loaded = event_loaded,
+        .sought = event_sought,
         .keep = event_keep,
         .moved = event_moved,
         .lost = event_lost};

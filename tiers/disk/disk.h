@@ -43,8 +43,9 @@
 /* Chunks on their way to the owner at start: so many that nobody waits for a thread to wake up, and
  * few enough that a request behind them waits some ms. */
 #define KVL_DISK_FOUND_MAX 32u
-#define KVL_DISK_TOUCH_S 60u         /* coarseness of the last use */
-#define KVL_DISK_OPS_PER_COMMIT 512u /* deletes of a reclaim, per transaction */
+#define KVL_DISK_SEEK_KEYS_MAX 65536u /* being sought at a time */
+#define KVL_DISK_TOUCH_S 60u          /* coarseness of the last use */
+#define KVL_DISK_OPS_PER_COMMIT 512u  /* deletes of a reclaim, per transaction */
 
 enum kvl_disk_node {
     /* inbox of the disk thread */
@@ -65,6 +66,8 @@ enum kvl_disk_node {
     /* from the index thread, through the disk thread, to the owner */
     KVL_NODE_FOUND,
     KVL_NODE_CATALOG,
+    KVL_NODE_RECANT,
+    KVL_NODE_SOUGHT,
     /* outbox */
     KVL_NODE_PROGRESS,
     KVL_NODE_COMPLETE
@@ -122,7 +125,30 @@ struct kvl_disk_register {
 struct kvl_disk_found {
     struct kvl_node node;
     uint32_t count;
+    bool sought[KVL_DISK_FOUND_BLOCKS]; /* ahead of the walk, which comes to the block again */
     struct kvl_index_block blocks[KVL_DISK_FOUND_BLOCKS];
+};
+
+/* Keys to be found ahead of the walk: owner, index thread, disk thread, owner. */
+struct kvl_disk_seek {
+    struct kvl_node node;
+    uint64_t number;
+    bool certain; /* what was not found is not there */
+    uint32_t count, done;
+    struct kvl_key keys[];
+};
+
+/* The index thread's, while it loads. */
+struct kvl_disk_seeker {
+    struct kvl_mailbox inbox;
+    struct kvl_disk_seek *current;
+    struct kvl_disk_found *chunk; /* of the walk and of seeks, in the order found */
+    bool answering, certain;
+    bool walking;
+    struct kvl_key walked; /* the last one */
+    uint64_t not_before_ns;
+    struct kvl_disk_notices *told; /* before it was certain; NULL: nothing */
+    uint64_t told_room;
 };
 
 struct kvl_disk_catalog_record {
@@ -337,6 +363,7 @@ struct kvl_disk {
     /* Owner thread. */
     struct kvl_disk_request *requests, *free_requests;
     uint64_t inflight;
+    uint64_t seek_keys;                /* being sought */
     struct kvl_disk_flush drain_flush; /* a drain must not fail for want of memory */
     bool deletion_lost;                /* since the last flush that somebody waits for */
 
@@ -346,6 +373,7 @@ struct kvl_disk {
     atomic_ullong persist_ns;
     atomic_ullong queued_bytes;
     atomic_uint found_chunks;
+    atomic_uint seeks; /* not yet taken up by the index thread, or under way there */
     atomic_ullong read_bytes, written_bytes, carried_bytes, loads, stores, errors, corrupt;
     atomic_ullong used_bytes;
     atomic_uint index_permille;     /* pages of the map in use */
@@ -357,6 +385,7 @@ struct kvl_disk {
 
     /* The index thread's, once it runs. */
     struct kvl_index *index;
+    struct kvl_disk_seeker seeker;
     struct kvl_index_state *index_state;
     struct kvl_journal journal; /* its run is read by all */
     uint64_t index_since_ns;
@@ -370,6 +399,7 @@ struct kvl_disk {
     struct kvl_segments segments;
     struct kvl_segment *active;
     bool loaded;
+    bool deaf; /* a sought block could not be taken up: no seek is answered any more */
     uint64_t sequence;
     struct kvl_disk_request_list loads_waiting[3], stores_waiting;
     struct kvl_disk_load *load_pool, *free_loads;
@@ -425,6 +455,19 @@ void kvl_disk_arenas_forget(struct kvl_disk *disk);
 
 /* index_thread.c */
 void *kvl_disk_index_main(void *disk);
+/* Sends on what was found so far. */
+void kvl_disk_found_send(struct kvl_disk *disk);
+/* False: out of memory. */
+bool kvl_disk_found_add(struct kvl_disk *disk, const struct kvl_index_block *block, bool sought);
+/* seek.c, on the index thread: a portion of what is sought, between portions of loading. */
+void kvl_disk_seek_step(void *disk);
+/* From now on it is said what is found; certain: also what is not there. */
+void kvl_disk_seek_answer(struct kvl_disk *disk, bool certain);
+/* The index is damaged: what was told of it is taken back, and nothing more is said. */
+void kvl_disk_seek_recant(struct kvl_disk *disk);
+/* Everything was told. */
+void kvl_disk_seek_ended(struct kvl_disk *disk);
+void kvl_disk_seeker_deinit(struct kvl_disk *disk);
 /* disk_thread.c */
 void *kvl_disk_main(void *disk);
 kvl_err kvl_disk_backend_create(struct kvl_disk *disk, struct kvl_errmsg *msg);

@@ -109,11 +109,12 @@ kvl_err kvl_disk_index_open(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     return err == KVL_OK ? open_or_rebuild(disk, &found, msg) : err;
 }
 
-/* Nothing of it was handed out yet, so it may still be replaced. */
+/* Nothing of it was handed out yet but what was sought, so it may still be replaced. */
 kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
     struct kvl_errmsg msg = {""};
     kvl_err err = kvl_index_check(disk->index);
     if (err == KVL_ERR_CORRUPT) {
+        kvl_disk_seek_recant(disk);
         err = kvl_index_rebuild(disk->index, disk->dir.segments_fd, &disk->rebuilt, &msg);
         if (err == KVL_OK) {
             tell_rebuilt(disk, "it does not read back as it was written");

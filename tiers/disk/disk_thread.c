@@ -167,14 +167,26 @@ static void take_flush(struct kvl_disk *disk, struct kvl_disk_flush *flush) {
     *tail = flush;
 }
 
-/* Whether a block of the index lies in a segment that exists; else its entry goes. */
-static bool adopt(struct kvl_disk *disk, const struct kvl_index_block *block) {
+static bool adopt_sought(
+    struct kvl_disk *disk, struct kvl_segment *segment, const struct kvl_index_block *block) {
+    kvl_err err = kvl_segment_add_sought(segment, block);
+    disk->deaf = disk->deaf || err == KVL_ERR_NOMEM;
+    return err == KVL_OK;
+}
+
+/* Whether the owner is to hear of a block of the index: it lies in a segment that exists, else its
+ * entry goes, and was not sought before. */
+static bool adopt(struct kvl_disk *disk, const struct kvl_index_block *block, bool sought) {
     struct kvl_segment *segment =
         kvl_segments_find(&disk->segments, kvl_location_segment(block->location));
     uint64_t offset = (uint64_t)kvl_location_page(block->location) * KVL_PAGE_BYTES;
     bool sane = segment != NULL && block->stored_bytes >= 2 * KVL_PAGE_BYTES &&
                 block->stored_bytes % KVL_PAGE_BYTES == 0 && offset < segment->bytes &&
                 block->stored_bytes <= segment->bytes - offset;
+    if (sought)
+        return sane && adopt_sought(disk, segment, block);
+    if (sane && kvl_segment_was_sought(segment, kvl_location_page(block->location)))
+        return false;
     if (sane && kvl_segment_add(segment, block))
         return true;
     kvl_disk_delete_block(disk, &block->record.key, block->location, UINT64_MAX);
@@ -184,11 +196,31 @@ static bool adopt(struct kvl_disk *disk, const struct kvl_index_block *block) {
 static void take_found(struct kvl_disk *disk, struct kvl_disk_found *found) {
     uint32_t kept = 0;
     for (uint32_t i = 0; i < found->count; i++) {
-        if (adopt(disk, &found->blocks[i]))
+        if (adopt(disk, &found->blocks[i], found->sought[i]))
             found->blocks[kept++] = found->blocks[i];
     }
     found->count = kept;
     kvl_mailbox_post(&disk->outbox, &found->node);
+}
+
+/* The walk will come upon those that are there after all. */
+static void take_recanted(struct kvl_disk *disk, struct kvl_disk_notices *recanted) {
+    for (uint64_t i = 0; i < recanted->count; i++) {
+        uint64_t location = recanted->items[i].location;
+        struct kvl_segment *segment =
+            kvl_segments_find(&disk->segments, kvl_location_segment(location));
+        if (segment != NULL)
+            kvl_segment_forget_sought(segment, kvl_location_page(location));
+    }
+    recanted->node.kind = KVL_NODE_NOTICES;
+    kvl_mailbox_post(&disk->outbox, &recanted->node);
+}
+
+static void take_sought(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
+    if (disk->deaf)
+        free(seek);
+    else
+        kvl_mailbox_post(&disk->outbox, &seek->node);
 }
 
 /* The segment opened last goes on; those without blocks are free, those of another
@@ -279,6 +311,12 @@ static void take_node(struct kvl_disk *disk, struct kvl_node *node) {
         break;
     case KVL_NODE_CATALOG:
         kvl_mailbox_post(&disk->outbox, node);
+        break;
+    case KVL_NODE_RECANT:
+        take_recanted(disk, kvl_container_of(node, struct kvl_disk_notices, node));
+        break;
+    case KVL_NODE_SOUGHT:
+        take_sought(disk, kvl_container_of(node, struct kvl_disk_seek, node));
         break;
     case KVL_NODE_LOAD:
         take_loaded(disk, kvl_container_of(node, struct kvl_disk_loading, node));

@@ -89,6 +89,14 @@ static void tell_catalog(struct kvl_disk *disk, struct kvl_disk_catalog_record *
     free(record);
 }
 
+static void tell_sought(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
+    const struct kvl_tier_events *events = &disk->tier.events;
+    disk->seek_keys -= seek->count;
+    if (events->sought != NULL)
+        events->sought(events->arg, seek->number, seek->certain);
+    free(seek);
+}
+
 static void answer(struct kvl_disk *disk, struct kvl_disk_ask *question) {
     const struct kvl_tier_events *events = &disk->tier.events;
     for (uint64_t i = 0; i < question->count && events->keep != NULL; i++)
@@ -132,6 +140,9 @@ static void tell(struct kvl_disk *disk, struct kvl_node *node) {
         break;
     case KVL_NODE_CATALOG:
         tell_catalog(disk, kvl_container_of(node, struct kvl_disk_catalog_record, node));
+        break;
+    case KVL_NODE_SOUGHT:
+        tell_sought(disk, kvl_container_of(node, struct kvl_disk_seek, node));
         break;
     case KVL_NODE_LOAD: {
         struct kvl_disk_loading *loading = kvl_container_of(node, struct kvl_disk_loading, node);
@@ -191,6 +202,22 @@ static void disk_discard(struct kvl_tier *tier, const struct kvl_key *key, uint6
     node->op.block.record.key = *key;
     node->op.old_location = location;
     kvl_mailbox_post(&disk->inbox, &node->node);
+}
+
+static kvl_err disk_seek(
+    struct kvl_tier *tier, const struct kvl_key *keys, uint32_t count, uint64_t number) {
+    struct kvl_disk *disk = disk_of(tier);
+    if (disk->seek_keys + count > KVL_DISK_SEEK_KEYS_MAX)
+        return KVL_ERR_AGAIN;
+    struct kvl_disk_seek *seek = malloc(sizeof(*seek) + count * sizeof(seek->keys[0]));
+    if (seek == NULL)
+        return KVL_ERR_NOMEM;
+    *seek = (struct kvl_disk_seek){.node.kind = KVL_NODE_SOUGHT, .number = number, .count = count};
+    memcpy(seek->keys, keys, count * sizeof(seek->keys[0]));
+    disk->seek_keys += count;
+    atomic_fetch_add(&disk->seeks, 1);
+    kvl_mailbox_post(&disk->seeker.inbox, &seek->node);
+    return KVL_OK;
 }
 
 static struct kvl_tier_stats disk_stats(struct kvl_tier *tier) {
@@ -345,6 +372,8 @@ static void discard_mail(struct kvl_mailbox *mailbox) {
         case KVL_NODE_LOAD:
         case KVL_NODE_FOUND:
         case KVL_NODE_CATALOG:
+        case KVL_NODE_RECANT:
+        case KVL_NODE_SOUGHT:
             free(node); /* the node is the first member of all of these */
             break;
         default:
@@ -371,6 +400,8 @@ static void destroy(struct kvl_disk *disk) {
     kvl_workers_destroy(disk->workers);
     discard_mail(&disk->inbox);
     discard_mail(&disk->outbox);
+    discard_mail(&disk->seeker.inbox);
+    kvl_disk_seeker_deinit(disk);
     while (disk->flushes != NULL) {
         struct kvl_disk_flush *next = disk->flushes->next;
         free(disk->flushes);
@@ -393,6 +424,7 @@ static void destroy(struct kvl_disk *disk) {
     kvl_mailbox_deinit(&disk->inbox);
     kvl_mailbox_deinit(&disk->outbox);
     kvl_mailbox_deinit(&disk->index_inbox);
+    kvl_mailbox_deinit(&disk->seeker.inbox);
     sem_destroy(&disk->started);
     free(disk->requests);
     free(disk);
@@ -410,6 +442,7 @@ static const struct kvl_tier_ops disk_ops = {
     .discard = disk_discard,
     .stats = disk_stats,
     .fits = disk_fits,
+    .seek = disk_seek,
     .quiesce = disk_quiesce,
     .drain = disk_drain,
     .deinit = disk_deinit,
@@ -433,7 +466,7 @@ static struct kvl_disk *new_disk(const struct kvl_disk_options *options) {
     atomic_store(&disk->persist_ns, disk->options.persist_ms * 1000000ull);
     disk->dir.lock_fd = disk->dir.segments_fd = -1;
     disk->journal.fd = disk->journal.new_fd = -1;
-    disk->inbox.fd = disk->outbox.fd = disk->index_inbox.fd = -1;
+    disk->inbox.fd = disk->outbox.fd = disk->index_inbox.fd = disk->seeker.inbox.fd = -1;
     disk->batch_tail = &disk->batch_head;
     disk->pending.first_sequence = disk->commit.ops.first_sequence = UINT64_MAX;
     disk->commit.node.kind = KVL_NODE_COMMIT;
@@ -450,6 +483,7 @@ static kvl_err create_queues(struct kvl_disk *disk) {
     bool fds = kvl_mailbox_init(&disk->inbox);
     fds = kvl_mailbox_init(&disk->outbox) && fds;
     fds = kvl_mailbox_init(&disk->index_inbox) && fds;
+    fds = kvl_mailbox_init(&disk->seeker.inbox) && fds;
     kvl_err err = kvl_codec_pool_init(&disk->codecs, disk->options.codec_threads);
     if (!fds)
         return KVL_ERR_LIMIT;

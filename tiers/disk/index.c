@@ -13,7 +13,8 @@
 
 /* The kernel takes no more than a device's largest transfer of one such wish, and says nothing. */
 #define READ_AHEAD_BYTES (128u << 10)
-#define LOCK_BYTES 8192 /* as LMDB makes it: a head and 126 readers */
+#define READ_AHEAD_TURN_BYTES (1u << 20) /* then others have a turn */
+#define LOCK_BYTES 8192                  /* as LMDB makes it: a head and 126 readers */
 
 kvl_err kvl_index_err_from(int code) {
     switch (code) {
@@ -265,8 +266,11 @@ void kvl_index_read_ahead(struct kvl_index *index) {
     if (mdb_env_info(index->env, &info) != 0)
         return;
     uint64_t bytes = ((uint64_t)info.me_last_pgno + 1) * index->page_bytes;
-    for (uint64_t at = 0; at < bytes; at += READ_AHEAD_BYTES)
+    for (uint64_t at = 0; at < bytes; at += READ_AHEAD_BYTES) {
+        if (at % READ_AHEAD_TURN_BYTES == 0)
+            kvl_index_give_turn(index);
         (void)posix_fadvise(index->fd, (off_t)at, READ_AHEAD_BYTES, POSIX_FADV_WILLNEED);
+    }
 }
 
 uint64_t kvl_index_file_bytes(struct kvl_index *index) {

@@ -113,6 +113,15 @@ struct kvl_index_name {
 KVL_MUST_CHECK kvl_err kvl_index_resolve(
     struct kvl_index *index, struct kvl_index_name *names, uint64_t count);
 
+/* Visits the blocks of those of the keys that there are. CORRUPT: a row is unsound, and nothing is
+ * said of the keys behind it; that the index is damaged is left for a check to note. */
+typedef bool (*kvl_index_visit_block)(void *arg, const struct kvl_index_block *block);
+KVL_MUST_CHECK kvl_err kvl_index_seek(struct kvl_index *index, const struct kvl_key *keys,
+    uint32_t count, kvl_index_visit_block visit, void *arg);
+/* Called again and again while the index is read ahead and checked, outside of LMDB's calls; it may
+ * seek. NULL: nothing is. */
+void kvl_index_set_between(struct kvl_index *index, void (*between)(void *arg), void *arg);
+
 /* Used pages, in permille of the map. */
 uint32_t kvl_index_usage_permille(struct kvl_index *index);
 /* Bytes of the file; above the map when the capacity was made smaller. */
@@ -123,7 +132,6 @@ uint64_t kvl_index_file_bytes(struct kvl_index *index);
 void kvl_index_read_ahead(struct kvl_index *index);
 
 /* Walks end early when visit returns false. bad: entries skipped for their checksum. */
-typedef bool (*kvl_index_visit_block)(void *arg, const struct kvl_index_block *block);
 typedef bool (*kvl_index_visit_segment)(void *arg, const struct kvl_index_segment *segment);
 typedef bool (*kvl_index_visit_catalog)(void *arg, enum kvl_catalog_kind kind, const void *key,
     uint32_t key_bytes, const void *value, uint32_t value_bytes);
@@ -131,6 +139,9 @@ KVL_MUST_CHECK kvl_err kvl_index_walk_segments(
     struct kvl_index *index, kvl_index_visit_segment visit, void *arg, uint64_t *bad);
 KVL_MUST_CHECK kvl_err kvl_index_walk_catalog(
     struct kvl_index *index, kvl_index_visit_catalog visit, void *arg, uint64_t *bad);
+/* One kind of it. */
+KVL_MUST_CHECK kvl_err kvl_index_walk_kind(struct kvl_index *index, enum kvl_catalog_kind kind,
+    kvl_index_visit_catalog visit, void *arg, uint64_t *bad);
 KVL_MUST_CHECK kvl_err kvl_index_walk_blocks(
     struct kvl_index *index, kvl_index_visit_block visit, void *arg, uint64_t *bad);
 

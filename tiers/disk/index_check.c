@@ -6,6 +6,7 @@
 static bool note_live(void *arg, const struct kvl_index_block *block) {
     struct kvl_index *index = arg;
     kvl_live_map_add(&index->map, block->location, block->stored_bytes);
+    kvl_index_give_turn(index);
     return true;
 }
 

@@ -23,9 +23,15 @@ struct kvl_index {
     bool damaged;                /* LMDB or a checksum said so */
     bool map_whole;              /* the map has all that is live: everything was read once */
     struct kvl_journal *journal; /* NULL: nothing is written down yet */
+    void (*between)(void *arg);  /* NULL: nobody wants a turn */
+    void *between_arg;
 };
 
 kvl_err kvl_index_err_from(int code);
+static inline void kvl_index_give_turn(const struct kvl_index *index) {
+    if (index->between != NULL)
+        index->between(index->between_arg);
+}
 /* Remembers damage for the next start. */
 kvl_err kvl_index_noted(struct kvl_index *index, kvl_err err);
 /* A new index with only the path set; nothing is opened. */

@@ -7,7 +7,6 @@
 
 struct walk_state {
     struct kvl_disk *disk;
-    struct kvl_disk_found *chunk;
     kvl_err status;
 };
 
@@ -17,29 +16,42 @@ static void wait_for_owner(struct kvl_disk *disk) {
         poll(NULL, 0, 1);
 }
 
-static void send_chunk(struct walk_state *state) {
-    if (state->chunk == NULL)
+void kvl_disk_found_send(struct kvl_disk *disk) {
+    struct kvl_disk_found *chunk = disk->seeker.chunk;
+    if (chunk == NULL)
         return;
-    wait_for_owner(state->disk);
-    atomic_fetch_add(&state->disk->found_chunks, 1);
-    kvl_mailbox_post(&state->disk->inbox, &state->chunk->node);
-    state->chunk = NULL;
+    wait_for_owner(disk);
+    atomic_fetch_add(&disk->found_chunks, 1);
+    disk->seeker.chunk = NULL;
+    kvl_mailbox_post(&disk->inbox, &chunk->node);
+}
+
+bool kvl_disk_found_add(struct kvl_disk *disk, const struct kvl_index_block *block, bool sought) {
+    struct kvl_disk_found *chunk = disk->seeker.chunk;
+    if (chunk == NULL) {
+        chunk = malloc(sizeof(*chunk));
+        if (chunk == NULL)
+            return false;
+        chunk->node = (struct kvl_node){.kind = KVL_NODE_FOUND};
+        chunk->count = 0;
+        disk->seeker.chunk = chunk;
+    }
+    chunk->sought[chunk->count] = sought;
+    chunk->blocks[chunk->count++] = *block;
+    if (chunk->count == KVL_DISK_FOUND_BLOCKS)
+        kvl_disk_found_send(disk);
+    return true;
 }
 
 static bool send_block(void *arg, const struct kvl_index_block *block) {
     struct walk_state *state = arg;
-    if (state->chunk == NULL) {
-        state->chunk = malloc(sizeof(*state->chunk));
-        if (state->chunk == NULL) {
-            state->status = KVL_ERR_NOMEM;
-            return false;
-        }
-        state->chunk->node = (struct kvl_node){.kind = KVL_NODE_FOUND};
-        state->chunk->count = 0;
+    if (!kvl_disk_found_add(state->disk, block, false)) {
+        state->status = KVL_ERR_NOMEM;
+        return false;
     }
-    state->chunk->blocks[state->chunk->count++] = *block;
-    if (state->chunk->count == KVL_DISK_FOUND_BLOCKS)
-        send_chunk(state);
+    state->disk->seeker.walked = block->record.key;
+    state->disk->seeker.walking = true;
+    kvl_disk_seek_step(state->disk);
     return !atomic_load(&state->disk->stopping);
 }
 
@@ -62,15 +74,32 @@ static bool send_catalog(void *arg, enum kvl_catalog_kind kind, const void *key,
     return !atomic_load(&state->disk->stopping);
 }
 
+/* Without its namespace a block could not be taken up: so they come first, and come again with the
+ * rest of the catalog once the index was checked. */
+static void begin_seeking(struct kvl_disk *disk) {
+    struct walk_state state = {.disk = disk, .status = KVL_OK};
+    uint64_t bad = 0;
+    kvl_err err =
+        kvl_index_walk_kind(disk->index, KVL_CATALOG_NAMESPACE, send_catalog, &state, &bad);
+    kvl_index_set_between(disk->index, kvl_disk_seek_step, disk);
+    if (err == KVL_OK && state.status == KVL_OK && bad == 0)
+        kvl_disk_seek_answer(disk, false);
+}
+
 static void load(struct kvl_disk *disk, struct kvl_disk_loading *loading) {
     struct walk_state state = {.disk = disk, .status = KVL_OK};
+    begin_seeking(disk);
     kvl_index_read_ahead(disk->index);
     kvl_err err = kvl_disk_index_check(disk);
+    kvl_index_set_between(disk->index, NULL, NULL);
     if (err == KVL_OK)
         err = kvl_index_walk_catalog(disk->index, send_catalog, &state, &loading->bad);
-    if (err == KVL_OK && state.status == KVL_OK)
+    if (err == KVL_OK && state.status == KVL_OK) {
+        kvl_disk_seek_answer(disk, true);
         err = kvl_index_walk_blocks(disk->index, send_block, &state, &loading->bad);
-    send_chunk(&state);
+    }
+    kvl_disk_seek_ended(disk);
+    kvl_disk_found_send(disk);
     loading->status = err != KVL_OK ? err : state.status;
 }
 

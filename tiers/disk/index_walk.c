@@ -199,14 +199,18 @@ kvl_err kvl_index_walk_catalog_in(struct kvl_index *index, MDB_txn *txn,
     return err;
 }
 
+kvl_err kvl_index_walk_kind(struct kvl_index *index, enum kvl_catalog_kind kind,
+    kvl_index_visit_catalog visit, void *arg, uint64_t *bad) {
+    struct walk_arg walk_arg = {
+        .catalog = visit, .kind = kind, .arg = arg, .bad = bad, .state = index->state};
+    return walk(index, index->catalog[kind], visit_catalog, &walk_arg);
+}
+
 kvl_err kvl_index_walk_catalog(
     struct kvl_index *index, kvl_index_visit_catalog visit, void *arg, uint64_t *bad) {
-    struct walk_arg walk_arg = {.catalog = visit, .arg = arg, .bad = bad, .state = index->state};
     kvl_err err = KVL_OK;
-    for (uint32_t kind = 0; err == KVL_OK && kind < KVL_CATALOG_KINDS; kind++) {
-        walk_arg.kind = (enum kvl_catalog_kind)kind;
-        err = walk(index, index->catalog[kind], visit_catalog, &walk_arg);
-    }
+    for (uint32_t kind = 0; err == KVL_OK && kind < KVL_CATALOG_KINDS; kind++)
+        err = kvl_index_walk_kind(index, (enum kvl_catalog_kind)kind, visit, arg, bad);
     return err;
 }
 

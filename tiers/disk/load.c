@@ -277,8 +277,6 @@ static struct kvl_disk_request_list *next_list(struct kvl_disk *disk) {
 bool kvl_disk_loads_advance(struct kvl_disk *disk) {
     bool progress = false;
     struct kvl_disk_request_list *list;
-    if (!disk->loaded)
-        return false;
     while (disk->free_loads != NULL && (list = next_list(disk)) != NULL) {
         struct kvl_disk_request *request = kvl_disk_list_pop(list);
         if (!start(disk, request)) {

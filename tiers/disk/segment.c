@@ -110,17 +110,20 @@ void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segm
     destroy_segment(segment);
 }
 
-bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block) {
-    if (segment->entry_count == segment->entry_capacity) {
-        uint64_t capacity = segment->entry_capacity == 0 ? 64 : segment->entry_capacity * 2;
-        struct kvl_segment_entry *entries = realloc(segment->entries, capacity * sizeof(*entries));
-        if (entries == NULL)
-            return false;
-        segment->entries = entries;
-        segment->entry_capacity = capacity;
-    }
-    struct kvl_segment_entry *entry = &segment->entries[segment->entry_count++];
-    *entry = (struct kvl_segment_entry){
+static bool reserve_entry(struct kvl_segment *segment) {
+    if (segment->entry_count < segment->entry_capacity)
+        return true;
+    uint64_t capacity = segment->entry_capacity == 0 ? 64 : segment->entry_capacity * 2;
+    struct kvl_segment_entry *entries = realloc(segment->entries, capacity * sizeof(*entries));
+    if (entries == NULL)
+        return false;
+    segment->entries = entries;
+    segment->entry_capacity = capacity;
+    return true;
+}
+
+static struct kvl_segment_entry entry_of(const struct kvl_index_block *block) {
+    return (struct kvl_segment_entry){
         .key_head = kvl_index_key_head(&block->record.key),
         .page = kvl_location_page(block->location),
         .pages = (uint32_t)(block->stored_bytes / KVL_PAGE_BYTES) & 0xffffffu,
@@ -128,8 +131,73 @@ bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *
         .raw = block->raw,
         .last_use_s = (uint32_t)(block->last_use_wall_ns / 1000000000u),
     };
+}
+
+bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block) {
+    if (!reserve_entry(segment))
+        return false;
+    uint64_t count = segment->entry_count++;
+    struct kvl_segment_entry *entry = &segment->entries[count];
+    *entry = entry_of(block);
+    if (segment->sorted_count == count && (count == 0 || entry[-1].page < entry->page))
+        segment->sorted_count++;
     segment->live_bytes += block->stored_bytes;
     return true;
+}
+
+/* Where the page is among the sorted entries, or would be. */
+static uint64_t place_of(const struct kvl_segment *segment, uint32_t page) {
+    uint64_t low = 0, high = segment->sorted_count;
+    while (low < high) {
+        uint64_t middle = low + (high - low) / 2;
+        if (segment->entries[middle].page < page)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* NULL: it was not sought. */
+static struct kvl_segment_entry *sought_at(const struct kvl_segment *segment, uint32_t page) {
+    if (segment->sought_count == 0)
+        return NULL;
+    uint64_t place = place_of(segment, page);
+    struct kvl_segment_entry *entry = &segment->entries[place];
+    return place < segment->sorted_count && entry->page == page && entry->sought ? entry : NULL;
+}
+
+kvl_err kvl_segment_add_sought(struct kvl_segment *segment, const struct kvl_index_block *block) {
+    uint32_t page = kvl_location_page(block->location);
+    if (sought_at(segment, page) != NULL)
+        return KVL_ERR_EXISTS;
+    if (!reserve_entry(segment))
+        return KVL_ERR_NOMEM;
+    uint64_t place = place_of(segment, page), sorted = segment->sorted_count++;
+    struct kvl_segment_entry *entries = segment->entries;
+    entries[segment->entry_count++] = entries[sorted]; /* the first without order goes last */
+    memmove(&entries[place + 1], &entries[place], (sorted - place) * sizeof(*entries));
+    entries[place] = entry_of(block);
+    entries[place].sought = true;
+    segment->sought_count++;
+    segment->live_bytes += block->stored_bytes;
+    return KVL_OK;
+}
+
+bool kvl_segment_was_sought(const struct kvl_segment *segment, uint32_t page) {
+    return sought_at(segment, page) != NULL;
+}
+
+void kvl_segment_forget_sought(struct kvl_segment *segment, uint32_t page) {
+    struct kvl_segment_entry *entry = sought_at(segment, page);
+    if (entry == NULL)
+        return;
+    kvl_segment_kill(segment, entry);
+    uint64_t behind = segment->entry_count - (uint64_t)(entry - segment->entries) - 1;
+    memmove(entry, entry + 1, behind * sizeof(*entry));
+    segment->entry_count--;
+    segment->sorted_count--;
+    segment->sought_count--;
 }
 
 static int by_page(const void *left, const void *right) {
@@ -140,6 +208,7 @@ static int by_page(const void *left, const void *right) {
 void kvl_segment_sort(struct kvl_segment *segment) {
     if (segment->entry_count > 1)
         qsort(segment->entries, segment->entry_count, sizeof(struct kvl_segment_entry), by_page);
+    segment->sorted_count = segment->entry_count;
 }
 
 void kvl_segment_trim(struct kvl_segment *segment) {
@@ -152,11 +221,14 @@ void kvl_segment_trim(struct kvl_segment *segment) {
 }
 
 struct kvl_segment_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page) {
-    struct kvl_segment_entry wanted = {.page = page};
-    if (segment->entry_count == 0)
-        return NULL;
-    return bsearch(
-        &wanted, segment->entries, segment->entry_count, sizeof(struct kvl_segment_entry), by_page);
+    uint64_t place = place_of(segment, page);
+    if (place < segment->sorted_count && segment->entries[place].page == page)
+        return &segment->entries[place];
+    for (uint64_t i = segment->sorted_count; i < segment->entry_count; i++) {
+        if (segment->entries[i].page == page)
+            return &segment->entries[i];
+    }
+    return NULL;
 }
 
 void kvl_segment_kill(struct kvl_segment *segment, struct kvl_segment_entry *entry) {
@@ -171,7 +243,7 @@ void kvl_segment_reset(struct kvl_segment *segment, uint64_t generation) {
     segment->generation = generation;
     segment->append_bytes = 0;
     segment->live_bytes = 0;
-    segment->entry_count = 0;
+    segment->entry_count = segment->sorted_count = segment->sought_count = 0;
     free(segment->moved_to);
     segment->moved_to = NULL;
 }

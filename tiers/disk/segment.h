@@ -29,6 +29,7 @@ struct kvl_segment_entry {
     uint32_t pages : 24;
     uint32_t live : 1, raw : 1, keep : 1;
     uint32_t used : 1;   /* last_use_s is newer than what the index has */
+    uint32_t sought : 1; /* while loading: found ahead of the walk, which will pass it over */
     uint32_t last_use_s; /* wall clock */
 };
 _Static_assert(sizeof(struct kvl_segment_entry) == 16, "RAM per block is a promise (docs)");
@@ -47,8 +48,10 @@ struct kvl_segment {
     bool touched;       /* last uses wait to be saved */
     uint64_t tried;     /* number of the reclaim that last found it unsuitable */
     uint64_t *moved_to; /* by entry: location of the copy, 0 none; NULL: no copies were made */
-    struct kvl_segment_entry *entries; /* by page */
+    struct kvl_segment_entry *entries; /* by page, the first sorted_count of them */
     uint64_t entry_count, entry_capacity;
+    uint64_t sorted_count; /* all of them, once loaded */
+    uint64_t sought_count;
 };
 
 struct kvl_segments {
@@ -91,10 +94,16 @@ void kvl_segments_detach(struct kvl_segments *segments, struct kvl_segment *segm
 
 /* Adds behind all others (at start: anywhere, then sort). False: out of memory. */
 bool kvl_segment_add(struct kvl_segment *segment, const struct kvl_index_block *block);
+/* While loading, ahead of the walk: EXISTS when it was added so before, be it live or not. */
+KVL_MUST_CHECK kvl_err kvl_segment_add_sought(
+    struct kvl_segment *segment, const struct kvl_index_block *block);
+bool kvl_segment_was_sought(const struct kvl_segment *segment, uint32_t page);
+/* As if it had never been sought. */
+void kvl_segment_forget_sought(struct kvl_segment *segment, uint32_t page);
 void kvl_segment_sort(struct kvl_segment *segment);
 /* Gives back what was allocated ahead for more entries. */
 void kvl_segment_trim(struct kvl_segment *segment);
-/* The record that begins at this page, or NULL. */
+/* The record that begins at this page, or NULL. While loading it may look through all entries. */
 struct kvl_segment_entry *kvl_segment_at(const struct kvl_segment *segment, uint32_t page);
 /* Whether the record is the key's, as far as the entry can tell; its header says for certain. */
 static inline bool kvl_segment_entry_is(

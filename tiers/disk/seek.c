@@ -1,0 +1,127 @@
+/* seek.c - blocks that somebody waits for, found in the index ahead of the walk over all of it.
+ *
+ *   owner --seeker.inbox--> index thread --inbox--> disk thread --outbox--> owner
+ *                           found blocks, then the seek itself: it is over
+ *
+ * Loading gives a turn between its own steps: one portion of the keys, then at least as long to the
+ * loading, so that whoever asks without end delays it to twice the time at most. Until the index
+ * was read as a whole only what is found is said for certain; a seek that ends so is asked for
+ * again. After an error nothing is answered any more: `loaded` answers everybody. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "clock.h"
+#include "disk.h"
+#include "planted.h"
+
+#define PORTION_KEYS 256u
+#define TOLD_MAX 65536u /* before the index was read as a whole */
+
+/* Of a block that is told before the index is known to be sound. */
+static bool remember(struct kvl_disk_seeker *seeker, const struct kvl_index_block *block) {
+    uint64_t count = seeker->told == NULL ? 0 : seeker->told->count;
+    if (count == TOLD_MAX)
+        return false;
+    if (seeker->told == NULL || count == seeker->told_room) {
+        uint64_t room = count * 2 + 64;
+        struct kvl_disk_notices *told =
+            realloc(seeker->told, sizeof(*told) + room * sizeof(told->items[0]));
+        if (told == NULL)
+            return false;
+        seeker->told = told;
+        seeker->told_room = room;
+    }
+    seeker->told->items[count] =
+        (struct kvl_disk_notice){.key = block->record.key, .location = block->location};
+    seeker->told->count = count + 1;
+    return true;
+}
+
+/* What the walk has passed is on its way already. False: it cannot be told. */
+static bool tell_block(void *arg, const struct kvl_index_block *block) {
+    struct kvl_disk *disk = arg;
+    struct kvl_disk_seeker *seeker = &disk->seeker;
+    if (seeker->walking &&
+        memcmp(block->record.key.bytes, seeker->walked.bytes, KVL_KEY_BYTES) <= 0)
+        return true;
+    seeker->answering =
+        (seeker->certain || remember(seeker, block)) && kvl_disk_found_add(disk, block, true);
+    return seeker->answering;
+}
+
+static void end_seek(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
+    kvl_disk_found_send(disk);
+    seek->certain = disk->seeker.certain || KVL_PLANTED("miss-before-checked");
+    kvl_mailbox_post(&disk->inbox, &seek->node);
+}
+
+static void answer_portion(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
+    uint32_t left = seek->count - seek->done;
+    uint32_t count = left < PORTION_KEYS ? left : PORTION_KEYS;
+    kvl_err err = kvl_index_seek(disk->index, seek->keys + seek->done, count, tell_block, disk);
+    if (err != KVL_OK)
+        disk->seeker.answering = false;
+    if (!disk->seeker.answering)
+        return; /* perhaps again, once the index was checked */
+    seek->done += count;
+    if (seek->done < seek->count)
+        return;
+    disk->seeker.current = NULL;
+    atomic_fetch_sub(&disk->seeks, 1);
+    end_seek(disk, seek);
+}
+
+void kvl_disk_seek_step(void *arg) {
+    struct kvl_disk *disk = arg;
+    struct kvl_disk_seeker *seeker = &disk->seeker;
+    struct kvl_node *node;
+    if (atomic_load_explicit(&disk->seeks, memory_order_relaxed) == 0 || !seeker->answering)
+        return;
+    uint64_t since_ns = kvl_clock_ns();
+    if (since_ns < seeker->not_before_ns)
+        return;
+    if (seeker->current == NULL && kvl_mailbox_take(&seeker->inbox) &&
+        (node = kvl_mailbox_next(&seeker->inbox)) != NULL)
+        seeker->current = kvl_container_of(node, struct kvl_disk_seek, node);
+    if (seeker->current == NULL)
+        return;
+    answer_portion(disk, seeker->current);
+    uint64_t now_ns = kvl_clock_ns();
+    seeker->not_before_ns = now_ns + (now_ns - since_ns);
+}
+
+void kvl_disk_seek_answer(struct kvl_disk *disk, bool certain) {
+    struct kvl_disk_seek *news = calloc(1, sizeof(*news));
+    disk->seeker.answering = true;
+    disk->seeker.certain = certain;
+    if (disk->seeker.current != NULL)
+        disk->seeker.current->done = 0; /* what was not found may be there after all */
+    if (news == NULL)
+        return; /* then nobody asks before something else happens */
+    news->node.kind = KVL_NODE_SOUGHT;
+    end_seek(disk, news);
+}
+
+void kvl_disk_seek_recant(struct kvl_disk *disk) {
+    struct kvl_disk_notices *told = disk->seeker.told;
+    disk->seeker.answering = false;
+    disk->seeker.told = NULL;
+    if (told == NULL)
+        return;
+    told->node = (struct kvl_node){.kind = KVL_NODE_RECANT};
+    told->ack = false;
+    kvl_disk_found_send(disk);
+    kvl_mailbox_post(&disk->inbox, &told->node);
+}
+
+void kvl_disk_seek_ended(struct kvl_disk *disk) {
+    disk->seeker.answering = false;
+    free(disk->seeker.told);
+    disk->seeker.told = NULL;
+}
+
+void kvl_disk_seeker_deinit(struct kvl_disk *disk) {
+    free(disk->seeker.current);
+    free(disk->seeker.chunk);
+    free(disk->seeker.told);
+}
