@@ -147,37 +147,66 @@ static void execute_new(struct kvl_server *server, struct kvl_server_client *cli
 /* ---- holding back while the store loads ---------------------------------------------------- */
 
 /* True when the message was kept and is not the caller's any more. */
-static bool hold(struct kvl_server *server, struct kvl_server_client *client, void *message,
-    uint32_t bytes, const struct kvl_route *route) {
+static bool hold(
+    struct kvl_server *server, struct kvl_server_client *client, const struct kvl_held *request) {
     kvl_clients_drop_held(server, client);
     if (server->held_count >= KVL_SERVER_HELD_MAX ||
-        server->held_bytes + bytes > KVL_SERVER_HELD_BYTES_MAX)
+        server->held_bytes + request->bytes > KVL_SERVER_HELD_BYTES_MAX)
         return false;
-    client->held = (struct kvl_held){.message = message, .bytes = bytes, .route = *route};
+    client->held = *request;
     server->held_count++;
-    server->held_bytes += bytes;
+    server->held_bytes += request->bytes;
     return true;
 }
 
-void kvl_requests_release_held(struct kvl_server *server) {
-    for (uint32_t i = 0; i < KVL_SERVER_CLIENTS_MAX && server->held_count != 0; i++) {
-        struct kvl_server_client *client = &server->clients[i];
-        if (!client->held.message)
-            continue;
-        struct kvl_wire_header header;
-        if (kvl_wire_decode_header(client->held.message, client->held.bytes, &header) == KVL_OK)
-            execute_new(server, client, &header,
-                (const uint8_t *)client->held.message + KVL_WIRE_HEADER_BYTES, &client->held.route);
-        kvl_clients_drop_held(server, client);
-    }
+/* Whether the store knows of what the request names all that there is to know. What is wrong with a
+ * request is said by its execution. */
+static bool is_sought(struct kvl_server *server, struct kvl_server_client *client,
+    const struct kvl_wire_header *header, const uint8_t *body, struct kvl_seek *seek) {
+    union kvl_wire_request request;
+    if (kvl_store_seek_waits(server->store, seek))
+        return false;
+    memset(&request, 0, sizeof request);
+    if (kvl_wire_decode(kvl_wire_verb(header->verb)->request, body, header->body_bytes, &request) !=
+            KVL_OK ||
+        kvl_door_in(server, client, header->verb, &request) != KVL_OK)
+        return true;
+    if (header->verb == KVL_VERB_NAMESPACE_OPEN)
+        return kvl_store_namespace_is_known(server->store, &request.namespace_open.key);
+    return kvl_store_seek(server->store, request.chain.keys, request.chain.count, seek);
 }
 
-static bool must_wait(struct kvl_server *server, uint32_t verb_number) {
+static bool must_wait(struct kvl_server *server, struct kvl_server_client *client,
+    const struct kvl_wire_header *header, const uint8_t *body, struct kvl_seek *seek) {
     if (server->loaded)
         return false;
-    const struct kvl_wire_verb *verb = kvl_wire_verb(verb_number);
+    const struct kvl_wire_verb *verb = kvl_wire_verb(header->verb);
     server->loaded = kvl_store_is_loaded(server->store);
-    return !server->loaded && verb && !(verb->flags & KVL_WIRE_EARLY);
+    if (server->loaded || !verb || (verb->flags & KVL_WIRE_EARLY))
+        return false;
+    return !(verb->flags & KVL_WIRE_SOUGHT) || !is_sought(server, client, header, body, seek);
+}
+
+static void try_held(struct kvl_server *server, struct kvl_server_client *client) {
+    struct kvl_held *held = &client->held;
+    const uint8_t *body = (const uint8_t *)held->message + KVL_WIRE_HEADER_BYTES;
+    struct kvl_wire_header header;
+    bool is_whole = kvl_wire_decode_header(held->message, held->bytes, &header) == KVL_OK;
+    if (is_whole && must_wait(server, client, &header, body, &held->seek))
+        return;
+    if (is_whole)
+        execute_new(server, client, &header, body, &held->route);
+    kvl_clients_drop_held(server, client);
+}
+
+void kvl_requests_release_held(struct kvl_server *server) {
+    if (server->held_count == 0 || server->seek_news == kvl_store_seek_news(server->store))
+        return;
+    server->seek_news = kvl_store_seek_news(server->store);
+    for (uint32_t i = 0; i < KVL_SERVER_CLIENTS_MAX && server->held_count != 0; i++) {
+        if (server->clients[i].held.message)
+            try_held(server, &server->clients[i]);
+    }
 }
 
 /* ---- receiving ---------------------------------------------------------------------------- */
@@ -195,14 +224,19 @@ static bool take_up(struct kvl_server *server, struct kvl_server_client *client,
         send_reply(server, &client->reply, route);
         return false;
     }
-    if (must_wait(server, header->verb)) {
-        bool held = hold(server, client, message, bytes, route);
+    const uint8_t *body = (const uint8_t *)message + KVL_WIRE_HEADER_BYTES;
+    struct kvl_held request = {
+        .message = message, .bytes = bytes, .route = *route, .sequence = header->sequence};
+    if (client->held.message && client->held.sequence == header->sequence)
+        request.seek = client->held.seek; /* asked again: it goes on */
+    if (must_wait(server, client, header, body, &request.seek)) {
+        bool held = hold(server, client, &request);
         if (!held)
             send_status(server, header, route, KVL_ERR_AGAIN); /* not remembered: ask again */
         return held;
     }
     kvl_clients_drop_held(server, client);
-    execute_new(server, client, header, (const uint8_t *)message + KVL_WIRE_HEADER_BYTES, route);
+    execute_new(server, client, header, body, route);
     return false;
 }
 

@@ -224,8 +224,7 @@ kvl_err kvl_server_run(struct kvl_server *server) {
             if (source->fd >= 0)
                 source->on_ready(server, source);
         }
-        if (server->held_count != 0 && kvl_store_is_loaded(server->store))
-            kvl_requests_release_held(server);
+        kvl_requests_release_held(server);
     }
     server->stopping = false;
     return KVL_OK;

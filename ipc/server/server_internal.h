@@ -39,6 +39,8 @@ struct kvl_held {
     void *message; /* nanomsg's; NULL: none */
     uint32_t bytes;
     struct kvl_route route;
+    uint64_t sequence;
+    struct kvl_seek seek;
 };
 
 struct kvl_server_client {
@@ -99,6 +101,7 @@ struct kvl_server {
     uint16_t generations[KVL_SERVER_CLIENTS_MAX];
     uint32_t held_count;
     uint64_t held_bytes;
+    uint64_t seek_news;                     /* of the store, when what is held was looked at last */
     struct kvl_wire_buffer anonymous_reply; /* to who is no client */
     void *scratch;                          /* arrays of a reply being made */
 };
@@ -154,7 +157,7 @@ void kvl_door_out(struct kvl_server *server, const struct kvl_server_client *cli
 
 /* requests.c */
 void kvl_requests_receive(struct kvl_server *server, struct kvl_source *source);
-/* Executes what was held back, once the store is loaded. */
+/* Executes of what was held back what the store can answer by now. */
 void kvl_requests_release_held(struct kvl_server *server);
 
 /* verbs.c, verbs_operate.c: one function per verb, called by number. */

@@ -81,14 +81,14 @@ KVL_MUST_CHECK kvl_err kvl_wire_decode(
 #define KVL_WIRE_VERB_LIST(X)                                                                      \
     X(HELLO, 1, kvl_wire_hello, kvl_wire_hello_reply, KVL_WIRE_EARLY)                              \
     X(PING, 2, kvl_wire_blob, kvl_wire_blob, KVL_WIRE_EARLY)                                       \
-    X(NAMESPACE_OPEN, 3, kvl_wire_namespace, kvl_wire_namespace_info, 0)                           \
+    X(NAMESPACE_OPEN, 3, kvl_wire_namespace, kvl_wire_namespace_info, KVL_WIRE_SOUGHT)             \
     X(NAMESPACE_AT, 4, kvl_wire_u32_message, kvl_wire_namespace_info, 0)                           \
-    X(LOOKUP, 5, kvl_wire_chain, kvl_wire_found, 0)                                                \
-    X(RESTORE, 6, kvl_wire_chain, kvl_wire_restored, KVL_WIRE_LEASING)                             \
-    X(PREFETCH, 7, kvl_wire_chain, kvl_wire_ticket, 0)                                             \
+    X(LOOKUP, 5, kvl_wire_chain, kvl_wire_found, KVL_WIRE_SOUGHT)                                  \
+    X(RESTORE, 6, kvl_wire_chain, kvl_wire_restored, KVL_WIRE_LEASING | KVL_WIRE_SOUGHT)           \
+    X(PREFETCH, 7, kvl_wire_chain, kvl_wire_ticket, KVL_WIRE_SOUGHT)                               \
     X(ALLOC, 8, kvl_wire_chain, kvl_wire_allocated, KVL_WIRE_LEASING)                              \
     X(SEAL, 9, kvl_wire_seals, kvl_wire_sealed, KVL_WIRE_LEASING)                                  \
-    X(RELEASE, 10, kvl_wire_release, kvl_wire_empty, 0)                                            \
+    X(RELEASE, 10, kvl_wire_release, kvl_wire_empty, KVL_WIRE_EARLY)                               \
     X(PIN, 11, kvl_wire_chain, kvl_wire_u32_message, 0)                                            \
     X(SESSION_OPEN, 12, kvl_wire_session_open, kvl_wire_session_info, KVL_WIRE_BODY_ON_ERROR)      \
     X(SESSION_READ, 13, kvl_wire_session_read, kvl_wire_session_tokens, 0)                         \
@@ -112,6 +112,7 @@ KVL_MUST_CHECK kvl_err kvl_wire_decode(
 #define KVL_WIRE_EARLY 1u         /* answered while the store is still loading */
 #define KVL_WIRE_LEASING 2u       /* attached clients only */
 #define KVL_WIRE_BODY_ON_ERROR 4u /* the reply has its body whatever the status */
+#define KVL_WIRE_SOUGHT 8u        /* while loading: as soon as what it names was found, or is not */
 
 enum kvl_wire_verb_number {
 #define KVL_WIRE_VERB_ENUM(name, number, request, reply, flags) KVL_VERB_##name = (number),

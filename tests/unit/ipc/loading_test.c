@@ -1,0 +1,304 @@
+/* What a client is told while the store is still being loaded: known chains at once, that a block
+ * is missing only when that is certain, and everything else later. The index is large, and a gate
+ * holds its loading up before it was checked. */
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "disk/disk_tier.h"
+#include "harness.h"
+#include "large_index.h"
+#include "memory/memory_tier.h"
+#include "server.h"
+
+#define ADDRESS "inproc://kvl-loading"
+#define CHAIN 6u
+#define ABSENT 77u
+#define PASSES 6u /* of the gate, before the index was read ahead */
+
+struct service {
+    char directory[64];
+    struct kvl_tier *device, *disk;
+    struct kvl_store *store;
+    struct kvl_server *server;
+    pthread_t thread;
+};
+
+static struct service service;
+static struct kvl_namespace_info info;
+static struct kvl_key keys[CHAIN + 1]; /* the last one is nowhere */
+
+static void *serve(void *arg) {
+    (void)arg;
+    return (void *)(intptr_t)kvl_server_run(service.server);
+}
+
+static void start(void) {
+    struct kvl_errmsg msg = {{0}};
+    struct kvl_memory_tier_options memory = {.kind = KVL_TIER_DEVICE, .capacity_bytes = 8u << 20};
+    struct kvl_disk_options disk = {.path = service.directory, .capacity_bytes = LARGE_CAPACITY};
+    struct kvl_store_options store = {0};
+    assert_int_equal(kvl_memory_tier_create(&memory, &service.device, &msg), KVL_OK);
+    if (kvl_disk_tier_create(&disk, &service.disk, &store.catalog, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    store.device = service.device;
+    store.disk = service.disk;
+    assert_int_equal(kvl_store_create(&store, &service.store, &msg), KVL_OK);
+    struct kvl_server_options options = {.address = ADDRESS, .store = service.store};
+    if (kvl_server_create(&options, &service.server, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    assert_int_equal(pthread_create(&service.thread, NULL, serve, NULL), 0);
+}
+
+static void stop(void) {
+    void *result = NULL;
+    kvl_server_stop(service.server);
+    pthread_join(service.thread, &result);
+    assert_ptr_equal(result, (void *)(intptr_t)KVL_OK);
+    kvl_server_destroy(service.server);
+    assert_int_equal(kvl_store_drain(service.store, UINT64_MAX), KVL_OK);
+    kvl_store_destroy(service.store);
+    service.disk->ops->deinit(service.disk);
+    service.device->ops->deinit(service.device);
+}
+
+static struct kvl_client *join_service(const char *name) {
+    struct kvl_client *client = NULL;
+    struct kvl_errmsg msg = {{0}};
+    int fd = -1;
+    assert_int_equal(kvl_server_attach_pair(service.server, &fd), KVL_OK);
+    struct kvl_client_options options = {
+        .address = ADDRESS, .attach_fd = fd, .name = name, .timeout_ms = 60000};
+    if (kvl_client_open(&options, &client, &msg) != KVL_OK)
+        fail_msg("%s", msg.text);
+    return client;
+}
+
+static int make_folder(void **state) {
+    (void)state;
+    struct kvl_ticket ticket;
+    struct kvl_progress progress;
+    large_gate_open();
+    snprintf(service.directory, sizeof service.directory, "/tmp/kvl-loading-XXXXXX");
+    assert_non_null(mkdtemp(service.directory));
+    start();
+    struct kvl_client *client = join_service("writer");
+    info = open_opaque(client);
+    for (uint32_t i = 0; i < CHAIN; i++) {
+        keys[i] = opaque_key(&info, i);
+        store_block(client, &info, i);
+    }
+    keys[CHAIN] = opaque_key(&info, ABSENT);
+    assert_int_equal(kvl_flush(client, &ticket), KVL_OK);
+    if (ticket.generation)
+        assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 60000, &progress), KVL_OK);
+    kvl_client_close(client);
+    stop();
+    large_index_add(service.directory, info.id);
+    large_gate_close();
+    start();
+    return 0;
+}
+
+static int remove_folder(void **state) {
+    char command[128];
+    (void)state;
+    large_gate_open();
+    stop();
+    snprintf(command, sizeof command, "rm -rf %s", service.directory);
+    return system(command) == 0 ? 0 : -1;
+}
+
+/* ---- calls that may have to wait, on threads of their own ----------------------------------- */
+
+struct call {
+    void (*run)(struct call *call);
+    struct kvl_client *client;
+    pthread_t thread;
+    atomic_bool done;
+    uint32_t count; /* of the keys */
+    kvl_err err;
+    uint32_t hits;
+    uint8_t found[CHAIN + 1];
+    struct kvl_restored blocks[CHAIN + 1];
+    struct kvl_restore_result restored;
+    struct kvl_namespace_info info;
+};
+
+static void run_lookup(struct call *call) {
+    call->err = kvl_lookup(call->client, keys, call->count, call->found, &call->hits);
+}
+
+static void run_restore(struct call *call) {
+    call->err = kvl_restore(
+        call->client, KVL_TIER_DEVICE, keys, call->count, call->blocks, &call->restored);
+}
+
+static void run_namespace(struct call *call) {
+    struct kvl_namespace_request request = {.block_bytes = TEST_BLOCK_BYTES, .label = "test"};
+    call->err =
+        kvl_key_of_opaque_namespace("test", TEST_BLOCK_BYTES, (struct kvl_bytes){0}, &request.key);
+    if (call->err == KVL_OK)
+        call->err = kvl_client_namespace(call->client, &request, &call->info);
+}
+
+static void run_alloc(struct call *call) {
+    struct kvl_allocated block;
+    struct kvl_ticket ticket;
+    call->err =
+        kvl_alloc(call->client, info.id, KVL_TIER_DEVICE, &keys[CHAIN], 1, false, &block, &ticket);
+}
+
+static void *run(void *arg) {
+    struct call *call = arg;
+    call->run(call);
+    atomic_store(&call->done, true);
+    return NULL;
+}
+
+static void begin(struct call *call) {
+    atomic_store(&call->done, false);
+    assert_int_equal(pthread_create(&call->thread, NULL, run, call), 0);
+}
+
+static void end(struct call *call) {
+    pthread_join(call->thread, NULL);
+    assert_int_equal(call->err, KVL_OK);
+}
+
+/* Lets those who seek have a turn now and then, until the call is over. */
+static void end_while_held_up(struct call *call, uint32_t *passes) {
+    for (uint32_t waits = 0; !atomic_load(&call->done); waits++) {
+        usleep(1000);
+        if (waits % 500 != 20)
+            continue;
+        if (++*passes > PASSES)
+            fail_msg("the call waits for everything to be loaded");
+        large_gate_pass();
+    }
+    end(call);
+}
+
+static void assert_loading(struct kvl_client *client) {
+    struct kvl_store_report report;
+    assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
+    assert_false(report.loaded);
+}
+
+static void wait_loaded(struct kvl_client *client, struct kvl_store_report *report) {
+    do
+        assert_int_equal(kvl_stats(client, report, NULL), KVL_OK);
+    while (!report->loaded);
+}
+
+/* ---- tests -------------------------------------------------------------------------------- */
+
+static void test_a_known_chain_is_restored_while_the_table_fills(void **state) {
+    (void)state;
+    struct kvl_client *client = join_service("engine"), *other = join_service("other");
+    struct kvl_store_report report;
+    struct kvl_progress progress;
+    uint32_t passes = 0;
+    struct call open = {.run = run_namespace, .client = client};
+    struct call look = {.run = run_lookup, .client = client, .count = CHAIN};
+    struct call restore = {.run = run_restore, .client = client, .count = CHAIN};
+    begin(&open);
+    end_while_held_up(&open, &passes);
+    assert_int_equal(open.info.id, info.id);
+    begin(&look);
+    end_while_held_up(&look, &passes);
+    assert_int_equal(look.hits, CHAIN);
+    begin(&restore); /* all of it is in the table now */
+    end_while_held_up(&restore, &passes);
+    assert_int_equal(restore.restored.count, CHAIN);
+    assert_int_equal(
+        kvl_ticket_wait(client, restore.restored.ticket, UINT32_MAX, 60000, &progress), KVL_OK);
+    assert_int_equal(progress.status, KVL_OK);
+    uint64_t leases[CHAIN];
+    for (uint32_t i = 0; i < CHAIN; i++) {
+        leases[i] = restore.blocks[i].lease;
+        assert_true(has_pattern(
+            kvl_client_block(client, KVL_TIER_DEVICE, restore.blocks[i].offset_bytes), i));
+    }
+    assert_int_equal(kvl_release(client, leases, CHAIN, &restore.restored.ticket, 1), KVL_OK);
+    assert_loading(other);
+    large_gate_open();
+    wait_loaded(other, &report);
+    assert_int_equal(report.blocks, LARGE_ROWS + CHAIN);
+    assert_int_equal(report.tiers[KVL_TIER_DISK].blocks, LARGE_ROWS + CHAIN);
+    assert_int_equal(report.tiers[KVL_TIER_DEVICE].blocks, CHAIN);
+    kvl_client_close(client);
+    kvl_client_close(other);
+}
+
+static void test_nobody_is_told_a_miss_before_it_is_certain(void **state) {
+    (void)state;
+    struct kvl_client *engine = join_service("engine"), *writer = join_service("writer"),
+                      *other = join_service("other");
+    struct call look = {.run = run_lookup, .client = engine, .count = CHAIN + 1};
+    struct call alloc = {.run = run_alloc, .client = writer};
+    begin(&look);
+    begin(&alloc);
+    for (int i = 0; i < 40; i++) {
+        assert_int_equal(kvl_ping(other, 100), KVL_OK);
+        usleep(1000);
+        if (i % 20 == 0)
+            large_gate_pass();
+    }
+    assert_loading(other);
+    assert_false(atomic_load(&look.done));
+    assert_false(atomic_load(&alloc.done));
+    large_gate_open();
+    end(&look);
+    end(&alloc);
+    assert_int_equal(look.hits, CHAIN);
+    for (uint32_t i = 0; i < CHAIN; i++)
+        assert_int_equal(look.found[i], 1u << KVL_TIER_DISK);
+    assert_int_equal(look.found[CHAIN], 0);
+    kvl_client_close(engine);
+    kvl_client_close(writer);
+    kvl_client_close(other);
+}
+
+/* Its request is given up, and what it had asked for comes back to nobody. */
+static void test_a_client_may_leave_while_its_keys_are_sought(void **state) {
+    (void)state;
+    struct kvl_client *other = join_service("other");
+    for (uint32_t i = 0; i < 3; i++) {
+        int fd = -1;
+        struct kvl_client *client = NULL;
+        assert_int_equal(kvl_server_attach_pair(service.server, &fd), KVL_OK);
+        struct kvl_client_options options = {
+            .address = ADDRESS, .attach_fd = fd, .name = "hasty", .timeout_ms = 30};
+        assert_int_equal(kvl_client_open(&options, &client, NULL), KVL_OK);
+        uint32_t hits;
+        uint8_t found[CHAIN + 1];
+        assert_int_not_equal(kvl_lookup(client, keys, CHAIN + 1, found, &hits), KVL_OK);
+        kvl_client_close(client);
+    }
+    assert_loading(other);
+    struct kvl_store_report report;
+    large_gate_open();
+    wait_loaded(other, &report);
+    assert_int_equal(report.blocks, LARGE_ROWS + CHAIN);
+    kvl_client_close(other);
+}
+
+#define LOADING(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        LOADING(test_a_known_chain_is_restored_while_the_table_fills),
+        LOADING(test_nobody_is_told_a_miss_before_it_is_certain),
+        LOADING(test_a_client_may_leave_while_its_keys_are_sought),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
