@@ -218,5 +218,4 @@ void kvl_recovery_listen(struct kvl_store *store) {
         store->catalog->found_arg = store;
     }
     store->loaded = store->tiers[KVL_TIER_DISK].tier == NULL;
-    store->seek_certain = UINT64_MAX;
 }

@@ -1,20 +1,21 @@
 /* seek.c - answers before the table is loaded: keys that it lacks are asked of the disk tier.
  *
- * A request is ready when every key is in the table, or when a seek of the others is over at a time
- * when the tier was certain of what it has not. One that was over before is asked for again then.
- */
+ * A request is ready when every key is in the table, or when a seek of the others is over and what
+ * it has not found is certain not to be there. Where that was not certain, it is asked for again
+ * once the tier is certain of everything. */
 #include <stdlib.h>
 
 #include "store_private.h"
 
 void kvl_seek_over(void *arg, uint64_t number, bool certain) {
     struct kvl_store *store = arg;
-    if (number > store->seek_over)
-        store->seek_over = number;
-    /* Told in a row: those that are over by now, but this one, were not certain. */
-    if (certain && store->seek_certain == UINT64_MAX)
-        store->seek_certain = number != 0 ? number : store->seek_over + 1;
     store->seek_news++;
+    if (number == 0) {
+        store->seek_certain = store->seek_certain || certain;
+        return;
+    }
+    store->seek_over = number;
+    store->seek_answers[number % KVL_SEEKS_MAX] = certain ? number : 0;
 }
 
 uint64_t kvl_store_seek_news(const struct kvl_store *store) {
@@ -24,7 +25,7 @@ uint64_t kvl_store_seek_news(const struct kvl_store *store) {
 bool kvl_store_seek_waits(const struct kvl_store *store, const struct kvl_seek *seek) {
     if (store->loaded)
         return false;
-    return seek->number > store->seek_over || (seek->open && store->seek_certain == UINT64_MAX);
+    return seek->number > store->seek_over || (seek->open && !store->seek_certain);
 }
 
 /* Puts those that are nowhere in front of `unknown`; returns how many. */
@@ -43,9 +44,12 @@ static uint32_t pick_unknown(
 static void ask(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, struct kvl_seek *seek) {
     struct kvl_tier *disk = store->tiers[KVL_TIER_DISK].tier;
-    *seek = (struct kvl_seek){0};
-    if (disk->ops->seek == NULL ||
-        disk->ops->seek(disk, keys, count, store->seek_last + 1) != KVL_OK)
+    const struct kvl_tier_seek wanted = {
+        .keys = keys, .count = count, .leading = seek->leading, .number = store->seek_last + 1};
+    seek->number = 0;
+    seek->open = false;
+    bool room = store->seek_last - store->seek_over < KVL_SEEKS_MAX;
+    if (!room || disk->ops->seek == NULL || disk->ops->seek(disk, &wanted) != KVL_OK)
         return; /* asked again with the next news, or answered when loaded */
     seek->number = ++store->seek_last;
 }
@@ -55,13 +59,13 @@ bool kvl_store_seek(
     bool over = seek->number != 0 && seek->number <= store->seek_over;
     if (store->loaded || count > KVL_CHAIN_BLOCKS_MAX)
         return true; /* too many: whoever executes it says so */
-    if (over && seek->number >= store->seek_certain)
+    if (over && store->seek_answers[seek->number % KVL_SEEKS_MAX] == seek->number)
         return true;
     struct kvl_key *unknown = malloc((count + 1) * sizeof(*unknown));
     if (unknown == NULL)
         return false;
     uint32_t picked = pick_unknown(store, keys, count, unknown);
-    seek->open = over && store->seek_certain == UINT64_MAX;
+    seek->open = over && !store->seek_certain;
     if (picked > 0 && !kvl_store_seek_waits(store, seek))
         ask(store, unknown, picked, seek);
     free(unknown);

@@ -69,6 +69,7 @@ bool kvl_store_is_loaded(const struct kvl_store *store);
 
 /* What a request that came before loaded waits for. Zeroed: nothing yet. */
 struct kvl_seek {
+    bool leading; /* the caller's: keys behind the first that is nowhere are of no interest */
     uint64_t number;
     bool open; /* it was over, and it was not certain that the rest is not there */
 };

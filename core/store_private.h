@@ -221,6 +221,9 @@ struct kvl_namespace {
     struct kvl_tenant *tenant;
 };
 
+/* Under way at a time. */
+#define KVL_SEEKS_MAX 256u
+
 struct kvl_store {
     struct kvl_tier_state tiers[KVL_TIER_COUNT];
     struct kvl_catalog *catalog;
@@ -234,12 +237,13 @@ struct kvl_store {
     int epoll_fd;
     int timer_fd;
     bool loaded;
-    uint64_t seek_last;    /* the last one asked for */
-    uint64_t seek_over;    /* those up to it are over */
-    uint64_t seek_certain; /* from it on what was not found is not there; UINT64_MAX: not yet */
+    uint64_t seek_last; /* the last one asked for */
+    uint64_t seek_over; /* those up to it are over */
     uint64_t seek_news;
-    bool closing; /* destroy: nothing new is started */
-    bool retry;   /* something waits that no fd will announce */
+    bool seek_certain;                    /* every answer from now on */
+    uint64_t seek_answers[KVL_SEEKS_MAX]; /* by number: it, if it was certain */
+    bool closing;                         /* destroy: nothing new is started */
+    bool retry;                           /* something waits that no fd will announce */
     bool timer_armed;
     bool demote_rests;     /* no victim: until a block becomes one, or a transfer ends */
     bool device_is_far;    /* the CPU cannot address it */

@@ -76,15 +76,23 @@ struct kvl_tier_events {
     void (*found)(void *arg, const struct kvl_block_record *record, uint64_t location,
         uint64_t stored_bytes, uint64_t last_use_wall_ns);
     void (*loaded)(void *arg, kvl_err status);
-    /* A seek is over, and with it all that were asked for before: what there is of their keys was
-     * told as found. certain: no more will be; else the tier does not know yet. Number 0: what the
-     * tier answers has changed: what it holds can be taken up now, or it has become certain. */
+    /* A seek is over, and with it all that were asked for before: what there is of its keys was
+     * told as found. certain: what was not found (leading: the first such) is not there; else the
+     * tier does not know yet. Number 0: there is news; certain: from now on every answer is. */
     void (*sought)(void *arg, uint64_t number, bool certain);
     /* Before space is reclaimed: true keeps the block (it is rewritten elsewhere: then `moved`). */
     bool (*keep)(void *arg, const struct kvl_key *key);
     void (*moved)(void *arg, const struct kvl_key *key, uint64_t location);
     /* The block is no longer in this tier: evicted, or found corrupt. */
     void (*lost)(void *arg, const struct kvl_key *key, uint64_t location);
+};
+
+/* Keys are copied. */
+struct kvl_tier_seek {
+    const struct kvl_key *keys;
+    uint32_t count;
+    bool leading;    /* those behind the first that is not there are of no interest */
+    uint64_t number; /* rises */
 };
 
 struct kvl_tier;
@@ -119,10 +127,9 @@ struct kvl_tier_ops {
     /* Frees the tier and its memory. Nothing may be in flight (drain first). */
     void (*deinit)(struct kvl_tier *tier);
     /* Before loaded: tells at once as found what the tier holds of these keys, ahead of the rest.
-     * Numbers rise. Then `sought` fires, or `loaded` does. NULL: the tier cannot. Errors: AGAIN
-     * (many are being sought), NOMEM. */
-    KVL_MUST_CHECK kvl_err (*seek)(
-        struct kvl_tier *tier, const struct kvl_key *keys, uint32_t count, uint64_t number);
+     * Then `sought` fires, or `loaded` does. NULL: the tier cannot. Errors: AGAIN (many are being
+     * sought), NOMEM. */
+    KVL_MUST_CHECK kvl_err (*seek)(struct kvl_tier *tier, const struct kvl_tier_seek *wanted);
     /* An eventfd or epoll fd that is readable when poll has work. */
     int (*fd)(const struct kvl_tier *tier);
 };

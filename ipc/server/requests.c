@@ -173,6 +173,7 @@ static bool is_sought(struct kvl_server *server, struct kvl_server_client *clien
         return true;
     if (header->verb == KVL_VERB_NAMESPACE_OPEN)
         return kvl_store_namespace_is_known(server->store, &request.namespace_open.key);
+    seek->leading = header->verb != KVL_VERB_LOOKUP || !request.chain.flag; /* flag: each */
     return kvl_store_seek(server->store, request.chain.keys, request.chain.count, seek);
 }
 

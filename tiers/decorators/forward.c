@@ -61,10 +61,9 @@ static bool forward_fits(
     return inner->ops->fits(inner, layout, capacity_bytes);
 }
 
-static kvl_err forward_seek(
-    struct kvl_tier *tier, const struct kvl_key *keys, uint32_t count, uint64_t number) {
+static kvl_err forward_seek(struct kvl_tier *tier, const struct kvl_tier_seek *wanted) {
     struct kvl_tier *inner = kvl_forward_of(tier)->inner;
-    return inner->ops->seek(inner, keys, count, number);
+    return inner->ops->seek(inner, wanted);
 }
 
 static void forward_quiesce(struct kvl_tier *tier) {

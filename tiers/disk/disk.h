@@ -133,7 +133,10 @@ struct kvl_disk_found {
 struct kvl_disk_seek {
     struct kvl_node node;
     uint64_t number;
-    bool certain; /* what was not found is not there */
+    bool leading; /* it ends at the first key that is not found */
+    bool over;
+    bool doubtful; /* a key was not found that may be there */
+    bool certain;  /* the answer */
     uint32_t count, done;
     struct kvl_key keys[];
 };

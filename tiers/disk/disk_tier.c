@@ -204,16 +204,19 @@ static void disk_discard(struct kvl_tier *tier, const struct kvl_key *key, uint6
     kvl_mailbox_post(&disk->inbox, &node->node);
 }
 
-static kvl_err disk_seek(
-    struct kvl_tier *tier, const struct kvl_key *keys, uint32_t count, uint64_t number) {
+static kvl_err disk_seek(struct kvl_tier *tier, const struct kvl_tier_seek *wanted) {
     struct kvl_disk *disk = disk_of(tier);
+    uint32_t count = wanted->count;
     if (disk->seek_keys + count > KVL_DISK_SEEK_KEYS_MAX)
         return KVL_ERR_AGAIN;
     struct kvl_disk_seek *seek = malloc(sizeof(*seek) + count * sizeof(seek->keys[0]));
     if (seek == NULL)
         return KVL_ERR_NOMEM;
-    *seek = (struct kvl_disk_seek){.node.kind = KVL_NODE_SOUGHT, .number = number, .count = count};
-    memcpy(seek->keys, keys, count * sizeof(seek->keys[0]));
+    *seek = (struct kvl_disk_seek){.node.kind = KVL_NODE_SOUGHT,
+        .number = wanted->number,
+        .leading = wanted->leading,
+        .count = count};
+    memcpy(seek->keys, wanted->keys, count * sizeof(seek->keys[0]));
     disk->seek_keys += count;
     atomic_fetch_add(&disk->seeks, 1);
     kvl_mailbox_post(&disk->seeker.inbox, &seek->node);

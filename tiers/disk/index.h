@@ -113,11 +113,18 @@ struct kvl_index_name {
 KVL_MUST_CHECK kvl_err kvl_index_resolve(
     struct kvl_index *index, struct kvl_index_name *names, uint64_t count);
 
-/* Visits the blocks of those of the keys that there are. CORRUPT: a row is unsound, and nothing is
- * said of the keys behind it; that the index is damaged is left for a check to note. */
-typedef bool (*kvl_index_visit_block)(void *arg, const struct kvl_index_block *block);
+/* Tells of each key whether there is a block of it, until visit returns false. */
+enum kvl_index_answer {
+    KVL_INDEX_FOUND,
+    KVL_INDEX_ABSENT,   /* by the two rows that it would stand between: both sound, on one page */
+    KVL_INDEX_NOT_FOUND /* which is not to say that it is absent, unless the index is sound */
+};
+typedef bool (*kvl_index_visit_key)(
+    void *arg, enum kvl_index_answer answer, const struct kvl_index_block *block);
+/* CORRUPT: a row is unsound, and nothing is said of its key and those behind it. That the index is
+ * damaged is left for a check to note. */
 KVL_MUST_CHECK kvl_err kvl_index_seek(struct kvl_index *index, const struct kvl_key *keys,
-    uint32_t count, kvl_index_visit_block visit, void *arg);
+    uint32_t count, kvl_index_visit_key visit, void *arg);
 /* Called again and again while the index is read ahead and checked, outside of LMDB's calls; it may
  * seek. NULL: nothing is. */
 void kvl_index_set_between(struct kvl_index *index, void (*between)(void *arg), void *arg);
@@ -132,6 +139,7 @@ uint64_t kvl_index_file_bytes(struct kvl_index *index);
 void kvl_index_read_ahead(struct kvl_index *index);
 
 /* Walks end early when visit returns false. bad: entries skipped for their checksum. */
+typedef bool (*kvl_index_visit_block)(void *arg, const struct kvl_index_block *block);
 typedef bool (*kvl_index_visit_segment)(void *arg, const struct kvl_index_segment *segment);
 typedef bool (*kvl_index_visit_catalog)(void *arg, enum kvl_catalog_kind kind, const void *key,
     uint32_t key_bytes, const void *value, uint32_t value_bytes);

@@ -38,8 +38,7 @@ static bool remember(struct kvl_disk_seeker *seeker, const struct kvl_index_bloc
 }
 
 /* What the walk has passed is on its way already. False: it cannot be told. */
-static bool tell_block(void *arg, const struct kvl_index_block *block) {
-    struct kvl_disk *disk = arg;
+static bool tell_block(struct kvl_disk *disk, const struct kvl_index_block *block) {
     struct kvl_disk_seeker *seeker = &disk->seeker;
     if (seeker->walking &&
         memcmp(block->record.key.bytes, seeker->walked.bytes, KVL_KEY_BYTES) <= 0)
@@ -49,25 +48,37 @@ static bool tell_block(void *arg, const struct kvl_index_block *block) {
     return seeker->answering;
 }
 
+static bool take_answer(
+    void *arg, enum kvl_index_answer answer, const struct kvl_index_block *block) {
+    struct kvl_disk *disk = arg;
+    struct kvl_disk_seek *seek = disk->seeker.current;
+    if (answer == KVL_INDEX_FOUND)
+        return tell_block(disk, block);
+    bool doubtful = answer == KVL_INDEX_NOT_FOUND && !KVL_PLANTED("miss-before-certain");
+    seek->doubtful = seek->doubtful || doubtful;
+    seek->over = seek->leading;
+    return !seek->over;
+}
+
 static void end_seek(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
     kvl_disk_found_send(disk);
-    seek->certain = disk->seeker.certain || KVL_PLANTED("miss-before-checked");
     kvl_mailbox_post(&disk->inbox, &seek->node);
 }
 
 static void answer_portion(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
     uint32_t left = seek->count - seek->done;
     uint32_t count = left < PORTION_KEYS ? left : PORTION_KEYS;
-    kvl_err err = kvl_index_seek(disk->index, seek->keys + seek->done, count, tell_block, disk);
+    kvl_err err = kvl_index_seek(disk->index, seek->keys + seek->done, count, take_answer, disk);
     if (err != KVL_OK)
         disk->seeker.answering = false;
     if (!disk->seeker.answering)
         return; /* perhaps again, once the index was checked */
     seek->done += count;
-    if (seek->done < seek->count)
+    if (seek->done < seek->count && !seek->over)
         return;
     disk->seeker.current = NULL;
     atomic_fetch_sub(&disk->seeks, 1);
+    seek->certain = disk->seeker.certain || !seek->doubtful;
     end_seek(disk, seek);
 }
 
@@ -94,11 +105,12 @@ void kvl_disk_seek_answer(struct kvl_disk *disk, bool certain) {
     struct kvl_disk_seek *news = calloc(1, sizeof(*news));
     disk->seeker.answering = true;
     disk->seeker.certain = certain;
-    if (disk->seeker.current != NULL)
-        disk->seeker.current->done = 0; /* what was not found may be there after all */
+    if (disk->seeker.current != NULL) /* what was not found may be there after all */
+        disk->seeker.current->done = disk->seeker.current->over = 0;
     if (news == NULL)
         return; /* then nobody asks before something else happens */
     news->node.kind = KVL_NODE_SOUGHT;
+    news->certain = certain;
     end_seek(disk, news);
 }
 

@@ -239,12 +239,32 @@ static void test_a_known_chain_is_restored_while_the_table_fills(void **state) {
     kvl_client_close(other);
 }
 
+/* The key behind the chain is nowhere, and the rows around its place say so. */
+static void test_where_a_chain_ends_is_told_while_the_table_fills(void **state) {
+    (void)state;
+    struct kvl_client *client = join_service("engine");
+    struct call look = {.run = run_lookup, .client = client, .count = CHAIN + 1};
+    struct call restore = {.run = run_restore, .client = client, .count = CHAIN + 1};
+    uint32_t passes = 0;
+    begin(&look);
+    end_while_held_up(&look, &passes);
+    assert_int_equal(look.hits, CHAIN);
+    assert_int_equal(look.found[CHAIN], 0);
+    begin(&restore);
+    end_while_held_up(&restore, &passes);
+    assert_int_equal(restore.restored.count, CHAIN);
+    assert_loading(client);
+    large_gate_open();
+    kvl_client_close(client);
+}
+
 static void test_nobody_is_told_a_miss_before_it_is_certain(void **state) {
     (void)state;
     struct kvl_client *engine = join_service("engine"), *writer = join_service("writer"),
                       *other = join_service("other");
     struct call look = {.run = run_lookup, .client = engine, .count = CHAIN + 1};
     struct call alloc = {.run = run_alloc, .client = writer};
+    memset(keys[CHAIN].bytes, 0xff, sizeof keys[CHAIN].bytes); /* no row is behind it */
     begin(&look);
     begin(&alloc);
     for (int i = 0; i < 40; i++) {
@@ -272,6 +292,7 @@ static void test_nobody_is_told_a_miss_before_it_is_certain(void **state) {
 static void test_a_client_may_leave_while_its_keys_are_sought(void **state) {
     (void)state;
     struct kvl_client *other = join_service("other");
+    memset(keys[CHAIN].bytes, 0xff, sizeof keys[CHAIN].bytes);
     for (uint32_t i = 0; i < 3; i++) {
         int fd = -1;
         struct kvl_client *client = NULL;
@@ -297,6 +318,7 @@ static void test_a_client_may_leave_while_its_keys_are_sought(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         LOADING(test_a_known_chain_is_restored_while_the_table_fills),
+        LOADING(test_where_a_chain_ends_is_told_while_the_table_fills),
         LOADING(test_nobody_is_told_a_miss_before_it_is_certain),
         LOADING(test_a_client_may_leave_while_its_keys_are_sought),
     };

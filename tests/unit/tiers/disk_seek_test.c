@@ -48,9 +48,10 @@ static void on_found(void *arg, const struct kvl_block_record *record, uint64_t 
 
 static void on_sought(void *arg, uint64_t number, bool certain) {
     (void)arg;
-    heard.certain = heard.certain || certain;
-    if (number == 0)
+    if (number == 0) {
+        heard.certain = heard.certain || certain;
         return;
+    }
     heard.over = number;
     heard.over_certain = certain;
 }
@@ -131,11 +132,30 @@ static int remove_folder(void **state) {
     return 0;
 }
 
-static kvl_err seek_block(uint32_t block, uint64_t number) {
+static kvl_err seek_keys(
+    const struct kvl_key *keys, uint32_t count, bool leading, uint64_t number) {
+    const struct kvl_tier_seek wanted = {
+        .keys = keys, .count = count, .leading = leading, .number = number};
+    return fixture.tier->ops->seek(fixture.tier, &wanted);
+}
+
+static struct kvl_key key_of(uint32_t number) {
     struct kvl_key key = blocks[0].io.record.key;
-    uint64_t wanted = block;
+    uint64_t wanted = number;
     memcpy(key.bytes, &wanted, sizeof(wanted));
-    return fixture.tier->ops->seek(fixture.tier, &key, 1, number);
+    return key;
+}
+
+/* Behind all that there are: no row bears witness that it is not there. */
+static struct kvl_key last_key(void) {
+    struct kvl_key key;
+    memset(key.bytes, 0xff, sizeof(key.bytes));
+    return key;
+}
+
+static kvl_err seek_block(uint32_t block, uint64_t number) {
+    struct kvl_key key = key_of(block);
+    return seek_keys(&key, 1, true, number);
 }
 
 /* While the index is still being read ahead, so before it was checked. */
@@ -195,21 +215,44 @@ static void what_is_sought_is_found_and_read_before_the_rest(void **state) {
     fixture_close(&fixture, true);
 }
 
-static void what_is_not_found_is_missing_only_once_the_index_was_checked(void **state) {
+/* Its neighbours say so, both on one page. */
+static void what_is_absent_is_so_before_the_index_was_checked(void **state) {
     (void)state;
+    const struct kvl_key keys[] = {key_of(1), key_of(ABSENT), key_of(2), last_key()};
     start_held_up();
-    assert_int_equal(seek_block(ABSENT, 1), KVL_OK);
+    assert_int_equal(seek_keys(keys, 4, true, 1), KVL_OK);
+    wait_over(1);
+    assert_true(heard.over_certain);
+    assert_int_equal(heard.blocks[1], 1);
+    assert_int_equal(heard.blocks[2], 0); /* not sought any more */
+    assert_int_equal(seek_keys(keys, 3, false, 2), KVL_OK);
+    wait_over(2);
+    assert_true(heard.over_certain);
+    assert_int_equal(heard.blocks[2], 1);
+    assert_int_equal(seek_keys(keys, 4, false, 3), KVL_OK);
+    wait_over(3);
+    assert_false(heard.over_certain);
+    go_on();
+    assert_all_told_once();
+    fixture_close(&fixture, true);
+}
+
+static void what_is_not_found_is_missing_only_once_it_is_certain(void **state) {
+    (void)state;
+    const struct kvl_key keys[] = {key_of(5), last_key(), key_of(3)};
+    start_held_up();
+    assert_int_equal(seek_keys(keys, 2, true, 1), KVL_OK);
     wait_over(1);
     assert_false(heard.over_certain);
+    assert_int_equal(heard.blocks[5], 1);
     large_gate_open();
     while (!heard.certain)
         fixture_poll(&fixture);
     /* The owner has polled too seldom for all to be loaded: some 65 of 79 chunks have left at most.
      */
     assert_false(heard.loaded);
-    assert_int_equal(seek_block(ABSENT, 2), KVL_OK);
-    assert_int_equal(seek_block(3, 3), KVL_OK);
-    while (heard.over < 3)
+    assert_int_equal(seek_keys(keys, 3, false, 2), KVL_OK);
+    while (heard.over < 2)
         fixture_poll(&fixture);
     assert_true(heard.over_certain);
     assert_false(heard.loaded);
@@ -217,6 +260,34 @@ static void what_is_not_found_is_missing_only_once_the_index_was_checked(void **
     assert_reads(3);
     wait_loaded();
     assert_all_told_once();
+    fixture_close(&fixture, true);
+}
+
+/* A row that is sound and one that is not, or rows that are hidden, bear no witness. */
+static void a_damaged_neighbour_proves_nothing(void **state) {
+    (void)state;
+    uint32_t row = 0; /* the first behind the absent key */
+    struct kvl_key absent = key_of(ABSENT), behind = last_key();
+    for (uint32_t i = 0; i < LARGE_ROWS; i++) {
+        struct kvl_key key = large_key(i);
+        if (memcmp(key.bytes, absent.bytes, sizeof(key.bytes)) > 0 &&
+            memcmp(key.bytes, behind.bytes, sizeof(key.bytes)) < 0) {
+            behind = key;
+            row = i;
+        }
+    }
+    uint64_t hash = large_content_hash(row);
+    large_index_damage(fixture.path, &hash, sizeof(hash));
+    start_held_up();
+    assert_int_equal(seek_block(ABSENT, 1), KVL_OK);
+    for (int i = 0; i < 3; i++) {
+        large_gate_pass();
+        fixture_poll(&fixture);
+    }
+    assert_int_equal(heard.over, 0);
+    go_on();
+    for (uint32_t i = 0; i < BLOCKS; i++)
+        assert_reads(i);
     fixture_close(&fixture, true);
 }
 
@@ -297,8 +368,8 @@ static void who_asks_for_too_much_is_told_so_and_delays_nobody_for_good(void **s
         keys[i] = large_key(i % 2 == 0 ? i : LARGE_ROWS + i);
     start_held_up();
     for (uint64_t number = 1; number <= 4; number++)
-        assert_int_equal(fixture.tier->ops->seek(fixture.tier, keys, count, number), KVL_OK);
-    assert_int_equal(fixture.tier->ops->seek(fixture.tier, keys, 1, 5), KVL_ERR_AGAIN);
+        assert_int_equal(seek_keys(keys, count, false, number), KVL_OK);
+    assert_int_equal(seek_keys(keys, 1, false, 5), KVL_ERR_AGAIN);
     large_gate_open();
     wait_loaded();
     assert_all_told_once();
@@ -313,7 +384,7 @@ static void a_stop_does_not_wait_for_what_is_sought(void **state) {
         keys[i] = large_key(i);
     start_held_up();
     for (uint64_t number = 1; number <= 20; number++)
-        assert_int_equal(fixture.tier->ops->seek(fixture.tier, keys, 300, number), KVL_OK);
+        assert_int_equal(seek_keys(keys, 300, false, number), KVL_OK);
     wait_over(1);
     large_gate_open();
     fixture_close(&fixture, false);
@@ -324,7 +395,9 @@ static void a_stop_does_not_wait_for_what_is_sought(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         SEEK(what_is_sought_is_found_and_read_before_the_rest),
-        SEEK(what_is_not_found_is_missing_only_once_the_index_was_checked),
+        SEEK(what_is_absent_is_so_before_the_index_was_checked),
+        SEEK(what_is_not_found_is_missing_only_once_it_is_certain),
+        SEEK(a_damaged_neighbour_proves_nothing),
         SEEK(a_damaged_index_hides_nothing_for_good),
         SEEK(what_is_dropped_before_the_walk_stays_dropped),
         SEEK(what_the_walk_has_found_is_read_and_dropped_before_the_end),

@@ -74,6 +74,10 @@ struct kvl_key large_key(uint32_t number) {
     return key;
 }
 
+uint64_t large_content_hash(uint32_t number) {
+    return 0xfeedc0dedec0de00u + number;
+}
+
 uint32_t large_number(const struct kvl_key *key) {
     uint32_t number;
     memcpy(&number, key->bytes + 8, sizeof(number));
@@ -87,7 +91,7 @@ static void row_of(
     op->block.record.key = large_key(number);
     op->block.record.namespace_id = space;
     op->block.record.generation = number + 1u;
-    op->block.record.content_hash = 0xfeedc0dedec0de00u + number;
+    op->block.record.content_hash = large_content_hash(number);
     op->block.location = kvl_location_make(
         FIRST_SEGMENT + (uint32_t)(number / per_segment), number % per_segment * RECORD_BYTES);
     op->block.stored_bytes = RECORD_BYTES;

@@ -15,6 +15,7 @@
  * Fails by abort. */
 void large_index_add(const char *disk_path, uint32_t namespace_id);
 struct kvl_key large_key(uint32_t number);
+uint64_t large_content_hash(uint32_t number);
 /* UINT32_MAX: not one of them. */
 uint32_t large_number(const struct kvl_key *key);
 /* Changes a byte of a value that lies somewhere in the index's file. */
