@@ -303,6 +303,8 @@ static bool may_store(const struct kvl_store *store) {
 }
 
 void kvl_persist_pump(struct kvl_store *store) {
+    if (!store->loaded)
+        return; /* nobody knows yet what the quotas leave */
     for (uint32_t left = store->persist_count; left > 0 && may_store(store); left--)
         if (!store_one(store, pop(store)))
             return;

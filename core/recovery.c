@@ -2,11 +2,13 @@
  *
  * At start the catalog's records come first (namespaces, sessions, pins, counters), then the
  * blocks in any order, a child before its parent included, then `loaded`. Namespaces come twice,
- * first ahead of blocks that are sought (seek.c). The generation counter
+ * first ahead of blocks that are sought (seek.c). Once the catalog is known new blocks and sessions
+ * may be made; blocks wait in memory until `loaded`. The generation counter
  * goes on above everything that was ever given out: above the catalog's mark, which is set ahead
  * in steps, and above every block found. */
 #include <string.h>
 
+#include "clock.h"
 #include "little_endian.h"
 #include "store_private.h"
 
@@ -129,18 +131,33 @@ static void finish_sessions(struct kvl_store *store) {
     }
 }
 
-static void on_loaded(void *arg, kvl_err status) {
-    struct kvl_store *store = arg;
-    if (status != KVL_OK)
-        KVL_ERROR(store->log, "event=disk_load_failed error=%s", kvl_err_name(status));
-    finish_sessions(store);
+/* All of the catalog is here, and no generation that was ever given out is above those known. */
+static void take_up(struct kvl_store *store) {
+    if (!store->checked)
+        finish_sessions(store);
+    store->checked = true;
     uint64_t used = store->generation_reserved > store->generation_found
                         ? store->generation_reserved
                         : store->generation_found;
     if (used >= store->generation_next)
         store->generation_next = used + 1;
+    kvl_seek_news(store);
+}
+
+static void on_checked(void *arg, uint64_t generation_max) {
+    struct kvl_store *store = arg;
+    if (generation_max > store->generation_found)
+        store->generation_found = generation_max;
+    store->stored_ns = kvl_clock_ns(); /* no store can end yet: that is no reason to shed */
+    take_up(store);
+}
+
+static void on_loaded(void *arg, kvl_err status) {
+    struct kvl_store *store = arg;
+    if (status != KVL_OK)
+        KVL_ERROR(store->log, "event=disk_load_failed error=%s", kvl_err_name(status));
+    take_up(store);
     store->loaded = true;
-    store->seek_news++;
     KVL_INFO(store->log, "event=loaded blocks=%lu sessions=%u namespaces=%u",
         (unsigned long)kvl_visible_blocks(store, NULL), kvl_session_count(store->sessions),
         store->namespace_end);
@@ -210,6 +227,7 @@ void kvl_recovery_listen(struct kvl_store *store) {
                 .found = on_found,
                 .loaded = on_loaded,
                 .sought = kvl_seek_over,
+                .checked = on_checked,
                 .keep = on_keep,
                 .moved = on_moved,
                 .lost = on_lost};
@@ -217,5 +235,5 @@ void kvl_recovery_listen(struct kvl_store *store) {
         store->catalog->found = on_record;
         store->catalog->found_arg = store;
     }
-    store->loaded = store->tiers[KVL_TIER_DISK].tier == NULL;
+    store->loaded = store->checked = store->tiers[KVL_TIER_DISK].tier == NULL;
 }

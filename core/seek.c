@@ -7,15 +7,21 @@
 
 #include "store_private.h"
 
+void kvl_seek_news(struct kvl_store *store) {
+    store->seek_news++;
+}
+
 void kvl_seek_over(void *arg, uint64_t number, bool certain) {
     struct kvl_store *store = arg;
-    store->seek_news++;
-    if (number == 0) {
-        store->seek_certain = store->seek_certain || certain;
+    kvl_seek_news(store);
+    if (number == 0)
         return;
-    }
     store->seek_over = number;
     store->seek_answers[number % KVL_SEEKS_MAX] = certain ? number : 0;
+}
+
+bool kvl_store_is_checked(const struct kvl_store *store) {
+    return store->checked;
 }
 
 uint64_t kvl_store_seek_news(const struct kvl_store *store) {
@@ -25,17 +31,18 @@ uint64_t kvl_store_seek_news(const struct kvl_store *store) {
 bool kvl_store_seek_waits(const struct kvl_store *store, const struct kvl_seek *seek) {
     if (store->loaded)
         return false;
-    return seek->number > store->seek_over || (seek->open && !store->seek_certain);
+    return seek->number > store->seek_over || (seek->open && !store->checked);
 }
 
-/* Puts those that are nowhere in front of `unknown`; returns how many. */
+/* Puts those that are nowhere in front of `unknown`; returns how many. A zero key is none yet. */
 static uint32_t pick_unknown(
     struct kvl_store *store, const struct kvl_key *keys, uint32_t count, struct kvl_key *unknown) {
     uint32_t picked = 0;
     kvl_table_find_many(store->table, keys, count, store->scratch_blocks);
     for (uint32_t i = 0; i < count; i++) {
         uint32_t block = store->scratch_blocks[i];
-        if (block == KVL_BLOCK_NONE || kvl_table_at(store->table, block)->tiers == 0)
+        bool nowhere = block == KVL_BLOCK_NONE || kvl_table_at(store->table, block)->tiers == 0;
+        if (nowhere && !kvl_key_is_zero(&keys[i]))
             unknown[picked++] = keys[i];
     }
     return picked;
@@ -65,7 +72,7 @@ bool kvl_store_seek(
     if (unknown == NULL)
         return false;
     uint32_t picked = pick_unknown(store, keys, count, unknown);
-    seek->open = over && !store->seek_certain;
+    seek->open = over && !store->checked;
     if (picked > 0 && !kvl_store_seek_waits(store, seek))
         ask(store, unknown, picked, seek);
     free(unknown);

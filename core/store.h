@@ -64,8 +64,12 @@ void kvl_store_destroy(struct kvl_store *store);
 int kvl_store_fd(const struct kvl_store *store);
 void kvl_store_poll(struct kvl_store *store);
 /* True once every block that was on disk at start is in the table. Until then callers hold back
- * everything but stats and hello, and look-ups, restores and prefetches whose keys were sought. */
+ * everything but stats, hello and release; look-ups, restores and prefetches whose keys were
+ * sought; and, once checked, namespaces and sessions, and alloc, seal and pin whose keys were
+ * sought. */
 bool kvl_store_is_loaded(const struct kvl_store *store);
+/* All but the blocks is known, and it is certain which blocks there are, if one seeks them. */
+bool kvl_store_is_checked(const struct kvl_store *store);
 
 /* What a request that came before loaded waits for. Zeroed: nothing yet. */
 struct kvl_seek {
@@ -219,6 +223,9 @@ struct kvl_seal_request {
  * the client's own until release. EXISTS: the key is sealed already; the slot stays the client's
  * private one until release. INVALID: the computed key is not the one alloc was told. */
 KVL_MUST_CHECK kvl_err kvl_store_seal(
+    struct kvl_store *store, const struct kvl_seal_request *request, struct kvl_key *key);
+/* The key that it would be sealed under; false: it would be refused. */
+bool kvl_store_seal_key(
     struct kvl_store *store, const struct kvl_seal_request *request, struct kvl_key *key);
 
 /* Unknown or foreign leases and tickets are ignored and counted. Unsealed slots are freed. */

@@ -240,7 +240,7 @@ struct kvl_store {
     uint64_t seek_last; /* the last one asked for */
     uint64_t seek_over; /* those up to it are over */
     uint64_t seek_news;
-    bool seek_certain;                    /* every answer from now on */
+    bool checked;                         /* the catalog is known, and every answer certain */
     uint64_t seek_answers[KVL_SEEKS_MAX]; /* by number: it, if it was certain */
     bool closing;                         /* destroy: nothing new is started */
     bool retry;                           /* something waits that no fd will announce */
@@ -522,6 +522,7 @@ void kvl_quota_pump(struct kvl_store *store);
 
 /* ---- seek.c ------------------------------------------------------------------------------- */
 void kvl_seek_over(void *store, uint64_t number, bool certain); /* the tier's event */
+void kvl_seek_news(struct kvl_store *store);
 
 /* ---- recovery.c --------------------------------------------------------------------------- */
 void kvl_recovery_listen(struct kvl_store *store);

@@ -402,6 +402,15 @@ static kvl_err refuse(struct kvl_store *store, const struct kvl_client *client, 
     return err;
 }
 
+bool kvl_store_seal_key(
+    struct kvl_store *store, const struct kvl_seal_request *request, struct kvl_key *key) {
+    const struct kvl_lease *lease = kvl_lease_find(store->leases, request->lease);
+    const struct kvl_namespace_info *info =
+        lease == NULL ? NULL : kvl_namespace_by_id(store, lease->namespace_id);
+    return info != NULL && lease->client == request->client && tokens_are_valid(info, request) &&
+           seal_key(store, info, request, key) == KVL_OK;
+}
+
 kvl_err kvl_store_seal(
     struct kvl_store *store, const struct kvl_seal_request *request, struct kvl_key *key) {
     struct kvl_client *client = kvl_client_find(store, request->client);

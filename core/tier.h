@@ -78,8 +78,11 @@ struct kvl_tier_events {
     void (*loaded)(void *arg, kvl_err status);
     /* A seek is over, and with it all that were asked for before: what there is of its keys was
      * told as found. certain: what was not found (leading: the first such) is not there; else the
-     * tier does not know yet. Number 0: there is news; certain: from now on every answer is. */
+     * tier does not know yet. Number 0: namespaces have been told. */
     void (*sought)(void *arg, uint64_t number, bool certain);
+    /* Once, before loaded, if at all: the catalog was told as a whole, no block has a generation
+     * above this one, and from now on every answer is certain. */
+    void (*checked)(void *arg, uint64_t generation_max);
     /* Before space is reclaimed: true keeps the block (it is rewritten elsewhere: then `moved`). */
     bool (*keep)(void *arg, const struct kvl_key *key);
     void (*moved)(void *arg, const struct kvl_key *key, uint64_t location);

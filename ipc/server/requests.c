@@ -172,8 +172,13 @@ static bool is_sought(struct kvl_server *server, struct kvl_server_client *clien
         kvl_door_in(server, client, header->verb, &request) != KVL_OK)
         return true;
     if (header->verb == KVL_VERB_NAMESPACE_OPEN)
-        return kvl_store_namespace_is_known(server->store, &request.namespace_open.key);
-    seek->leading = header->verb != KVL_VERB_LOOKUP || !request.chain.flag; /* flag: each */
+        return kvl_store_is_checked(server->store) ||
+               kvl_store_namespace_is_known(server->store, &request.namespace_open.key);
+    if (header->verb == KVL_VERB_SEAL)
+        return kvl_store_seek(server->store, server->scratch,
+            kvl_verb_seal_keys(server, client, &request.seals, server->scratch), seek);
+    bool each = header->verb == KVL_VERB_ALLOC || header->verb == KVL_VERB_PIN;
+    seek->leading = !each && (header->verb != KVL_VERB_LOOKUP || !request.chain.flag);
     return kvl_store_seek(server->store, request.chain.keys, request.chain.count, seek);
 }
 
@@ -185,7 +190,10 @@ static bool must_wait(struct kvl_server *server, struct kvl_server_client *clien
     server->loaded = kvl_store_is_loaded(server->store);
     if (server->loaded || !verb || (verb->flags & KVL_WIRE_EARLY))
         return false;
-    return !(verb->flags & KVL_WIRE_SOUGHT) || !is_sought(server, client, header, body, seek);
+    if (!(verb->flags & (KVL_WIRE_SOUGHT | KVL_WIRE_CHECKED)) ||
+        ((verb->flags & KVL_WIRE_CHECKED) && !kvl_store_is_checked(server->store)))
+        return true;
+    return (verb->flags & KVL_WIRE_SOUGHT) && !is_sought(server, client, header, body, seek);
 }
 
 static void try_held(struct kvl_server *server, struct kvl_server_client *client) {

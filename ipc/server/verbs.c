@@ -109,9 +109,9 @@ static kvl_err verb_alloc(VERB_ARGS) {
     return err;
 }
 
-static void seal_one(struct kvl_server *server, struct kvl_server_client *client,
-    const struct kvl_wire_seal *seal, struct kvl_wire_sealed_item *out) {
-    uint32_t tokens[KVL_BLOCK_TOKENS_MAX]; /* aligned, which the message need not be */
+/* tokens: room for KVL_BLOCK_TOKENS_MAX: aligned, which the message need not be. */
+static struct kvl_seal_request seal_request(
+    const struct kvl_server_client *client, const struct kvl_wire_seal *seal, uint32_t *tokens) {
     memcpy(tokens, seal->tokens, seal->token_count * sizeof *tokens);
     struct kvl_seal_request ask = {.client = client->store_client,
         .lease = seal->lease,
@@ -122,6 +122,26 @@ static void seal_one(struct kvl_server *server, struct kvl_server_client *client
         .opaque = seal->opaque};
     memcpy(ask.opaque_key, seal->opaque_key, sizeof ask.opaque_key);
     kvl_tenant_turn_key(&client->salt, &ask.parent);
+    return ask;
+}
+
+uint32_t kvl_verb_seal_keys(struct kvl_server *server, struct kvl_server_client *client,
+    const struct kvl_wire_seals *seals, struct kvl_key *keys) {
+    uint32_t tokens[KVL_BLOCK_TOKENS_MAX], count = 0;
+    uint64_t cursor = 0;
+    for (uint32_t i = 0; i < seals->count; i++) {
+        struct kvl_wire_seal seal = {0};
+        kvl_wire_seal_next(seals, &cursor, &seal);
+        const struct kvl_seal_request ask = seal_request(client, &seal, tokens);
+        count += kvl_store_seal_key(server->store, &ask, &keys[count]);
+    }
+    return count;
+}
+
+static void seal_one(struct kvl_server *server, struct kvl_server_client *client,
+    const struct kvl_wire_seal *seal, struct kvl_wire_sealed_item *out) {
+    uint32_t tokens[KVL_BLOCK_TOKENS_MAX];
+    const struct kvl_seal_request ask = seal_request(client, seal, tokens);
     *out = (struct kvl_wire_sealed_item){0};
     out->status = (uint32_t)kvl_store_seal(server->store, &ask, &out->key);
     kvl_tenant_turn_key(&client->salt, &out->key);

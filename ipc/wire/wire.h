@@ -82,21 +82,25 @@ KVL_MUST_CHECK kvl_err kvl_wire_decode(
     X(HELLO, 1, kvl_wire_hello, kvl_wire_hello_reply, KVL_WIRE_EARLY)                              \
     X(PING, 2, kvl_wire_blob, kvl_wire_blob, KVL_WIRE_EARLY)                                       \
     X(NAMESPACE_OPEN, 3, kvl_wire_namespace, kvl_wire_namespace_info, KVL_WIRE_SOUGHT)             \
-    X(NAMESPACE_AT, 4, kvl_wire_u32_message, kvl_wire_namespace_info, 0)                           \
+    X(NAMESPACE_AT, 4, kvl_wire_u32_message, kvl_wire_namespace_info, KVL_WIRE_CHECKED)            \
     X(LOOKUP, 5, kvl_wire_chain, kvl_wire_found, KVL_WIRE_SOUGHT)                                  \
     X(RESTORE, 6, kvl_wire_chain, kvl_wire_restored, KVL_WIRE_LEASING | KVL_WIRE_SOUGHT)           \
     X(PREFETCH, 7, kvl_wire_chain, kvl_wire_ticket, KVL_WIRE_SOUGHT)                               \
-    X(ALLOC, 8, kvl_wire_chain, kvl_wire_allocated, KVL_WIRE_LEASING)                              \
-    X(SEAL, 9, kvl_wire_seals, kvl_wire_sealed, KVL_WIRE_LEASING)                                  \
+    X(ALLOC, 8, kvl_wire_chain, kvl_wire_allocated,                                                \
+        KVL_WIRE_LEASING | KVL_WIRE_CHECKED | KVL_WIRE_SOUGHT)                                     \
+    X(SEAL, 9, kvl_wire_seals, kvl_wire_sealed,                                                    \
+        KVL_WIRE_LEASING | KVL_WIRE_CHECKED | KVL_WIRE_SOUGHT)                                     \
     X(RELEASE, 10, kvl_wire_release, kvl_wire_empty, KVL_WIRE_EARLY)                               \
-    X(PIN, 11, kvl_wire_chain, kvl_wire_u32_message, 0)                                            \
-    X(SESSION_OPEN, 12, kvl_wire_session_open, kvl_wire_session_info, KVL_WIRE_BODY_ON_ERROR)      \
-    X(SESSION_READ, 13, kvl_wire_session_read, kvl_wire_session_tokens, 0)                         \
-    X(SESSION_APPEND, 14, kvl_wire_session_append, kvl_wire_empty, 0)                              \
-    X(SESSION_TAIL, 15, kvl_wire_session_tail, kvl_wire_empty, 0)                                  \
-    X(SESSION_CLOSE, 16, kvl_wire_session_name, kvl_wire_empty, 0)                                 \
-    X(SESSION_DROP, 17, kvl_wire_session_name, kvl_wire_session_info, KVL_WIRE_BODY_ON_ERROR)      \
-    X(SESSION_AT, 18, kvl_wire_u32_message, kvl_wire_session_info, 0)                              \
+    X(PIN, 11, kvl_wire_chain, kvl_wire_u32_message, KVL_WIRE_CHECKED | KVL_WIRE_SOUGHT)           \
+    X(SESSION_OPEN, 12, kvl_wire_session_open, kvl_wire_session_info,                              \
+        KVL_WIRE_BODY_ON_ERROR | KVL_WIRE_CHECKED)                                                 \
+    X(SESSION_READ, 13, kvl_wire_session_read, kvl_wire_session_tokens, KVL_WIRE_CHECKED)          \
+    X(SESSION_APPEND, 14, kvl_wire_session_append, kvl_wire_empty, KVL_WIRE_CHECKED)               \
+    X(SESSION_TAIL, 15, kvl_wire_session_tail, kvl_wire_empty, KVL_WIRE_CHECKED)                   \
+    X(SESSION_CLOSE, 16, kvl_wire_session_name, kvl_wire_empty, KVL_WIRE_CHECKED)                  \
+    X(SESSION_DROP, 17, kvl_wire_session_name, kvl_wire_session_info,                              \
+        KVL_WIRE_BODY_ON_ERROR | KVL_WIRE_CHECKED)                                                 \
+    X(SESSION_AT, 18, kvl_wire_u32_message, kvl_wire_session_info, KVL_WIRE_CHECKED)               \
     X(CLEAR, 19, kvl_wire_clear, kvl_wire_ticket, 0)                                               \
     X(FLUSH, 20, kvl_wire_empty, kvl_wire_ticket, 0)                                               \
     X(VERIFY, 21, kvl_wire_empty, kvl_wire_ticket, 0)                                              \
@@ -113,6 +117,7 @@ KVL_MUST_CHECK kvl_err kvl_wire_decode(
 #define KVL_WIRE_LEASING 2u       /* attached clients only */
 #define KVL_WIRE_BODY_ON_ERROR 4u /* the reply has its body whatever the status */
 #define KVL_WIRE_SOUGHT 8u        /* while loading: as soon as what it names was found, or is not */
+#define KVL_WIRE_CHECKED 16u      /* while loading: once the index was checked */
 
 enum kvl_wire_verb_number {
 #define KVL_WIRE_VERB_ENUM(name, number, request, reply, flags) KVL_VERB_##name = (number),

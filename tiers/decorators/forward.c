@@ -95,6 +95,12 @@ static void event_sought(void *arg, uint64_t number, bool certain) {
         events->sought(events->arg, number, certain);
 }
 
+static void event_checked(void *arg, uint64_t generation_max) {
+    const struct kvl_tier_events *events = &((struct kvl_forward *)arg)->base.events;
+    if (events->checked)
+        events->checked(events->arg, generation_max);
+}
+
 static void event_loaded(void *arg, kvl_err status) {
     const struct kvl_tier_events *events = &((struct kvl_forward *)arg)->base.events;
     if (events->loaded)
@@ -158,6 +164,7 @@ kvl_err kvl_forward_init(struct kvl_forward *forward, struct kvl_tier *inner, in
         .found = event_found,
         .loaded = event_loaded,
         .sought = event_sought,
+        .checked = event_checked,
         .keep = event_keep,
         .moved = event_moved,
         .lost = event_lost};

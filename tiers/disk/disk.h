@@ -135,8 +135,9 @@ struct kvl_disk_seek {
     uint64_t number;
     bool leading; /* it ends at the first key that is not found */
     bool over;
-    bool doubtful; /* a key was not found that may be there */
-    bool certain;  /* the answer */
+    bool doubtful;           /* a key was not found that may be there */
+    bool certain;            /* the answer */
+    uint64_t generation_max; /* number 0, certain */
     uint32_t count, done;
     struct kvl_key keys[];
 };

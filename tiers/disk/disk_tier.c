@@ -92,7 +92,9 @@ static void tell_catalog(struct kvl_disk *disk, struct kvl_disk_catalog_record *
 static void tell_sought(struct kvl_disk *disk, struct kvl_disk_seek *seek) {
     const struct kvl_tier_events *events = &disk->tier.events;
     disk->seek_keys -= seek->count;
-    if (events->sought != NULL)
+    if (seek->number == 0 && seek->certain && events->checked != NULL)
+        events->checked(events->arg, seek->generation_max);
+    else if (events->sought != NULL)
         events->sought(events->arg, seek->number, seek->certain);
     free(seek);
 }

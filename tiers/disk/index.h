@@ -93,6 +93,8 @@ void kvl_index_close(struct kvl_index *index); /* NULL is fine */
 /* Reads everything there is and compares it with its checksums, order and counts. CORRUPT: some of
  * it is not as it was written. Afterwards the index knows which records are live. */
 KVL_MUST_CHECK kvl_err kvl_index_check(struct kvl_index *index);
+/* Of the blocks that the last check has read. */
+uint64_t kvl_index_generation_max(const struct kvl_index *index);
 /* Writes the journal anew; from then on every commit goes there first. The journal outlives the
  * index. A failure is made up for by the next commit, which fails when it cannot. */
 KVL_MUST_CHECK kvl_err kvl_index_keep_journal(struct kvl_index *index, struct kvl_journal *journal);

@@ -6,6 +6,8 @@
 static bool note_live(void *arg, const struct kvl_index_block *block) {
     struct kvl_index *index = arg;
     kvl_live_map_add(&index->map, block->location, block->stored_bytes);
+    if (block->record.generation > index->generation_max)
+        index->generation_max = block->record.generation;
     kvl_index_give_turn(index);
     return true;
 }
@@ -70,8 +72,13 @@ static kvl_err check_pages(struct kvl_index *index) {
     return kvl_index_err_from(rc);
 }
 
+uint64_t kvl_index_generation_max(const struct kvl_index *index) {
+    return index->generation_max;
+}
+
 kvl_err kvl_index_check(struct kvl_index *index) {
     uint64_t bad = 0;
+    index->generation_max = 0;
     kvl_err err = check_pages(index);
     if (err == KVL_OK)
         err = kvl_index_walk_catalog(index, pass_catalog, NULL, &bad);

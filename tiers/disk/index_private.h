@@ -17,6 +17,7 @@ struct kvl_index {
     uint64_t map_bytes;
     uint32_t page_bytes;
     uint32_t format; /* as found */
+    uint64_t generation_max;
     char *path;
     struct kvl_index_state *state;
     struct kvl_live_map map;     /* segments, and what is live in them */

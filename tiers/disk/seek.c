@@ -111,6 +111,7 @@ void kvl_disk_seek_answer(struct kvl_disk *disk, bool certain) {
         return; /* then nobody asks before something else happens */
     news->node.kind = KVL_NODE_SOUGHT;
     news->certain = certain;
+    news->generation_max = kvl_index_generation_max(disk->index);
     end_seek(disk, news);
 }
 

@@ -22,7 +22,8 @@
 #define ADDRESS "inproc://kvl-loading"
 #define CHAIN 6u
 #define ABSENT 77u
-#define PASSES 6u /* of the gate, before the index was read ahead */
+#define PASSES 6u         /* of the gate, before the index was read ahead */
+#define MORE_ROWS 120000u /* some 235 chunks, at most 32 of which a poll of the disk takes */
 
 struct service {
     char directory[64];
@@ -35,6 +36,19 @@ struct service {
 static struct service service;
 static struct kvl_namespace_info info;
 static struct kvl_key keys[CHAIN + 1]; /* the last one is nowhere */
+
+static atomic_int turns = INT32_MAX;
+static const struct kvl_tier_ops *disk_ops;
+static struct kvl_tier_ops disk_ops_by_turns;
+
+static uint32_t poll_by_turns(struct kvl_tier *tier) {
+    if (atomic_load(&turns) == INT32_MAX)
+        return disk_ops->poll(tier);
+    if (atomic_load(&turns) == 0)
+        return 0;
+    atomic_fetch_sub(&turns, 1);
+    return disk_ops->poll(tier);
+}
 
 static void *serve(void *arg) {
     (void)arg;
@@ -49,6 +63,10 @@ static void start(void) {
     assert_int_equal(kvl_memory_tier_create(&memory, &service.device, &msg), KVL_OK);
     if (kvl_disk_tier_create(&disk, &service.disk, &store.catalog, &msg) != KVL_OK)
         fail_msg("%s", msg.text);
+    disk_ops = service.disk->ops;
+    disk_ops_by_turns = *disk_ops;
+    disk_ops_by_turns.poll = poll_by_turns;
+    service.disk->ops = &disk_ops_by_turns;
     store.device = service.device;
     store.disk = service.disk;
     assert_int_equal(kvl_store_create(&store, &service.store, &msg), KVL_OK);
@@ -82,10 +100,15 @@ static struct kvl_client *join_service(const char *name) {
     return client;
 }
 
-static int make_folder(void **state) {
-    (void)state;
+static void flush_all(struct kvl_client *client) {
     struct kvl_ticket ticket;
     struct kvl_progress progress;
+    assert_int_equal(kvl_flush(client, &ticket), KVL_OK);
+    if (ticket.generation)
+        assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 60000, &progress), KVL_OK);
+}
+
+static void make_folder_of(uint32_t rows) {
     large_gate_open();
     snprintf(service.directory, sizeof service.directory, "/tmp/kvl-loading-XXXXXX");
     assert_non_null(mkdtemp(service.directory));
@@ -97,13 +120,25 @@ static int make_folder(void **state) {
         store_block(client, &info, i);
     }
     keys[CHAIN] = opaque_key(&info, ABSENT);
-    assert_int_equal(kvl_flush(client, &ticket), KVL_OK);
-    if (ticket.generation)
-        assert_int_equal(kvl_ticket_wait(client, ticket, UINT32_MAX, 60000, &progress), KVL_OK);
+    flush_all(client);
     kvl_client_close(client);
     stop();
-    large_index_add(service.directory, info.id);
+    large_index_add(service.directory, rows, info.id);
+}
+
+static int make_folder(void **state) {
+    (void)state;
+    make_folder_of(LARGE_ROWS);
     large_gate_close();
+    start();
+    return 0;
+}
+
+/* The disk is polled by turns, so that it takes several until everything is loaded. */
+static int make_larger_folder(void **state) {
+    (void)state;
+    make_folder_of(MORE_ROWS);
+    atomic_store(&turns, 0);
     start();
     return 0;
 }
@@ -112,6 +147,7 @@ static int remove_folder(void **state) {
     char command[128];
     (void)state;
     large_gate_open();
+    atomic_store(&turns, INT32_MAX);
     stop();
     snprintf(command, sizeof command, "rm -rf %s", service.directory);
     return system(command) == 0 ? 0 : -1;
@@ -131,6 +167,8 @@ struct call {
     struct kvl_restored blocks[CHAIN + 1];
     struct kvl_restore_result restored;
     struct kvl_namespace_info info;
+    struct kvl_allocated allocated[CHAIN + 1], unnamed;
+    struct kvl_sealed sealed[2];
 };
 
 static void run_lookup(struct call *call) {
@@ -151,10 +189,27 @@ static void run_namespace(struct call *call) {
 }
 
 static void run_alloc(struct call *call) {
-    struct kvl_allocated block;
     struct kvl_ticket ticket;
-    call->err =
-        kvl_alloc(call->client, info.id, KVL_TIER_DEVICE, &keys[CHAIN], 1, false, &block, &ticket);
+    call->err = kvl_alloc(
+        call->client, info.id, KVL_TIER_DEVICE, keys, call->count, false, call->allocated, &ticket);
+}
+
+static void run_session(struct call *call) {
+    static const uint32_t tokens[] = {1, 2, 3};
+    struct kvl_session_info session;
+    call->err = kvl_session_open(call->client, "talk", &info.key, &session);
+    if (call->err == KVL_OK)
+        call->err = kvl_session_append(call->client, "talk", 0, tokens, 3);
+}
+
+/* Of the block that was allocated last, and of one whose key alloc did not know: number 2. */
+static void run_seal(struct call *call) {
+    const uint32_t numbers[] = {ABSENT, 2};
+    struct kvl_seal seals[] = {{.lease = call->allocated[CHAIN].lease, .opaque = true},
+        {.lease = call->unnamed.lease, .opaque = true}};
+    for (uint32_t i = 0; i < 2; i++)
+        memcpy(seals[i].opaque_key, &numbers[i], sizeof numbers[i]);
+    call->err = kvl_seal(call->client, seals, 2, call->sealed);
 }
 
 static void *run(void *arg) {
@@ -263,7 +318,7 @@ static void test_nobody_is_told_a_miss_before_it_is_certain(void **state) {
     struct kvl_client *engine = join_service("engine"), *writer = join_service("writer"),
                       *other = join_service("other");
     struct call look = {.run = run_lookup, .client = engine, .count = CHAIN + 1};
-    struct call alloc = {.run = run_alloc, .client = writer};
+    struct call alloc = {.run = run_alloc, .client = writer, .count = CHAIN + 1};
     memset(keys[CHAIN].bytes, 0xff, sizeof keys[CHAIN].bytes); /* no row is behind it */
     begin(&look);
     begin(&alloc);
@@ -279,12 +334,70 @@ static void test_nobody_is_told_a_miss_before_it_is_certain(void **state) {
     large_gate_open();
     end(&look);
     end(&alloc);
+    for (uint32_t i = 0; i < CHAIN; i++)
+        assert_int_equal(alloc.allocated[i].status, KVL_ALLOC_EXISTS);
+    assert_int_equal(alloc.allocated[CHAIN].status, KVL_ALLOC_GRANTED);
     assert_int_equal(look.hits, CHAIN);
     for (uint32_t i = 0; i < CHAIN; i++)
         assert_int_equal(look.found[i], 1u << KVL_TIER_DISK);
     assert_int_equal(look.found[CHAIN], 0);
     kvl_client_close(engine);
     kvl_client_close(writer);
+    kvl_client_close(other);
+}
+
+/* Lets the disk be polled once, now and then, until the call is over. */
+static void end_by_turns(struct call *call) {
+    for (uint32_t waits = 0; !atomic_load(&call->done); waits++) {
+        usleep(1000);
+        if (waits % 20 == 19 && atomic_load(&turns) == 0)
+            atomic_store(&turns, 1);
+    }
+    end(call);
+}
+
+static void test_new_blocks_and_sessions_are_taken_once_the_index_was_checked(void **state) {
+    (void)state;
+    static const struct kvl_key unnamed = {{0}};
+    struct kvl_client *client = join_service("engine"), *other = join_service("other");
+    struct call session = {.run = run_session, .client = client};
+    struct call call = {.run = run_alloc, .client = client, .count = CHAIN + 1};
+    struct kvl_ticket ticket;
+    begin(&session);
+    end_by_turns(&session);
+    begin(&call);
+    end_by_turns(&call);
+    for (uint32_t i = 0; i < CHAIN; i++)
+        assert_int_equal(call.allocated[i].status, KVL_ALLOC_EXISTS);
+    assert_int_equal(call.allocated[CHAIN].status, KVL_ALLOC_GRANTED);
+    assert_int_equal(
+        kvl_alloc(client, info.id, KVL_TIER_DEVICE, &unnamed, 1, false, &call.unnamed, &ticket),
+        KVL_OK);
+    const struct kvl_allocated *last = &call.allocated[CHAIN];
+    fill_pattern(kvl_client_block_writable(client, KVL_TIER_DEVICE, last->offset_bytes), ABSENT);
+    fill_pattern(kvl_client_block_writable(client, KVL_TIER_DEVICE, call.unnamed.offset_bytes), 2);
+    call.run = run_seal;
+    begin(&call);
+    end_by_turns(&call);
+    assert_int_equal(call.sealed[0].status, KVL_OK);
+    assert_int_equal(call.sealed[1].status, KVL_ERR_EXISTS); /* on disk, and found there */
+    assert_loading(other);
+    atomic_store(&turns, INT32_MAX);
+    struct kvl_store_report report;
+    wait_loaded(other, &report);
+    assert_int_equal(report.blocks, MORE_ROWS + CHAIN + 1);
+    flush_all(client);
+    kvl_client_close(client);
+    kvl_client_close(other);
+    stop();
+    start();
+    other = join_service("later");
+    uint8_t found[CHAIN + 1];
+    uint32_t hits = 0, tokens[4], count = 0;
+    assert_int_equal(kvl_lookup(other, keys, CHAIN + 1, found, &hits), KVL_OK);
+    assert_int_equal(hits, CHAIN + 1);
+    assert_int_equal(kvl_session_read(other, "talk", 0, 4, tokens, &count, NULL), KVL_OK);
+    assert_int_equal(count, 3);
     kvl_client_close(other);
 }
 
@@ -320,6 +433,9 @@ int main(void) {
         LOADING(test_a_known_chain_is_restored_while_the_table_fills),
         LOADING(test_where_a_chain_ends_is_told_while_the_table_fills),
         LOADING(test_nobody_is_told_a_miss_before_it_is_certain),
+        cmocka_unit_test_setup_teardown(
+            test_new_blocks_and_sessions_are_taken_once_the_index_was_checked, make_larger_folder,
+            remove_folder),
         LOADING(test_a_client_may_leave_while_its_keys_are_sought),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

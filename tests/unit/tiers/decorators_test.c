@@ -274,6 +274,10 @@ static void record_found(void *arg, const struct kvl_block_record *record, uint6
     *(int *)arg += (int)(record->generation + location + stored_bytes + last_use_wall_ns);
 }
 
+static void record_checked(void *arg, uint64_t generation_max) {
+    *(int *)arg += (int)generation_max;
+}
+
 static void record_sought(void *arg, uint64_t number, bool certain) {
     *(int *)arg += (int)number + (certain ? 50000 : 0);
 }
@@ -291,14 +295,19 @@ static void events_come_through_with_the_owners_argument(void **state) {
     assert_false(memory->events.keep(memory->events.arg, &key)); /* nobody asked to keep it */
     memory->events.loaded(memory->events.arg, KVL_OK);           /* nobody listens */
     memory->events.sought(memory->events.arg, 1, true);
+    memory->events.checked(memory->events.arg, 1);
     assert_null(tier->ops->seek); /* a memory tier has nothing to load */
     int seen = 0;
-    tier->events = (struct kvl_tier_events){
-        .arg = &seen, .keep = keep_all, .found = record_found, .sought = record_sought};
+    tier->events = (struct kvl_tier_events){.arg = &seen,
+        .keep = keep_all,
+        .found = record_found,
+        .sought = record_sought,
+        .checked = record_checked};
     assert_true(memory->events.keep(memory->events.arg, &key));
     memory->events.found(memory->events.arg, &record, 200, 30, 4);
     memory->events.sought(memory->events.arg, 300, true);
-    assert_int_equal(seen, 1 + 1234 + 50300);
+    memory->events.checked(memory->events.arg, 600000);
+    assert_int_equal(seen, 1 + 1234 + 50300 + 600000);
     tier->ops->deinit(tier);
 }
 

@@ -111,7 +111,7 @@ static void add_segment(
     REQUIRE(kvl_index_commit(index, &op, 1) == KVL_OK);
 }
 
-void large_index_add(const char *disk_path, uint32_t namespace_id) {
+void large_index_add(const char *disk_path, uint32_t rows, uint32_t namespace_id) {
     char folder[400];
     struct kvl_disk_plan plan;
     struct kvl_index *index = NULL;
@@ -121,12 +121,12 @@ void large_index_add(const char *disk_path, uint32_t namespace_id) {
     struct kvl_index_options options = {
         .directory = folder, .map_bytes = plan.map_bytes, .expected = true};
     REQUIRE(kvl_index_open(&options, &index, &msg) == KVL_OK);
-    struct kvl_index_op *ops = malloc(LARGE_ROWS * sizeof(*ops));
+    struct kvl_index_op *ops = malloc(rows * sizeof(*ops));
     REQUIRE(ops != NULL);
-    for (uint32_t i = 0; i < LARGE_ROWS; i++)
+    for (uint32_t i = 0; i < rows; i++)
         row_of(&plan, i, namespace_id, &ops[i]);
-    REQUIRE(kvl_index_commit(index, ops, LARGE_ROWS) == KVL_OK);
-    uint32_t last = kvl_location_segment(ops[LARGE_ROWS - 1].block.location);
+    REQUIRE(kvl_index_commit(index, ops, rows) == KVL_OK);
+    uint32_t last = kvl_location_segment(ops[rows - 1].block.location);
     for (uint32_t id = FIRST_SEGMENT; id <= last; id++)
         add_segment(index, disk_path, id, &plan);
     free(ops);

@@ -9,11 +9,11 @@
 #include "block.h"
 
 #define LARGE_ROWS 40000u
-#define LARGE_CAPACITY (1ull << 30)
+#define LARGE_CAPACITY (2ull << 30)
 
-/* Puts the rows 0..LARGE_ROWS - 1 into the index of a disk tier of LARGE_CAPACITY that is closed.
- * Fails by abort. */
-void large_index_add(const char *disk_path, uint32_t namespace_id);
+/* Puts the rows 0..rows - 1 into the index of a disk tier of LARGE_CAPACITY that is closed. Fails
+ * by abort. */
+void large_index_add(const char *disk_path, uint32_t rows, uint32_t namespace_id);
 struct kvl_key large_key(uint32_t number);
 uint64_t large_content_hash(uint32_t number);
 /* UINT32_MAX: not one of them. */
