@@ -31,7 +31,7 @@ struct scale {
     struct kvl_disk_plan plan;
     uint32_t blocks;
     /* what was measured */
-    double stats_ms, lookup_ms, miss_ms, loaded_ms;
+    double stats_ms, lookup_ms, miss_ms, alloc_ms, loaded_ms;
     double samples_us[SAMPLES];
     uint64_t anonymous_bytes;
 };
@@ -210,6 +210,19 @@ static void look_up(struct scale *scale, uint64_t seed) {
     look_up_some(scale, seed, CHAIN);
 }
 
+static void allocate(struct scale *scale) {
+    struct kvl_key key;
+    struct kvl_allocated block = {0};
+    struct kvl_ticket ticket;
+    key_of(scale->blocks, &key);
+    kvl_err err =
+        kvl_alloc(scale->daemon.client, 1, KVL_TIER_DEVICE, &key, 1, false, &block, &ticket);
+    if (err == KVL_OK && block.status != KVL_ALLOC_GRANTED)
+        err = KVL_ERR_NOSPC;
+    if (err != KVL_OK)
+        bench_daemon_fail(&scale->daemon, "a new block was not allocated", err);
+}
+
 static void measure_start(struct scale *scale) {
     struct kvl_store_report report = {0};
     struct kvl_daemon_info info;
@@ -223,6 +236,8 @@ static void measure_start(struct scale *scale) {
     scale->lookup_ms = bench_now_ms() - since_ms;
     look_up_some(scale, SAMPLES + 1, CHAIN - 100);
     scale->miss_ms = bench_now_ms() - since_ms;
+    allocate(scale);
+    scale->alloc_ms = bench_now_ms() - since_ms;
     while (err == KVL_OK && !report.loaded) {
         usleep(1000);
         err = kvl_stats(daemon->client, &report, &info);
@@ -258,6 +273,7 @@ static void report_start(struct bench_report *report, const struct scale *scale)
     add(report, "first_answer", scale->blocks, scale->stats_ms, "ms", 1000);
     add(report, "first_lookup_1000", scale->blocks, scale->lookup_ms, "ms", 1000);
     add(report, "first_miss", scale->blocks, scale->miss_ms, "ms", 0);
+    add(report, "first_alloc", scale->blocks, scale->alloc_ms, "ms", 0);
     add(report, "loaded", scale->blocks, scale->loaded_ms, "ms", 0);
 }
 
