@@ -149,8 +149,8 @@ struct kvl_disk_seeker {
     struct kvl_disk_found *chunk; /* of the walk and of seeks, in the order found */
     bool answering, certain;
     bool walking;
-    struct kvl_key walked; /* the last one */
-    uint64_t not_before_ns;
+    struct kvl_key walked;         /* the last one */
+    uint64_t begun_ns, spent_ns;   /* since when, and how long of it */
     struct kvl_disk_notices *told; /* before it was certain; NULL: nothing */
     uint64_t told_room;
 };

@@ -3,10 +3,11 @@
  *   owner --seeker.inbox--> index thread --inbox--> disk thread --outbox--> owner
  *                           found blocks, then the seek itself: it is over
  *
- * Loading gives a turn between its own steps: one portion of the keys, then at least as long to the
- * loading, so that whoever asks without end delays it to twice the time at most. Until the index
- * was read as a whole only what is found is said for certain; a seek that ends so is asked for
- * again. After an error nothing is answered any more: `loaded` answers everybody. */
+ * Loading gives a turn between its own steps: one portion of the keys. What seeks take beyond a
+ * first second, loading has before they go on, so that whoever asks without end delays it to twice
+ * the time and a second at most. Until the index was read as a whole only what is found is said for
+ * certain; a seek that ends so is asked for again. After an error nothing is answered any more:
+ * `loaded` answers everybody. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,6 +16,7 @@
 #include "planted.h"
 
 #define PORTION_KEYS 256u
+#define CREDIT_NS 1000000000ull
 #define TOLD_MAX 65536u /* before the index was read as a whole */
 
 /* Of a block that is told before the index is known to be sound. */
@@ -89,7 +91,7 @@ void kvl_disk_seek_step(void *arg) {
     if (atomic_load_explicit(&disk->seeks, memory_order_relaxed) == 0 || !seeker->answering)
         return;
     uint64_t since_ns = kvl_clock_ns();
-    if (since_ns < seeker->not_before_ns)
+    if (2 * seeker->spent_ns > since_ns - seeker->begun_ns + CREDIT_NS)
         return;
     if (seeker->current == NULL && kvl_mailbox_take(&seeker->inbox) &&
         (node = kvl_mailbox_next(&seeker->inbox)) != NULL)
@@ -97,12 +99,13 @@ void kvl_disk_seek_step(void *arg) {
     if (seeker->current == NULL)
         return;
     answer_portion(disk, seeker->current);
-    uint64_t now_ns = kvl_clock_ns();
-    seeker->not_before_ns = now_ns + (now_ns - since_ns);
+    seeker->spent_ns += kvl_clock_ns() - since_ns;
 }
 
 void kvl_disk_seek_answer(struct kvl_disk *disk, bool certain) {
     struct kvl_disk_seek *news = calloc(1, sizeof(*news));
+    if (disk->seeker.begun_ns == 0)
+        disk->seeker.begun_ns = kvl_clock_ns();
     disk->seeker.answering = true;
     disk->seeker.certain = certain;
     if (disk->seeker.current != NULL) /* what was not found may be there after all */
