@@ -17,6 +17,7 @@
 #include "server.h"
 #include "store.h"
 #include "tenants_file.h"
+#include "thread.h"
 
 #define LEASE_SHARE_NONE 0u /* one uid is one trust domain: a client may lease the whole tier */
 
@@ -268,6 +269,7 @@ void kvl_service_destroy(struct kvl_service *service) {
 
 kvl_err kvl_service_run(struct kvl_service *service,
     void (*ready)(void *arg, struct kvl_service *service), void *arg, struct kvl_errmsg *msg) {
+    kvl_thread_begin(NULL, KVL_THREAD_PROMPT);
     kvl_err err = kvl_service_check(&service->options, msg);
     if (err == KVL_OK)
         err = create_tiers(service, msg);

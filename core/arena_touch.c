@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "arena_limit.h"
+#include "thread.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -131,7 +132,7 @@ static void touch_failed(struct kvl_arena_touch *touch, int error) {
 
 static void *touch_main(void *arg) {
     struct kvl_arena_touch *touch = arg;
-    pthread_setname_np(pthread_self(), "kvl-touch");
+    kvl_thread_begin("kvl-touch", KVL_THREAD_COMPUTE);
     while (!atomic_load(&touch->stopping) && !atomic_load(&touch->failed)) {
         uint64_t chunk = atomic_fetch_add(&touch->next_chunk, 1);
         if (chunk >= touch->chunk_count)

@@ -15,6 +15,8 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "thread.h"
+
 struct job_queue {
     struct kvl_job *head;
     struct kvl_job **tail;
@@ -69,7 +71,7 @@ static void event_clear(int fd) {
 
 static void *worker_main(void *arg) {
     struct kvl_workers *workers = arg;
-    pthread_setname_np(pthread_self(), workers->name);
+    kvl_thread_begin(workers->name, KVL_THREAD_COMPUTE);
     pthread_mutex_lock(&workers->mutex);
     for (;;) {
         struct kvl_job *job = queue_pop(&workers->urgent);

@@ -18,6 +18,7 @@
 
 #include "clock.h"
 #include "cuda_private.h"
+#include "thread.h"
 
 #define SPIN_US 20u
 #define STEP_NS 20000u
@@ -236,7 +237,7 @@ static void run(struct cuda_thread *thread) {
 static void *thread_main(void *arg) {
     struct cuda_thread *thread = arg;
     struct cuda_tier *tier = thread->tier;
-    pthread_setname_np(pthread_self(), "kvl-cuda");
+    kvl_thread_begin("kvl-cuda", KVL_THREAD_PROMPT);
     prctl(PR_SET_TIMERSLACK, (unsigned long)SLACK_NS);
     kvl_cuda_status status = tier->driver->context_enter(tier->driver, tier->context);
     if (status != KVL_CUDA_OK)

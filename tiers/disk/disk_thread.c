@@ -6,6 +6,7 @@
 
 #include "clock.h"
 #include "disk.h"
+#include "thread.h"
 
 #define POSIX_THREADS 8u
 #define RING_DEPTH 128u
@@ -426,7 +427,7 @@ static bool quiet(const struct kvl_disk *disk) {
 
 void *kvl_disk_main(void *arg) {
     struct kvl_disk *disk = arg;
-    pthread_setname_np(pthread_self(), "kvl-disk");
+    kvl_thread_begin("kvl-disk", KVL_THREAD_PROMPT);
     disk->start_status = kvl_disk_backend_create(disk, &disk->start_msg);
     if (disk->start_status == KVL_OK)
         kvl_disk_memory_register(disk);

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "disk.h"
+#include "thread.h"
 
 struct walk_state {
     struct kvl_disk *disk;
@@ -163,7 +164,7 @@ void *kvl_disk_index_main(void *arg) {
     struct kvl_disk *disk = arg;
     struct pollfd wait = {.fd = disk->index_inbox.fd, .events = POLLIN};
     bool running = true;
-    pthread_setname_np(pthread_self(), "kvl-index");
+    kvl_thread_begin("kvl-index", KVL_THREAD_PROMPT);
     while (running) {
         struct kvl_node *node;
         if (!kvl_mailbox_take(&disk->index_inbox))

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "io_backend.h"
+#include "thread.h"
 #include "tier.h"
 
 #define THREADS_MAX 64u
@@ -68,7 +69,7 @@ static void run(struct kvl_disk_op *op) {
 
 static void *thread_main(void *arg) {
     struct posix *posix = arg;
-    pthread_setname_np(pthread_self(), "kvl-disk-io");
+    kvl_thread_begin("kvl-disk-io", KVL_THREAD_PROMPT);
     pthread_mutex_lock(&posix->mutex);
     for (;;) {
         struct kvl_disk_op *op = posix->waiting.head;
