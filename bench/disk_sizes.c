@@ -1,6 +1,8 @@
 /* disk_sizes.c - raw blocks of 256 KiB to 8 MiB: verified reads and synced writes of the tier
  * beside plain io_uring at the same size and depth, and beside the two usual ways to keep blocks.
- */
+ * Writes are measured twice: into new files, both reserved beforehand, which most file systems
+ * write at half of what the disk can, and at the cap, where segments are recycled in place, beside
+ * a file that was written before. */
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,10 +12,13 @@
 
 #define RUN_BYTES (160ull << 20)
 #define ROUNDS 5u
-#define GROUP_BYTES (16ull << 20) /* what the tier syncs at once */
+#define GROUP_BYTES (16ull << 20) /* what raw writes sync at once; the tier syncs more often */
+#define CAP_BYTES (2ull << 30)
+#define CAP_PASSES 3u /* over the blocks, in a round at the cap */
 
 struct speeds {
     double raw_read[ROUNDS], raw_write[ROUNDS], load[ROUNDS], store[ROUNDS];
+    double raw_rewrite[ROUNDS], recycle[ROUNDS];
     double lmdb_store[ROUNDS], lmdb_load[ROUNDS], files_store[ROUNDS], files_load[ROUNDS];
 };
 
@@ -44,6 +49,52 @@ static bool raw_round(struct disk_bench *bench, struct speeds *speeds, uint32_t 
     }
     unlink(path);
     return good;
+}
+
+static double store_new_blocks(struct disk_bench *bench, uint32_t *pass) {
+    ++*pass;
+    for (uint32_t i = 0; i < bench->blocks; i++) {
+        disk_bench_make_io(bench, i, &bench->layout);
+        memcpy(bench->ios[i].record.key.bytes + 4, pass, sizeof *pass);
+    }
+    return disk_bench_run(bench, KVL_IO_STORE);
+}
+
+static bool cap_round(struct disk_bench *bench, const char *raw_path, uint32_t *pass,
+    struct speeds *speeds, uint32_t round) {
+    double raw_seconds = 0, seconds = 0;
+    for (uint32_t i = 0; i < CAP_PASSES; i++)
+        raw_seconds += disk_bench_raw(bench, raw_path, true, GROUP_BYTES);
+    for (uint32_t i = 0; i < CAP_PASSES; i++)
+        seconds += store_new_blocks(bench, pass);
+    speeds->raw_rewrite[round] = disk_bench_gb_per_s(bench, raw_seconds / CAP_PASSES);
+    speeds->recycle[round] = disk_bench_gb_per_s(bench, seconds / CAP_PASSES);
+    return raw_seconds > 0 && bench->status == KVL_OK;
+}
+
+/* Every byte of both was written before the first round. */
+static bool cap_rounds(struct disk_bench *bench, struct speeds *speeds) {
+    char raw_path[300];
+    uint32_t pass = 0;
+    uint64_t capacity_bytes = bench->capacity_bytes;
+    uint64_t pass_bytes = bench->layout.payload_bytes * bench->blocks;
+    snprintf(raw_path, sizeof raw_path, "%s.raw", bench->path);
+    bench->capacity_bytes = CAP_BYTES;
+    bool good = disk_bench_open(bench, KVL_DISK_CODEC_RAW);
+    bench->capacity_bytes = capacity_bytes;
+    if (!good)
+        return false;
+    kvl_disk_tier_register_memory(bench->tier, bench->memory, bench->memory_bytes);
+    while (pass * pass_bytes < CAP_BYTES + pass_bytes)
+        store_new_blocks(bench, &pass);
+    good = disk_bench_make_fresh(raw_path, bench->memory_bytes) &&
+           disk_bench_raw(bench, raw_path, true, GROUP_BYTES) > 0;
+    for (uint32_t round = 0; good && round < ROUNDS; round++)
+        good = cap_round(bench, raw_path, &pass, speeds, round);
+    unlink(raw_path);
+    disk_bench_close(bench);
+    disk_bench_remove(bench->path);
+    return good && bench->status == KVL_OK;
 }
 
 static bool alternative_round(struct disk_bench *bench, bool (*run_it)(struct alternative_run *run),
@@ -85,8 +136,11 @@ static bool measure_size(struct disk_bench *bench, uint64_t block_bytes, bool al
                                     &speeds.files_store[round], &speeds.files_load[round])))
             return false;
     }
+    if (!cap_rounds(bench, &speeds))
+        return false;
     add(bench, "disk.read", speeds.load, speeds.raw_read);
     add(bench, "disk.write", speeds.store, speeds.raw_write);
+    add(bench, "disk.write at the cap", speeds.recycle, speeds.raw_rewrite);
     if (alternatives) {
         add(bench, "disk.read vs LMDB values", speeds.load, speeds.lmdb_load);
         add(bench, "disk.write vs LMDB values", speeds.store, speeds.lmdb_store);
