@@ -1,6 +1,7 @@
 /* Blocks that may not be lost, where carrying them over is hard: they nearly fill their segments,
  * so that it frees nothing and must end with NOSPC instead of rewriting the disk for ever; or those
- * segments are larger than today's, so that no single one of these holds the copies. */
+ * segments are larger than today's, so that no single one of these holds the copies. And which
+ * blocks go where nothing is kept. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -154,8 +155,24 @@ static void a_smaller_capacity_leaves_room_for_carrying(void **state) {
     fixture_remove(&fixture);
 }
 
+/* Within a second too, in which all blocks look equally old. */
+static void the_oldest_blocks_go_first(void **state) {
+    (void)state;
+    fixture_init(&fixture, 64 * MIB, NULL);
+    fixture.options.codec = KVL_DISK_CODEC_RAW;
+    open_with(64 * MIB);
+    for (uint64_t number = 0; number < 300; number++) {
+        assert_int_equal(store_mib(number), KVL_OK);
+        for (uint64_t recent = number < 32 ? 0 : number - 32; recent <= number; recent++)
+            assert_non_null(fixture_find(&fixture, recent));
+    }
+    fixture_close(&fixture, true);
+    fixture_remove(&fixture);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(carrying_without_gain_ends),
+        cmocka_unit_test(the_oldest_blocks_go_first),
         cmocka_unit_test(larger_segments_are_carried_over_too),
         cmocka_unit_test(a_smaller_capacity_leaves_room_for_carrying)};
     return cmocka_run_group_tests(tests, NULL, NULL);

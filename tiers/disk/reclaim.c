@@ -19,6 +19,9 @@
 #include "planted.h"
 
 #define AHEAD_BYTES_MAX (128ull << 20)
+/* Kept free for stores at the cap: what the disk writes while a segment is reclaimed. */
+#define ROOM_AHEAD_SHARE 32u
+#define ROOM_AHEAD_MAX (64ull << 20)
 #define PREPARE_RETRY_NS 2000000000ull
 /* Each round of carrying frees an eighth of a segment or more, unless large records leave gaps that
  * none of them fits. After so many rounds without room for one store there is nothing to gain, and
@@ -116,8 +119,15 @@ void kvl_disk_prepared(struct kvl_disk *disk) {
     disk->prepare_after_ns = kvl_clock_ns() + PREPARE_RETRY_NS;
 }
 
+/* Times of use are whole seconds, in which a fast disk writes many segments: among those, the one
+ * opened first is the older. 0..1 s. */
+static double order_of(const struct kvl_disk *disk, const struct kvl_segment *segment) {
+    double since = (double)(disk->generation - segment->generation) / disk->segments.count;
+    return since < 1 ? since : 1;
+}
+
 /* Lower is a better victim. */
-static double value_of(const struct kvl_segment *segment) {
+static double value_of(const struct kvl_disk *disk, const struct kvl_segment *segment) {
     double sum = 0, live = 0;
     if (segment->live_bytes == 0)
         return 0;
@@ -127,25 +137,39 @@ static double value_of(const struct kvl_segment *segment) {
         sum += segment->entries[i].last_use_s;
         live += 1;
     }
-    double age = (double)kvl_clock_wall_ns() / 1e9 - sum / live;
+    double age = (double)(kvl_clock_wall_ns() / UINT64_C(1000000000)) - sum / live;
     double share = (double)segment->live_bytes / (double)segment->bytes;
-    return share / (1 + (age > 0 ? age : 0));
+    return share / (1 + (age > 0 ? age : 0) + order_of(disk, segment));
 }
 
-/* wait: one may become a victim once its batches are committed. */
-static struct kvl_segment *choose_victim(struct kvl_disk *disk, bool *wait) {
+static struct kvl_segment *filled_last(const struct kvl_disk *disk) {
+    struct kvl_segment *last = NULL;
+    for (uint32_t id = 0; id < disk->segments.slots; id++) {
+        struct kvl_segment *segment = disk->segments.items[id];
+        if (segment != NULL && segment->state == KVL_SEGMENT_FULL &&
+            (last == NULL || segment->generation > last->generation))
+            last = segment;
+    }
+    return last;
+}
+
+/* spared: nobody had time yet to use its blocks, so that they look as if nobody would. wait: one
+ * may become a victim once its batches are committed. */
+static struct kvl_segment *choose_victim(
+    struct kvl_disk *disk, const struct kvl_segment *spared, bool *wait) {
     struct kvl_segment *best = NULL;
     double best_value = 0;
     for (uint32_t id = 0; id < disk->segments.slots; id++) {
         struct kvl_segment *segment = disk->segments.items[id];
         if (segment == NULL || segment->state != KVL_SEGMENT_FULL ||
-            segment->tried == disk->reclaim.number)
+            segment->tried == disk->reclaim.number ||
+            (segment == spared && segment->live_bytes > 0))
             continue;
         if (segment->batches > 0) {
             *wait = true;
             continue;
         }
-        double value = value_of(segment);
+        double value = value_of(disk, segment);
         if (best == NULL || value < best_value) {
             best = segment;
             best_value = value;
@@ -277,7 +301,10 @@ static bool pick(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     bool wait = false;
     bool enough = reclaim->asked >= ASKED_MAX && reclaim->best != NULL;
-    struct kvl_segment *victim = enough ? NULL : choose_victim(disk, &wait);
+    struct kvl_segment *victim = enough ? NULL : choose_victim(disk, filled_last(disk), &wait);
+    bool nothing_else = disk->commit_parked || (!wait && reclaim->best == NULL);
+    if (victim == NULL && !enough && nothing_else)
+        victim = choose_victim(disk, NULL, &wait);
     /* While a commit is parked no batch is committed: waiting for one would be for ever. */
     if (victim == NULL && wait && !disk->commit_parked) {
         reclaim->state = KVL_RECLAIM_IDLE;
@@ -498,12 +525,18 @@ static bool release(struct kvl_disk *disk) {
     return true;
 }
 
-/* A little before the active segment is full, so that stores need not wait. */
+/* At the cap, before stores run out of room: reclaiming takes as long as writing some MiB. */
 static bool nearly_full(const struct kvl_disk *disk) {
     const struct kvl_segment *active = disk->active;
-    return active != NULL && kvl_disk_at_cap(disk) &&
-           active->append_bytes + active->reserved_bytes > active->bytes / 8 * 7 &&
-           kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) <= reserve_count(disk);
+    if (active == NULL || !kvl_disk_at_cap(disk))
+        return false;
+    uint64_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
+    uint64_t reserve = reserve_count(disk);
+    uint64_t for_stores = unused > reserve ? unused - reserve : 0;
+    uint64_t room_bytes = active->bytes - active->append_bytes - active->reserved_bytes +
+                          for_stores * disk->plan.segment_bytes;
+    uint64_t wanted_bytes = disk->plan.capacity_bytes / ROOM_AHEAD_SHARE;
+    return room_bytes < (wanted_bytes < ROOM_AHEAD_MAX ? wanted_bytes : ROOM_AHEAD_MAX);
 }
 
 static bool needed(const struct kvl_disk *disk) {
