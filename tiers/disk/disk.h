@@ -28,10 +28,12 @@
 
 #define KVL_DISK_REQUESTS 4096u
 #define KVL_DISK_LOADS 32u
-#define KVL_DISK_BATCHES 3u
-#define KVL_DISK_BATCH_BYTES (16ull << 20)
-#define KVL_DISK_WRITE_BYTES (2ull << 20)
-#define KVL_DISK_WRITES 4u /* in flight; 1 while reads are */
+/* Small enough that the first is written soon, so many that some are written while others wait for
+ * the index. One takes a block of 8 MiB with its header and the padding of its frames. */
+#define KVL_DISK_BATCHES 5u
+#define KVL_DISK_BATCH_BYTES (10ull << 20)
+#define KVL_DISK_WRITE_BYTES (1ull << 20) /* a flush waits for those in flight */
+#define KVL_DISK_WRITES 4u                /* in flight; 1 while reads are */
 #define KVL_DISK_BOUNCE_BYTES (2ull << 20)
 #define KVL_DISK_BOUNCES_MAX 16u
 #define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */
