@@ -97,14 +97,20 @@ static void probe_done(struct kvl_disk_op *op) {
     uint64_t speed = ns > 0 ? (uint64_t)((double)batch->written_bytes * 1e9 / (double)ns) : 0;
     if (batch->status == KVL_OK && speed > atomic_load(&disk->read_bytes_per_s))
         atomic_store(&disk->read_bytes_per_s, speed);
+    kvl_disk_buffer_give(disk, disk->probe_buffer);
     kvl_disk_batch_release(batch);
 }
 
 bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
-    uint64_t pieces = batch->used_bytes / PROBE_READ_BYTES;
+    const struct kvl_disk_buffer *buffer = disk->free_buffers;
+    uint64_t bytes = buffer == NULL                             ? 0
+                     : buffer->memory_bytes < batch->used_bytes ? buffer->memory_bytes
+                                                                : batch->used_bytes;
+    uint64_t pieces = bytes / PROBE_READ_BYTES;
     if (disk->probes >= PROBES || disk->probing > 0 || disk->options.codec != KVL_DISK_CODEC_AUTO ||
         pieces == 0 || batch->status != KVL_OK)
         return false;
+    disk->probe_buffer = kvl_disk_buffer_take(disk);
     disk->probes++;
     disk->probe_since_ns = kvl_clock_ns();
     batch->state = KVL_BATCH_PROBING;
@@ -116,7 +122,7 @@ bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
             .kind = KVL_DISK_READ,
             .fd = batch->segment->fd,
             .offset_bytes = batch->offset_bytes + i * PROBE_READ_BYTES,
-            .buffer = batch->memory + i * PROBE_READ_BYTES,
+            .buffer = disk->probe_buffer->memory + i * PROBE_READ_BYTES,
             .bytes = PROBE_READ_BYTES,
             .done = probe_done,
             .owner = batch,

@@ -6,7 +6,9 @@
  *
  * A store:  queue -> staged in a batch, encoded by a worker -> placed behind the segment's last
  *           record -> written -> data synced -> one synced index transaction -> complete.
- * Batches move through these states in order; only the oldest may be placed, synced, committed. */
+ * Batches move through these states in order; only the oldest may be placed, synced, committed.
+ * A batch gives its buffer back once it is written; those that wait meanwhile are synced and
+ * committed together. */
 #ifndef KVL_DISK_H
 #define KVL_DISK_H
 
@@ -28,10 +30,14 @@
 
 #define KVL_DISK_REQUESTS 4096u
 #define KVL_DISK_LOADS 32u
-/* Small enough that the first is written soon, so many that some are written while others wait for
- * the index. One takes a block of 8 MiB with its header and the padding of its frames. */
-#define KVL_DISK_BATCHES 5u
-#define KVL_DISK_BATCH_BYTES (10ull << 20)
+#define KVL_DISK_BATCHES 12u
+#define KVL_DISK_BATCH_RECORDS 512u
+/* For a batch that is filled, two that are encoded, one that is written. A buffer takes a block of
+ * 8 MiB with its header and the padding of its frames. */
+#define KVL_DISK_BUFFERS 4u
+#define KVL_DISK_BUFFER_BYTES (10ull << 20)
+/* Synced and committed at once while more is being written: each costs the disk three flushes. */
+#define KVL_DISK_GROUP_BYTES (32ull << 20)
 #define KVL_DISK_WRITE_BYTES (1ull << 20) /* a flush waits for those in flight */
 #define KVL_DISK_WRITES 4u                /* in flight; 1 while reads are */
 #define KVL_DISK_BOUNCE_BYTES (2ull << 20)
@@ -233,7 +239,7 @@ struct kvl_disk_staged {
     struct kvl_disk_request *request; /* NULL: carried */
     uint64_t from;                    /* carried: the old location */
     struct kvl_index_block block;
-    uint64_t at_bytes; /* in the batch's memory */
+    uint64_t at_bytes; /* in the batch's buffer */
     uint64_t reserved_bytes;
     uint64_t segment_generation;
     uint64_t record_bytes;
@@ -246,34 +252,41 @@ enum kvl_disk_batch_state {
     KVL_BATCH_UNUSED,
     KVL_BATCH_FILLING,
     KVL_BATCH_WRITING,
+    KVL_BATCH_WRITTEN, /* without a buffer from here on */
     KVL_BATCH_SYNCING,
     KVL_BATCH_READY,
     KVL_BATCH_COMMITTING,
     KVL_BATCH_PROBING
 };
 
-struct kvl_disk_batch {
-    struct kvl_disk *disk;
-    enum kvl_disk_batch_state state;
-    struct kvl_segment *segment;
+/* Staging memory: of a batch, or free. */
+struct kvl_disk_buffer {
     uint8_t *base; /* registered; stays mapped while a larger record has memory of its own */
     uint64_t base_bytes;
     uint8_t *memory;
     uint64_t memory_bytes;
-    uint64_t reserved_bytes; /* of memory, by records of the largest size */
-    uint64_t used_bytes;     /* once placed */
-    uint64_t offset_bytes;   /* in the segment, once placed */
+    struct kvl_disk_buffer *next; /* free */
+};
+
+struct kvl_disk_batch {
+    struct kvl_disk *disk;
+    enum kvl_disk_batch_state state;
+    struct kvl_segment *segment;
+    struct kvl_disk_buffer *buffer; /* until all is written */
+    uint64_t reserved_bytes;        /* of the buffer, by records of the largest size */
+    uint64_t used_bytes;            /* once placed */
+    uint64_t offset_bytes;          /* in the segment, once placed */
     uint64_t written_bytes;
     uint64_t opened_ns;
     uint64_t first_sequence;
-    uint32_t encoding; /* records not yet in memory */
+    uint32_t encoding; /* records not yet in the buffer */
     uint32_t writing;  /* ops under way */
     bool sealed;
     kvl_err status;
     struct kvl_disk_op ops[KVL_DISK_WRITES];
     bool op_busy[KVL_DISK_WRITES];
     struct kvl_disk_staged *staged;
-    uint32_t staged_count, staged_max;
+    uint32_t staged_count;
     struct kvl_disk_batch *next;
 };
 
@@ -336,6 +349,8 @@ struct kvl_disk_reclaim {
     bool carried;             /* at least one copy was begun */
     bool made_room;           /* since the parked commit was last tried */
     bool futile;              /* nothing to be had until something changes */
+    bool ahead;               /* of need: takes only what is cheap */
+    uint64_t ahead_failed;    /* generation of the active segment when it found nothing */
     struct kvl_segment *best; /* fewest kept bytes so far */
     uint64_t best_kept_bytes;
     uint32_t asked;            /* victims so far in this attempt */
@@ -413,9 +428,12 @@ struct kvl_disk {
     uint8_t *header_pages, *bounce_memory;
     uint32_t bounce_count, bounce_free_count, bounce_large;
     uint32_t bounce_free[KVL_DISK_BOUNCES_MAX];
+    struct kvl_disk_buffer buffers[KVL_DISK_BUFFERS], *free_buffers;
     struct kvl_disk_batch batches[KVL_DISK_BATCHES];
     struct kvl_disk_batch *batch_head, **batch_tail; /* oldest first */
     uint32_t writes_active;
+    struct kvl_disk_op sync_op; /* of the batches that are SYNCING: the oldest ones */
+    bool syncing;
     struct kvl_disk_ops pending; /* changes for the next commit */
     struct kvl_disk_commit commit;
     bool commit_parked;       /* the map was full: waits for a reclaim */
@@ -429,6 +447,7 @@ struct kvl_disk {
     struct kvl_disk_reclaim reclaim;
     struct kvl_disk_flush *flushes;
     struct kvl_disk_op probe_ops[16];
+    struct kvl_disk_buffer *probe_buffer;
     uint64_t probe_since_ns;
     uint32_t probing;
     uint32_t probes;
@@ -451,6 +470,8 @@ kvl_err kvl_disk_index_resolve(struct kvl_disk *disk, struct kvl_index_name *nam
 void kvl_disk_index_served(struct kvl_disk *disk);
 /* disk_memory.c */
 uint8_t *kvl_disk_map_memory(uint64_t bytes);
+struct kvl_disk_buffer *kvl_disk_buffer_take(struct kvl_disk *disk); /* NULL: none is free */
+void kvl_disk_buffer_give(struct kvl_disk *disk, struct kvl_disk_buffer *buffer);
 kvl_err kvl_disk_memory_create(struct kvl_disk *disk);
 void kvl_disk_memory_destroy(struct kvl_disk *disk);
 void kvl_disk_memory_register(struct kvl_disk *disk);
@@ -502,6 +523,8 @@ bool kvl_disk_stage_carried(
     struct kvl_disk *disk, struct kvl_segment *from, const struct kvl_index_name *name);
 /* write.c: placed batch to ready. */
 bool kvl_disk_writes_advance(struct kvl_disk *disk);
+/* When the oldest batches are synced although more is being written. UINT64_MAX: nothing waits. */
+uint64_t kvl_disk_sync_due_ns(const struct kvl_disk *disk);
 void kvl_disk_batch_release(struct kvl_disk_batch *batch);
 /* codec_choice.c: measures the disk by reading back the first batches. */
 bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch);

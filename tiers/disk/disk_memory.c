@@ -15,18 +15,33 @@ uint8_t *kvl_disk_map_memory(uint64_t bytes) {
     return memory;
 }
 
+struct kvl_disk_buffer *kvl_disk_buffer_take(struct kvl_disk *disk) {
+    struct kvl_disk_buffer *buffer = disk->free_buffers;
+    if (buffer != NULL)
+        disk->free_buffers = buffer->next;
+    return buffer;
+}
+
+void kvl_disk_buffer_give(struct kvl_disk *disk, struct kvl_disk_buffer *buffer) {
+    buffer->next = disk->free_buffers;
+    disk->free_buffers = buffer;
+}
+
 static kvl_err create_batches(struct kvl_disk *disk) {
-    uint64_t bytes = disk->plan.segment_bytes < KVL_DISK_BATCH_BYTES ? disk->plan.segment_bytes
-                                                                     : KVL_DISK_BATCH_BYTES;
+    uint64_t bytes = disk->plan.segment_bytes < KVL_DISK_BUFFER_BYTES ? disk->plan.segment_bytes
+                                                                      : KVL_DISK_BUFFER_BYTES;
+    for (uint32_t i = 0; i < KVL_DISK_BUFFERS; i++) {
+        struct kvl_disk_buffer *buffer = &disk->buffers[i];
+        buffer->base_bytes = buffer->memory_bytes = bytes;
+        buffer->base = buffer->memory = kvl_disk_map_memory(bytes);
+        if (buffer->base == NULL)
+            return KVL_ERR_NOMEM;
+        kvl_disk_buffer_give(disk, buffer);
+    }
     for (uint32_t i = 0; i < KVL_DISK_BATCHES; i++) {
-        struct kvl_disk_batch *batch = &disk->batches[i];
-        batch->disk = disk;
-        batch->base_bytes = batch->memory_bytes = bytes;
-        batch->base = batch->memory = kvl_disk_map_memory(bytes);
-        /* A record is two pages at least. */
-        batch->staged_max = (uint32_t)(bytes / (2 * KVL_PAGE_BYTES));
-        batch->staged = calloc(batch->staged_max, sizeof(*batch->staged));
-        if (batch->memory == NULL || batch->staged == NULL)
+        disk->batches[i].disk = disk;
+        disk->batches[i].staged = calloc(KVL_DISK_BATCH_RECORDS, sizeof(struct kvl_disk_staged));
+        if (disk->batches[i].staged == NULL)
             return KVL_ERR_NOMEM;
     }
     return KVL_OK;
@@ -62,9 +77,9 @@ kvl_err kvl_disk_memory_create(struct kvl_disk *disk) {
 void kvl_disk_memory_register(struct kvl_disk *disk) {
     bool all = disk->backend->ops->register_memory(
         disk->backend, disk->bounce_memory, disk->bounce_count * KVL_DISK_BOUNCE_BYTES);
-    for (uint32_t i = 0; all && i < KVL_DISK_BATCHES; i++)
+    for (uint32_t i = 0; all && i < KVL_DISK_BUFFERS; i++)
         all = disk->backend->ops->register_memory(
-            disk->backend, disk->batches[i].base, disk->batches[i].base_bytes);
+            disk->backend, disk->buffers[i].base, disk->buffers[i].base_bytes);
     if (!all)
         kvl_log_fallback(disk->log,
             "disk buffers are not registered with io_uring: the memlock limit is too low "
@@ -72,14 +87,15 @@ void kvl_disk_memory_register(struct kvl_disk *disk) {
 }
 
 void kvl_disk_memory_destroy(struct kvl_disk *disk) {
-    for (uint32_t i = 0; i < KVL_DISK_BATCHES; i++) {
-        struct kvl_disk_batch *batch = &disk->batches[i];
-        if (batch->memory != NULL && batch->memory != batch->base)
-            munmap(batch->memory, batch->memory_bytes);
-        if (batch->base != NULL)
-            munmap(batch->base, batch->base_bytes);
-        free(batch->staged);
+    for (uint32_t i = 0; i < KVL_DISK_BUFFERS; i++) {
+        struct kvl_disk_buffer *buffer = &disk->buffers[i];
+        if (buffer->memory != NULL && buffer->memory != buffer->base)
+            munmap(buffer->memory, buffer->memory_bytes);
+        if (buffer->base != NULL)
+            munmap(buffer->base, buffer->base_bytes);
     }
+    for (uint32_t i = 0; i < KVL_DISK_BATCHES; i++)
+        free(disk->batches[i].staged);
     if (disk->bounce_memory != NULL)
         munmap(disk->bounce_memory, disk->bounce_count * KVL_DISK_BOUNCE_BYTES);
     if (disk->header_pages != NULL)

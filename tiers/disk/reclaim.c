@@ -266,13 +266,17 @@ static void start_deleting(struct kvl_disk *disk) {
         kvl_mailbox_post(&disk->index_inbox, &reclaim->commit.node);
 }
 
-/* Nothing to be had: those who wait for it are told, and nobody tries again until it makes sense.
- */
+/* Nothing to be had: those who wait for it are told, and nobody tries again until it makes sense;
+ * ahead of need, not before the next segment is begun. */
 static void give_up(struct kvl_disk *disk) {
     disk->reclaim.state = KVL_RECLAIM_IDLE;
     disk->reclaim.victim = NULL;
     free(disk->reclaim.resolved);
     disk->reclaim.resolved = NULL;
+    if (disk->reclaim.ahead) {
+        disk->reclaim.ahead_failed = disk->active == NULL ? 0 : disk->active->generation;
+        return;
+    }
     disk->reclaim.futile = true;
     if (disk->commit_parked)
         kvl_disk_commit_strip(disk);
@@ -303,7 +307,7 @@ static bool pick(struct kvl_disk *disk) {
     bool enough = reclaim->asked >= ASKED_MAX && reclaim->best != NULL;
     struct kvl_segment *victim = enough ? NULL : choose_victim(disk, filled_last(disk), &wait);
     bool nothing_else = disk->commit_parked || (!wait && reclaim->best == NULL);
-    if (victim == NULL && !enough && nothing_else)
+    if (victim == NULL && !enough && nothing_else && !reclaim->ahead)
         victim = choose_victim(disk, NULL, &wait);
     /* While a commit is parked no batch is committed: waiting for one would be for ever. */
     if (victim == NULL && wait && !disk->commit_parked) {
@@ -399,9 +403,10 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
         start_carrying(disk, victim);
         return;
     }
-    /* Copying much of a segment gains little: another one first. */
+    /* Copying much of a segment gains little: another one first. Ahead of need it is not done. */
     victim->state = KVL_SEGMENT_FULL;
-    if (may_carry && (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
+    if (may_carry && !reclaim->ahead &&
+        (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
         reclaim->best = victim;
         reclaim->best_kept_bytes = kept_bytes;
     }
@@ -539,14 +544,18 @@ static bool nearly_full(const struct kvl_disk *disk) {
     return room_bytes < (wanted_bytes < ROOM_AHEAD_MAX ? wanted_bytes : ROOM_AHEAD_MAX);
 }
 
-static bool needed(const struct kvl_disk *disk) {
+/* ahead: nobody waits for it yet. */
+static bool needed(const struct kvl_disk *disk, bool *ahead) {
+    *ahead = false;
     if (disk->want_segment)
         return !disk->preparing && !kvl_disk_may_take_segment(disk, false) && kvl_disk_at_cap(disk);
     if (disk->commit_parked && !disk->commit.busy)
         return !disk->reclaim.made_room;
     if (disk->index_permille > KVL_INDEX_PRESSURE_PERMILLE && !disk->commit.busy)
         return disk->stores_waiting.head != NULL || !disk->reclaim.futile;
-    return !disk->reclaim.futile && nearly_full(disk);
+    *ahead = true;
+    return !disk->reclaim.futile && nearly_full(disk) &&
+           disk->active->generation != disk->reclaim.ahead_failed;
 }
 
 bool kvl_disk_space_advance(struct kvl_disk *disk) {
@@ -557,7 +566,7 @@ bool kvl_disk_space_advance(struct kvl_disk *disk) {
     enum kvl_reclaim_state before = reclaim->state;
     switch (before) {
     case KVL_RECLAIM_IDLE:
-        if (!needed(disk))
+        if (!needed(disk, &reclaim->ahead))
             return progress;
         reclaim->number++;
         reclaim->best = NULL;

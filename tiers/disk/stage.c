@@ -1,6 +1,6 @@
 /* stage.c - from the queue of stores to a placed batch.
  *
- * Every record gets room for its largest size in the batch's memory, and workers encode in place.
+ * Every record gets room for its largest size in the batch's buffer, and workers encode in place.
  * When a sealed batch is encoded its records are moved together and get their place behind the
  * segment's last record, so that the device sees few large writes. */
 #include <string.h>
@@ -54,17 +54,17 @@ static struct kvl_segment *segment_for(struct kvl_disk *disk, uint64_t bytes, bo
     return disk->active;
 }
 
-/* A record larger than the staging memory gets memory of its own, kept from then on. */
-static bool fit_memory(struct kvl_disk_batch *batch, uint64_t bytes) {
-    if (batch->memory_bytes >= bytes)
+/* A record larger than the buffer gets memory of its own, kept from then on. */
+static bool fit_memory(struct kvl_disk_buffer *buffer, uint64_t bytes) {
+    if (buffer->memory_bytes >= bytes)
         return true;
     uint8_t *memory = kvl_disk_map_memory(bytes);
     if (memory == NULL)
         return false;
-    if (batch->memory != batch->base)
-        munmap(batch->memory, batch->memory_bytes);
-    batch->memory = memory;
-    batch->memory_bytes = bytes;
+    if (buffer->memory != buffer->base)
+        munmap(buffer->memory, buffer->memory_bytes);
+    buffer->memory = memory;
+    buffer->memory_bytes = bytes;
     return true;
 }
 
@@ -78,12 +78,13 @@ static struct kvl_disk_batch *unused_batch(struct kvl_disk *disk) {
 
 static struct kvl_disk_batch *open_batch(struct kvl_disk *disk, uint64_t bytes, bool carrying) {
     struct kvl_disk_batch *batch = unused_batch(disk);
-    if (batch == NULL || !fit_memory(batch, bytes))
+    if (batch == NULL || disk->free_buffers == NULL || !fit_memory(disk->free_buffers, bytes))
         return NULL;
     struct kvl_segment *segment = segment_for(disk, bytes, carrying);
     if (segment == NULL)
         return NULL;
     batch->state = KVL_BATCH_FILLING;
+    batch->buffer = kvl_disk_buffer_take(disk);
     batch->segment = segment;
     batch->reserved_bytes = batch->used_bytes = batch->written_bytes = 0;
     batch->opened_ns = kvl_clock_ns();
@@ -99,8 +100,8 @@ static struct kvl_disk_batch *open_batch(struct kvl_disk *disk, uint64_t bytes, 
 }
 
 static bool batch_takes(const struct kvl_disk_batch *batch, uint64_t bytes) {
-    return batch->memory_bytes - batch->reserved_bytes >= bytes &&
-           room_of(batch->segment) >= bytes && batch->staged_count < batch->staged_max;
+    return batch->buffer->memory_bytes - batch->reserved_bytes >= bytes &&
+           room_of(batch->segment) >= bytes && batch->staged_count < KVL_DISK_BATCH_RECORDS;
 }
 
 /* Room for one record in the open batch or in a new one; NULL: not now. */
@@ -132,7 +133,7 @@ static void encode_job(struct kvl_job *job) {
     struct kvl_disk_staged *staged = kvl_container_of(job, struct kvl_disk_staged, job);
     const struct kvl_io *io = staged->request->io;
     struct kvl_codec *codec = kvl_codec_pool_take(&staged->disk->codecs);
-    uint8_t *out = staged->batch->memory + staged->at_bytes;
+    uint8_t *out = staged->batch->buffer->memory + staged->at_bytes;
     struct kvl_record_source source = {
         .block = &staged->block.record,
         .layout = io->layout,
@@ -220,7 +221,7 @@ bool kvl_disk_stage_carried(
         .kind = KVL_DISK_READ,
         .fd = from->fd,
         .offset_bytes = offset,
-        .buffer = staged->batch->memory + staged->at_bytes,
+        .buffer = staged->batch->buffer->memory + staged->at_bytes,
         .bytes = bytes,
         .done = carry_read,
         .owner = staged,
@@ -246,6 +247,7 @@ static void drop_failed(struct kvl_disk *disk, struct kvl_disk_staged *staged) {
 /* Moves the encoded records together and gives them their place in the segment. */
 static void place(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
     struct kvl_segment *segment = batch->segment;
+    uint8_t *memory = batch->buffer->memory;
     batch->offset_bytes = segment->append_bytes;
     for (uint32_t i = 0; i < batch->staged_count; i++) {
         struct kvl_disk_staged *staged = &batch->staged[i];
@@ -254,8 +256,7 @@ static void place(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
             continue;
         }
         if (staged->at_bytes != batch->used_bytes)
-            memmove(batch->memory + batch->used_bytes, batch->memory + staged->at_bytes,
-                staged->record_bytes);
+            memmove(memory + batch->used_bytes, memory + staged->at_bytes, staged->record_bytes);
         staged->at_bytes = batch->used_bytes;
         staged->block.stored_bytes = staged->record_bytes;
         staged->block.location =
@@ -264,7 +265,7 @@ static void place(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
     }
     segment->reserved_bytes -= batch->reserved_bytes;
     segment->append_bytes += batch->used_bytes;
-    batch->state = batch->used_bytes == 0 ? KVL_BATCH_READY : KVL_BATCH_WRITING;
+    batch->state = KVL_BATCH_WRITING;
 }
 
 static bool place_ready(struct kvl_disk *disk) {

@@ -1,6 +1,9 @@
 /* write.c - from a placed batch to a synced one: written in large pieces, then fdatasync.
  *
- * Writes make room for reads: one in flight while a load waits for the device. */
+ * Writes make room for reads: one in flight while a load waits for the device. A flush costs the
+ * device time in which it writes nothing, so one data sync and one transaction, with two more, are
+ * for all that was written while the ones before were under way. */
+#include "clock.h"
 #include "disk.h"
 #include "planted.h"
 
@@ -16,15 +19,6 @@ static void write_done(struct kvl_disk_op *op) {
     if (op->status != KVL_OK && batch->status == KVL_OK)
         batch->status = op->status;
     atomic_fetch_add(&batch->disk->written_bytes, op->done_bytes);
-}
-
-static void sync_done(struct kvl_disk_op *op) {
-    struct kvl_disk_batch *batch = op->owner;
-    batch->writing--;
-    batch->op_busy[op - batch->ops] = false;
-    if (op->status != KVL_OK && batch->status == KVL_OK)
-        batch->status = op->status;
-    batch->state = KVL_BATCH_READY;
 }
 
 static struct kvl_disk_op *take_op(struct kvl_disk_batch *batch) {
@@ -50,7 +44,7 @@ static bool write_more(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
             .kind = KVL_DISK_WRITE,
             .fd = batch->segment->fd,
             .offset_bytes = batch->offset_bytes + batch->written_bytes,
-            .buffer = batch->memory + batch->written_bytes,
+            .buffer = batch->buffer->memory + batch->written_bytes,
             .bytes = left < KVL_DISK_WRITE_BYTES ? left : KVL_DISK_WRITE_BYTES,
             .done = write_done,
             .owner = batch,
@@ -64,20 +58,74 @@ static bool write_more(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
 }
 
 static bool finish_writing(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
-    if (batch->writing > 0)
+    if (batch->writing > 0 || (batch->status == KVL_OK && batch->written_bytes < batch->used_bytes))
         return false;
-    if (batch->status != KVL_OK ||
-        (batch->written_bytes == batch->used_bytes && KVL_PLANTED("sync-left-out"))) {
+    batch->state = KVL_BATCH_WRITTEN;
+    kvl_disk_buffer_give(disk, batch->buffer);
+    batch->buffer = NULL;
+    return true;
+}
+
+static void end_sync(struct kvl_disk *disk, kvl_err status) {
+    disk->syncing = false;
+    for (struct kvl_disk_batch *batch = disk->batch_head;
+         batch != NULL && batch->state == KVL_BATCH_SYNCING; batch = batch->next) {
+        if (batch->status == KVL_OK)
+            batch->status = status;
         batch->state = KVL_BATCH_READY;
+    }
+}
+
+static void sync_done(struct kvl_disk_op *op) {
+    end_sync(op->owner, op->status);
+}
+
+/* The oldest written batches of one segment. */
+struct group {
+    uint64_t bytes;
+    bool grows; /* more of it is on its way to the disk */
+};
+
+static struct group oldest_group(const struct kvl_disk *disk) {
+    struct group group = {0};
+    const struct kvl_disk_batch *head = disk->batch_head, *batch = head;
+    for (; batch != NULL && batch->state == KVL_BATCH_WRITTEN && batch->segment == head->segment;
+         batch = batch->next)
+        group.bytes += batch->used_bytes;
+    group.grows = batch != NULL && batch->segment == head->segment &&
+                  (batch->sealed || batch->state == KVL_BATCH_WRITING);
+    return group;
+}
+
+uint64_t kvl_disk_sync_due_ns(const struct kvl_disk *disk) {
+    const struct kvl_disk_batch *head = disk->batch_head;
+    if (head == NULL || head->state != KVL_BATCH_WRITTEN || disk->syncing || disk->commit.busy)
+        return UINT64_MAX;
+    struct group group = oldest_group(disk);
+    bool waits = group.grows && group.bytes < KVL_DISK_GROUP_BYTES;
+    return waits ? head->opened_ns + disk->persist_ns / 2 : 0;
+}
+
+static bool sync_oldest(struct kvl_disk *disk) {
+    struct kvl_disk_batch *head = disk->batch_head;
+    uint64_t due_ns = kvl_disk_sync_due_ns(disk);
+    if (due_ns == UINT64_MAX || kvl_clock_ns() < due_ns)
+        return false;
+    bool written = false;
+    for (struct kvl_disk_batch *batch = head;
+         batch != NULL && batch->state == KVL_BATCH_WRITTEN && batch->segment == head->segment;
+         batch = batch->next) {
+        written = written || (batch->status == KVL_OK && batch->used_bytes > 0);
+        batch->state = KVL_BATCH_SYNCING;
+    }
+    if (!written || KVL_PLANTED("sync-left-out")) {
+        end_sync(disk, KVL_OK);
         return true;
     }
-    if (batch->written_bytes < batch->used_bytes)
-        return false;
-    struct kvl_disk_op *op = take_op(batch);
-    *op = (struct kvl_disk_op){
-        .kind = KVL_DISK_SYNC, .fd = batch->segment->fd, .done = sync_done, .owner = batch};
-    batch->state = KVL_BATCH_SYNCING;
-    disk->backend->ops->submit(disk->backend, op);
+    disk->syncing = true;
+    disk->sync_op = (struct kvl_disk_op){
+        .kind = KVL_DISK_SYNC, .fd = head->segment->fd, .done = sync_done, .owner = disk};
+    disk->backend->ops->submit(disk->backend, &disk->sync_op);
     return true;
 }
 
@@ -89,7 +137,7 @@ bool kvl_disk_writes_advance(struct kvl_disk *disk) {
         progress = write_more(disk, batch) || progress;
         progress = finish_writing(disk, batch) || progress;
     }
-    return progress;
+    return sync_oldest(disk) || progress;
 }
 
 void kvl_disk_batch_release(struct kvl_disk_batch *batch) {
