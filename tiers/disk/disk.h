@@ -310,8 +310,8 @@ struct kvl_disk_load {
     uint8_t *header_page; /* of its own */
     uint8_t *bounce;      /* the whole record; NULL when direct */
     int32_t bounce_slot;  /* -1: allocated for this load */
-    struct kvl_disk_op ops[2];
-    uint32_t reading, decoding;
+    struct kvl_disk_op op;
+    uint32_t decoding;
     uint32_t verified; /* leading frames */
     bool frame_ok[KVL_FRAMES_MAX];
     kvl_err status;

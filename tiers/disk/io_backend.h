@@ -11,6 +11,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "kvl_err.h"
 
@@ -20,10 +21,13 @@ struct kvl_disk_op {
     enum kvl_disk_op_kind kind;
     int fd;
     uint64_t offset_bytes;
+    uint8_t *head; /* of a READ: its first head_bytes go here, the others to buffer */
+    uint64_t head_bytes;
     uint8_t *buffer;
-    uint64_t bytes;
-    uint64_t done_bytes; /* the backend's */
-    kvl_err status;      /* set before done() */
+    uint64_t bytes;        /* the head's included */
+    uint64_t done_bytes;   /* the backend's, as the next one */
+    struct iovec parts[2]; /* head and buffer */
+    kvl_err status;        /* set before done() */
     void (*done)(struct kvl_disk_op *op);
     void *owner;              /* the caller's */
     struct kvl_disk_op *next; /* the backend's */

@@ -43,8 +43,10 @@ static struct kvl_disk_op *list_take(struct op_list *list) {
 
 static void transfer(struct kvl_disk_op *op) {
     while (op->done_bytes < op->bytes) {
-        uint8_t *at = op->buffer + op->done_bytes;
-        uint64_t left = op->bytes - op->done_bytes;
+        bool in_head = op->done_bytes < op->head_bytes;
+        uint8_t *at =
+            in_head ? op->head + op->done_bytes : op->buffer + op->done_bytes - op->head_bytes;
+        uint64_t left = (in_head ? op->head_bytes : op->bytes) - op->done_bytes;
         off_t offset = (off_t)(op->offset_bytes + op->done_bytes);
         ssize_t got = op->kind == KVL_DISK_READ ? pread(op->fd, at, left, offset)
                                                 : pwrite(op->fd, at, left, offset);

@@ -44,13 +44,24 @@ static int fixed_index(const struct uring *uring, const uint8_t *address, uint64
     return -1;
 }
 
+/* One read fills both: the disk sees one request, not a small one before each large one. */
+static void prepare_with_head(struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
+    op->parts[0] = (struct iovec){op->head + op->done_bytes, op->head_bytes - op->done_bytes};
+    op->parts[1] = (struct iovec){op->buffer, op->bytes - op->head_bytes};
+    if (op->parts[1].iov_len > TRANSFER_BYTES_MAX)
+        op->parts[1].iov_len = TRANSFER_BYTES_MAX;
+    io_uring_prep_readv(sqe, op->fd, op->parts, 2, op->offset_bytes + op->done_bytes);
+}
+
 static void prepare(struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
-    uint8_t *at = op->buffer + op->done_bytes;
+    uint8_t *at = op->buffer + op->done_bytes - op->head_bytes;
     uint64_t left = op->bytes - op->done_bytes;
     uint64_t offset = op->offset_bytes + op->done_bytes;
     unsigned bytes = left < TRANSFER_BYTES_MAX ? (unsigned)left : TRANSFER_BYTES_MAX;
     if (op->kind == KVL_DISK_SYNC) {
         io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
+    } else if (op->done_bytes < op->head_bytes) {
+        prepare_with_head(sqe, op);
     } else {
         int fixed = fixed_index(uring, at, bytes);
         if (op->kind == KVL_DISK_READ && fixed >= 0)

@@ -179,10 +179,7 @@ static kvl_err check_header(struct kvl_disk_load *load) {
 
 static void read_done(struct kvl_disk_op *op) {
     struct kvl_disk_load *load = op->owner;
-    if (op->status != KVL_OK && load->status == KVL_OK)
-        load->status = op->status;
-    if (--load->reading > 0)
-        return;
+    load->status = op->status;
     if (load->status == KVL_OK)
         load->status = check_header(load);
     if (load->status == KVL_OK)
@@ -191,30 +188,19 @@ static void read_done(struct kvl_disk_op *op) {
         finish(load);
 }
 
-static void start_read(struct kvl_disk_load *load, uint64_t offset, uint8_t *to, uint64_t bytes) {
-    struct kvl_disk_op *op = &load->ops[load->reading++];
-    *op = (struct kvl_disk_op){
+static void start_read(struct kvl_disk_load *load) {
+    load->op = (struct kvl_disk_op){
         .kind = KVL_DISK_READ,
         .fd = load->segment->fd,
-        .offset_bytes = (uint64_t)load->page * KVL_PAGE_BYTES + offset,
-        .buffer = to,
-        .bytes = bytes,
+        .offset_bytes = (uint64_t)load->page * KVL_PAGE_BYTES,
+        .head = load->header_page,
+        .head_bytes = load->direct ? KVL_PAGE_BYTES : 0,
+        .buffer = load->direct ? load->request->io->buffer : load->bounce,
+        .bytes = load->record_bytes,
         .done = read_done,
         .owner = load,
     };
-}
-
-static void start_reads(struct kvl_disk_load *load) {
-    if (load->direct) {
-        start_read(load, 0, load->header_page, KVL_PAGE_BYTES);
-        start_read(
-            load, KVL_PAGE_BYTES, load->request->io->buffer, load->record_bytes - KVL_PAGE_BYTES);
-    } else {
-        start_read(load, 0, load->bounce, load->record_bytes);
-    }
-    uint32_t count = load->reading;
-    for (uint32_t i = 0; i < count; i++)
-        load->disk->backend->ops->submit(load->disk->backend, &load->ops[i]);
+    load->disk->backend->ops->submit(load->disk->backend, &load->op);
 }
 
 static bool reads_direct(const struct kvl_io *io, const struct kvl_segment_entry *entry) {
@@ -249,7 +235,7 @@ static bool start(struct kvl_disk *disk, struct kvl_disk_request *request) {
     load->record_bytes = (uint64_t)entry->pages * KVL_PAGE_BYTES;
     load->direct = reads_direct(io, entry);
     load->bounce = NULL;
-    load->reading = load->decoding = load->verified = 0;
+    load->decoding = load->verified = 0;
     load->status = KVL_OK;
     if (!load->direct && !take_bounce(load))
         return false;
@@ -259,7 +245,7 @@ static bool start(struct kvl_disk *disk, struct kvl_disk_request *request) {
     if (load->status != KVL_OK)
         finish(load);
     else
-        start_reads(load);
+        start_read(load);
     return true;
 }
 
