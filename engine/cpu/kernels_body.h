@@ -25,8 +25,14 @@
 #include "half.h"
 #include "kernels.h"
 
-/* Where a parameter is a constant at every call: one copy of the code per constant. */
+/* Where a parameter is a constant at every call: one copy of the code per constant. A sanitizer's
+ * checks in all these copies would take a minute to compile; there they may be one code, which
+ * reads the parameter. */
+#ifdef KVL_KERNELS_SHARE_CODE
+#define INLINE static
+#else
 #define INLINE static inline __attribute__((always_inline))
+#endif
 
 enum {
     LANES = 8,
