@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "engine_fixture.h"
+#include "quick.h"
 #include "scheduler.h"
 
 enum {
@@ -40,6 +41,7 @@ struct line {
 };
 
 static struct fixture fixture;
+static bool quick; /* what matters is how threads meet */
 static struct line lines[LINES];
 static volatile sig_atomic_t stop;
 
@@ -202,7 +204,7 @@ static int stop_service(void **state) {
 static void test_without_a_service(void **state) {
     (void)state;
     static const uint32_t parallel[] = {1, 2, 5, LINES, KVL_TURNS_MAX};
-    for (uint32_t i = 0; i < sizeof parallel / sizeof parallel[0]; ++i) {
+    for (uint32_t i = quick ? 4 : 0; i < sizeof parallel / sizeof parallel[0]; ++i) {
         run_lines((struct setting){
             .parallel = parallel[i], .threads = 1 + i % 3, .chunk_tokens = i % 2 == 0 ? 0 : 100});
         assert_all_the_same();
@@ -215,7 +217,7 @@ static void test_without_a_service(void **state) {
 static void test_a_shared_prefix_is_computed_once(void **state) {
     (void)state;
     static const uint32_t parallel[] = {1, 3, LINES};
-    for (uint32_t i = 0; i < 3; ++i) {
+    for (uint32_t i = quick ? 1 : 0; i < (quick ? 2 : 3); ++i) {
         fixture_start(&fixture, 140, 0, false);
         run_lines((struct setting){
             .parallel = parallel[i], .threads = 1 + i, .chunk_tokens = 130, .stored = true});
@@ -248,7 +250,7 @@ static void test_a_device_tier_that_is_too_small(void **state) {
     (void)state;
     uint64_t private_tokens = 0;
     fixture_start(&fixture, 9, 4, true);
-    for (uint32_t parallel = 2; parallel <= LINES; parallel += 5) {
+    for (uint32_t parallel = quick ? 7 : 2; parallel <= (quick ? 7 : LINES); parallel += 5) {
         run_lines((struct setting){.parallel = parallel, .threads = 2, .stored = true});
         assert_all_the_same();
         for (uint32_t line = 0; line < LINES; ++line)
@@ -265,7 +267,7 @@ static void end_service(void) {
 static void test_a_service_that_goes_away(void **state) {
     (void)state;
     static const uint32_t moments[] = {1, 2, 9, 40, 120};
-    for (uint32_t i = 0; i < sizeof moments / sizeof moments[0]; ++i) {
+    for (uint32_t i = 0; i < sizeof moments / sizeof moments[0]; i += quick ? 3 : 1) {
         fixture_start(&fixture, 140, 0, false);
         run_lines((struct setting){.parallel = 5,
             .threads = 1 + i % 2,
@@ -319,7 +321,8 @@ static void test_a_prompt_that_is_too_long(void **state) {
     }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    quick = kvl_is_quick(argc, argv);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_without_a_service),
         cmocka_unit_test_teardown(test_a_shared_prefix_is_computed_once, stop_service),
