@@ -114,8 +114,7 @@ void kvl_cache_prepare_ahead(struct kvl_cache *cache, uint32_t block);
  * are complete), and, when offer is set, offers private whole blocks again and tries to reach a
  * lost daemon. */
 void kvl_cache_settle(struct kvl_cache *cache, const uint32_t *tokens, uint32_t whole, bool offer);
-/* The same to its end: returns when every answer has come, or the daemon is lost and cannot be
- * reached again. */
+/* The same to its end: returns when every answer has come, or the daemon is lost. */
 void kvl_cache_finish(struct kvl_cache *cache, const uint32_t *tokens, uint32_t whole);
 /* Seals a copy of the partial block behind `whole` whole ones. out->tokens is 0 when there was no
  * slot for it, or no daemon. */

@@ -261,8 +261,6 @@ void kvl_cache_settle(struct kvl_cache *cache, const uint32_t *tokens, uint32_t 
 void kvl_cache_finish(struct kvl_cache *cache, const uint32_t *tokens, uint32_t whole) {
     if (cache->connection == NULL)
         return;
-    kvl_connection_dispatch(cache->connection);
-    (void)kvl_connection_revive_now(cache->connection);
     /* Offers, then the seals of what was granted. */
     for (uint32_t round = 0; round < 2 && cache->connection->connected; ++round) {
         kvl_cache_settle(cache, tokens, whole, round == 0);

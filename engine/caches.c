@@ -120,6 +120,11 @@ void kvl_caches_settle(
 }
 
 void kvl_caches_finish(struct kvl_caches *caches, const uint32_t *tokens, uint32_t whole) {
+    struct kvl_connection *connection = caches->cache[0]->connection;
+    if (connection != NULL) {
+        kvl_connection_dispatch(connection);
+        (void)kvl_connection_revive_now(connection);
+    }
     for (uint32_t group = 0; group < caches->count; ++group)
         kvl_cache_finish(caches->cache[group], tokens, whole);
 }

@@ -48,6 +48,7 @@ KVL_MUST_CHECK kvl_err kvl_caches_prepare(
 void kvl_caches_prepare_ahead(struct kvl_caches *caches, uint32_t block);
 void kvl_caches_settle(
     struct kvl_caches *caches, const uint32_t *tokens, uint32_t whole, bool offer);
+/* Tries to reach a lost daemon first. */
 void kvl_caches_finish(struct kvl_caches *caches, const uint32_t *tokens, uint32_t whole);
 /* out: group 0's; without tokens unless every group has one. */
 void kvl_caches_seal_tail(

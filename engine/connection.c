@@ -7,6 +7,8 @@
 
 #define ATTEMPT_INTERVAL_NS UINT64_C(1000000000)
 #define ATTEMPT_SHARE 40u /* of the time: a daemon that comes up but does not answer costs that */
+#define HELD_UP_NS_MAX UINT64_C(1000000000) /* and that at ends of turns, in all */
+#define PATIENCE_NS (KVL_DECODE_PATIENCE_MS * UINT64_C(1000000))
 
 /* RoPE as the block key takes it in, little endian: u32 rotated dims, f32 base; unless it is plain
  * RoPE of adjacent elements also u32 pairing, f32 magnitude, f64 frequency of every pair, and those
@@ -234,29 +236,39 @@ static void give_up(struct kvl_connection *connection, const char *why) {
 
 static bool attempt(struct kvl_connection *connection) {
     uint64_t began_ns = now_ns();
+    bool is_due = began_ns >= connection->next_attempt_ns;
     struct kvl_errmsg why = {{0}};
     kvl_client_set_timeout(connection->client, KVL_DECODE_PATIENCE_MS);
     kvl_err err = join_again(connection, &why);
     kvl_client_set_timeout(connection->client, 0);
-    uint64_t rest_ns = (now_ns() - began_ns) * ATTEMPT_SHARE;
+    uint64_t took_ns = now_ns() - began_ns, rest_ns = took_ns * ATTEMPT_SHARE;
     connection->next_attempt_ns =
         now_ns() + (rest_ns > ATTEMPT_INTERVAL_NS ? rest_ns : ATTEMPT_INTERVAL_NS);
+    if (err == KVL_OK)
+        connection->held_up_ns = 0;
+    else if (err == KVL_ERR_TIMEOUT && !is_due)
+        connection->held_up_ns += took_ns;
     if (is_final(err))
         give_up(connection, why.text);
     return err == KVL_OK;
 }
 
-bool kvl_connection_revive(struct kvl_connection *connection) {
-    return now_ns() >= connection->next_attempt_ns && kvl_connection_revive_now(connection);
-}
-
-bool kvl_connection_revive_now(struct kvl_connection *connection) {
+static bool revive(struct kvl_connection *connection) {
     if (connection->client == NULL || connection->connected || connection->given_up)
         return false;
     if (!attempt(connection))
         return false;
     tell(connection, "a kvloft daemon answers again; storing blocks there");
     return true;
+}
+
+bool kvl_connection_revive(struct kvl_connection *connection) {
+    return now_ns() >= connection->next_attempt_ns && revive(connection);
+}
+
+bool kvl_connection_revive_now(struct kvl_connection *connection) {
+    bool has_time = connection->held_up_ns + PATIENCE_NS <= HELD_UP_NS_MAX;
+    return has_time ? revive(connection) : kvl_connection_revive(connection);
 }
 
 void kvl_connection_dispatch(struct kvl_connection *connection) {

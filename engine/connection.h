@@ -42,6 +42,7 @@ struct kvl_connection {
     bool lost_ever;
     bool given_up; /* the daemon that came back cannot hold this model's blocks */
     uint64_t next_attempt_ns;
+    uint64_t held_up_ns; /* by attempts before their time, since a daemon answered last */
     /* Told in one line what happened; may be NULL. */
     void (*notice)(void *arg, const char *text);
     void *notice_arg;
@@ -97,7 +98,8 @@ bool kvl_connection_answers(const struct kvl_connection *connection, uint32_t pa
  * that just succeeded. Attempts take at most a fortieth of the time. One that answers but cannot
  * serve this engine (UNSUPPORTED, TOOBIG, NOSPC) ends them for good; notice is told why. */
 bool kvl_connection_revive(struct kvl_connection *connection);
-/* The same, however short ago the last attempt was: for a turn's end, which nobody waits behind. */
+/* The same, however short ago the last attempt was: for a turn's end. What daemons that do not
+ * answer take of these attempts is a second in all; from then on it is as the other. */
 bool kvl_connection_revive_now(struct kvl_connection *connection);
 /* Sends, receives and runs callbacks, without waiting; unmaps arenas that nothing lives in. */
 void kvl_connection_dispatch(struct kvl_connection *connection);

@@ -10,7 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "engine_fixture.h"
@@ -351,6 +353,54 @@ static void test_attempts_at_a_useless_daemon_leave_nothing(void **state) {
     kvl_turn_report_deinit(&second);
 }
 
+/* Takes connections and never answers. */
+static int open_stuck_daemon(void) {
+    struct sockaddr_un where = {.sun_family = AF_UNIX};
+    snprintf(where.sun_path, sizeof where.sun_path, "%s/socket.attach", fixture.disk_path);
+    (void)unlink(where.sun_path);
+    int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    assert_true(fd >= 0);
+    assert_int_equal(bind(fd, (const struct sockaddr *)&where, sizeof where), 0);
+    assert_int_equal(listen(fd, 64), 0);
+    return fd;
+}
+
+static uint32_t count_attempts(int listener) {
+    uint32_t count = 0;
+    for (int fd; (fd = accept(listener, NULL, NULL)) >= 0; ++count)
+        close(fd);
+    return count;
+}
+
+/* Ends of turns follow one another faster than a daemon that does not answer lets them: all of them
+ * together wait for it as long as the limit says, which four attempts of 250 ms fill. */
+static void test_a_stuck_daemon_holds_up_ends_of_turns_for_a_second_in_all(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report first, second;
+    char address[128];
+    snprintf(address, sizeof address, "ipc://%s/socket", fixture.disk_path);
+    fixture.address = address;
+    fixture_start(&fixture, 32, 0, false);
+    engine_open(&engine, &fixture, &stored);
+    assert_int_equal(engine_turn(&engine, prompt, PROMPT, 4, &first), KVL_OK);
+    fixture_stop(&fixture);
+    kvl_connection_dispatch(&engine.connection);
+    assert_false(engine.connection.connected);
+    int listener = open_stuck_daemon();
+    for (int i = 0; i < 12; ++i)
+        kvl_caches_finish(engine.sequence.cache, engine.sequence.tokens,
+            kvl_sequence_whole_blocks(&engine.sequence));
+    assert_in_range(count_attempts(listener), 1, 4);
+    close(listener);
+    assert_int_equal(engine_turn(&engine, NULL, 0, 4, &second), KVL_OK); /* with what it has */
+    assert_answers_as_alone(&first, &second);
+    engine_close(&engine);
+    fixture.address = NULL;
+    kvl_turn_report_deinit(&first);
+    kvl_turn_report_deinit(&second);
+}
+
 /* Overwrites the middle of every segment file. */
 static void damage_segments(void) {
     char pattern[256];
@@ -469,6 +519,8 @@ int main(void) {
             test_blocks_of_a_lost_daemon_move_to_the_next, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_attempts_at_a_useless_daemon_leave_nothing, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(
+            test_a_stuck_daemon_holds_up_ends_of_turns_for_a_second_in_all, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slot_of_a_refused_seal_goes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_tail_of_an_ended_forward_call_is_not_taken, set_up, tear_down),
