@@ -107,6 +107,9 @@ static bool wait_for(struct kvl_cache *cache, uint32_t layers) {
     struct kvl_progress *progress = &restore->progress;
     if (restore->ticket.generation == 0)
         return true;
+    /* The ticket is void at the daemon that another sequence has reached meanwhile. */
+    if (cache->generation != cache->connection->generation)
+        return restore->arrived_ns != 0;
     for (uint32_t stalled = 0; stalled < STALLED_SLICES; ++stalled) {
         struct kvl_progress before = *progress;
         kvl_err err = kvl_ticket_wait(

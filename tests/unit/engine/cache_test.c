@@ -401,6 +401,52 @@ static void test_a_stuck_daemon_holds_up_ends_of_turns_for_a_second_in_all(void 
     kvl_turn_report_deinit(&second);
 }
 
+/* Begins a restore of the whole blocks from disk, and has another daemon answer before it ends. */
+static void begin_and_change_daemons(struct kvl_cache *cache, struct engine *engine) {
+    uint32_t tokens = 0;
+    assert_int_equal(kvl_cache_restore_begin(cache, 0, PROMPT / BLOCK, NULL, &tokens), KVL_OK);
+    assert_int_equal(tokens, PROMPT / BLOCK * BLOCK);
+    fixture_stop(&fixture);
+    kvl_connection_dispatch(&engine->connection);
+    assert_false(engine->connection.connected);
+    fixture_start(&fixture, 32, 0, true);
+    assert_true(kvl_connection_revive_now(&engine->connection));
+}
+
+/* A restore whose daemon is gone is not waited for at the next one, nor held against it. */
+static void test_a_restore_ends_with_its_daemon(void **state) {
+    (void)state;
+    struct engine engine;
+    struct kvl_turn_report report;
+    struct kvl_cache *cache = NULL;
+    char address[128];
+    snprintf(address, sizeof address, "ipc://%s/socket", fixture.disk_path);
+    fixture.address = address;
+    fixture_start(&fixture, 32, 0, true);
+    assert_int_equal(engine_run(&fixture, &stored, prompt, PROMPT, 1, &report), KVL_OK);
+    kvl_turn_report_deinit(&report);
+    fixture_stop(&fixture);
+    fixture_start(&fixture, 32, 0, true);
+    engine_open(&engine, &fixture, &stored);
+    const struct kvl_cache_options options = {.backend = engine.backend,
+        .connection = &engine.connection,
+        .hparams = &fixture.model->hparams,
+        .kv_dtype = KVL_KV_F16,
+        .block_tokens = BLOCK,
+        .context_max = FIXTURE_CONTEXT};
+    assert_int_equal(kvl_cache_create(&options, &cache), KVL_OK);
+    assert_int_equal(kvl_cache_name_blocks(cache, prompt, PROMPT), KVL_OK);
+    begin_and_change_daemons(cache, &engine);
+    uint32_t blocks = PROMPT;
+    assert_false(kvl_cache_restore_end(cache, &blocks));
+    assert_int_equal(blocks, 0); /* nobody saw any of them arrive */
+    assert_true(engine.connection.connected);
+    kvl_cache_destroy(cache);
+    engine_close(&engine);
+    fixture_stop(&fixture);
+    fixture.address = NULL;
+}
+
 /* Overwrites the middle of every segment file. */
 static void damage_segments(void) {
     char pattern[256];
@@ -521,6 +567,7 @@ int main(void) {
             test_attempts_at_a_useless_daemon_leave_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_a_stuck_daemon_holds_up_ends_of_turns_for_a_second_in_all, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_a_restore_ends_with_its_daemon, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_slot_of_a_refused_seal_goes_back, set_up, tear_down),
         cmocka_unit_test_setup_teardown(
             test_tail_of_an_ended_forward_call_is_not_taken, set_up, tear_down),
