@@ -47,7 +47,7 @@ struct extent {
     const uint32_t *tokens;
     uint32_t block_tokens;
     uint64_t whole;
-    uint64_t before_tail; /* whole blocks */
+    struct kvl_session_place tail_place;
     bool has_tail;
 };
 
@@ -58,7 +58,8 @@ static kvl_err extent_of(const struct kvl_session_info *session, const uint32_t 
     if (block_tokens == 0)
         return KVL_OK;
     extent->whole = session->token_count / block_tokens;
-    kvl_err err = kvl_session_tail_place(session, tokens, block_tokens, &extent->before_tail);
+    extent->tail_place.parent = session->namespace_key;
+    kvl_err err = kvl_session_tail_place(session, tokens, block_tokens, &extent->tail_place);
     extent->has_tail = err == KVL_OK;
     return err == KVL_ERR_NOTFOUND ? KVL_OK : err;
 }
@@ -70,7 +71,7 @@ static uint64_t first_needed(const struct extent *extent, const struct kvl_names
 
 static kvl_err tail_key(const struct extent *extent, const struct kvl_namespace_info *ns,
     const struct kvl_key *keys, struct kvl_key *key) {
-    uint64_t before = extent->before_tail;
+    uint64_t before = extent->tail_place.whole;
     return kvl_key_of_block(before ? &keys[before - 1] : &ns->key,
         extent->tokens + before * extent->block_tokens, extent->session->tail_tokens,
         (struct kvl_bytes){0}, key);

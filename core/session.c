@@ -221,6 +221,7 @@ kvl_err kvl_session_write(
         session->cut++;
         session->info.tail = (struct kvl_key){{0}};
         session->info.tail_tokens = 0;
+        session->walk = (struct kvl_session_walk){0};
     }
     session->info.token_count = from_token + count;
     return KVL_OK;
@@ -359,22 +360,27 @@ bool kvl_session_load_finish(struct kvl_session *session) {
 }
 
 kvl_err kvl_session_tail_place(const struct kvl_session_info *info, const uint32_t *tokens,
-    uint32_t block_tokens, uint64_t *whole) {
-    struct kvl_key parent = info->namespace_key, key;
-    *whole = 0;
+    uint32_t block_tokens, struct kvl_session_place *place) {
+    struct kvl_session_place next = *place;
+    struct kvl_key key;
     if (kvl_key_is_zero(&info->tail))
         return KVL_ERR_NOTFOUND;
-    for (uint64_t at = 0; at + info->tail_tokens <= info->token_count; at += block_tokens) {
-        kvl_err err =
-            kvl_key_of_block(&parent, tokens + at, info->tail_tokens, (struct kvl_bytes){0}, &key);
-        *whole = at / block_tokens;
-        if (err != KVL_OK || kvl_key_equal(&key, &info->tail))
-            return err;
-        if (at + block_tokens > info->token_count)
-            break;
-        err = kvl_key_of_block(&parent, tokens + at, block_tokens, (struct kvl_bytes){0}, &parent);
+    for (;; next.whole++) {
+        uint64_t at = next.whole * block_tokens;
+        if (at + info->tail_tokens > info->token_count)
+            return KVL_ERR_NOTFOUND;
+        kvl_err err = kvl_key_of_block(
+            &next.parent, tokens + at, info->tail_tokens, (struct kvl_bytes){0}, &key);
+        if (err == KVL_OK && kvl_key_equal(&key, &info->tail)) {
+            *place = next;
+            return KVL_OK;
+        }
+        if (err == KVL_OK && at + block_tokens > info->token_count)
+            return KVL_ERR_NOTFOUND;
+        if (err == KVL_OK)
+            err = kvl_key_of_block(
+                &next.parent, tokens + at, block_tokens, (struct kvl_bytes){0}, &next.parent);
         if (err != KVL_OK)
             return err;
     }
-    return KVL_ERR_NOTFOUND;
 }

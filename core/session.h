@@ -30,12 +30,27 @@
 #define KVL_SESSION_CHUNK_BYTES (8u + 4u * KVL_SESSION_CHUNK_TOKENS)
 #define KVL_SESSION_CHUNK_KEY_BYTES_MAX (KVL_SESSION_NAME_MAX + 1u + 4u)
 
+/* In the tokens' chain of blocks: so many whole ones, and the key behind them. */
+struct kvl_session_place {
+    uint64_t whole;
+    struct kvl_key parent;
+};
+
+/* Where a tail stood last, in the chain of the session's namespace and in that of another layer
+ * group: tails move on, so the next one is looked for from there, and no token is hashed again. */
+struct kvl_session_walk {
+    uint32_t block_tokens; /* 0: at the beginning */
+    struct kvl_session_place own, other;
+    struct kvl_key other_root;
+};
+
 struct kvl_session {
     struct kvl_session_info info; /* token_count is the length of tokens */
     uint32_t holder;              /* client; 0: not open */
     uint64_t cut;
     uint32_t *tokens;
     uint64_t token_room;
+    struct kvl_session_walk walk;
     uint64_t recorded_tokens; /* while loading: what the record says */
     uint64_t chunk_cut;       /* while loading: of the last chunk taken */
     uint32_t chunks_taken;
@@ -73,10 +88,12 @@ void kvl_session_remove(struct kvl_session_set *set, struct kvl_session *session
 KVL_MUST_CHECK kvl_err kvl_session_write(
     struct kvl_session *session, uint64_t from_token, const uint32_t *tokens, uint32_t count);
 
-/* How many whole blocks stand before the tail. That is not written down: it is where the tokens
- * make its key. Errors: NOTFOUND (no tail, or not of these tokens), those of kvl_key_of_block. */
+/* Moves *place, which begins with no blocks and the namespace's key, or wherever these tokens'
+ * chain has been before, on to where the tail stands. That is not written down: it is where the
+ * tokens make its key. Errors, and then *place stays: NOTFOUND (no tail, or none from there on),
+ * those of kvl_key_of_block. */
 KVL_MUST_CHECK kvl_err kvl_session_tail_place(const struct kvl_session_info *info,
-    const uint32_t *tokens, uint32_t block_tokens, uint64_t *whole);
+    const uint32_t *tokens, uint32_t block_tokens, struct kvl_session_place *place);
 
 uint32_t kvl_session_chunks(uint64_t token_count);
 void kvl_session_record(const struct kvl_session *session, uint8_t out[KVL_SESSION_RECORD_BYTES]);

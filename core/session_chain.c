@@ -34,23 +34,54 @@ bool kvl_session_space_next(
     return false;
 }
 
-kvl_err kvl_session_tail_key(const struct kvl_session *session,
-    const struct kvl_session_space *space, struct kvl_key *tail) {
+static void walk_from_the_beginning(struct kvl_session *session, uint32_t block_tokens) {
+    session->walk = (struct kvl_session_walk){
+        .block_tokens = block_tokens, .own = {.parent = session->info.namespace_key}};
+}
+
+static kvl_err walk_to_tail(struct kvl_session *session, uint32_t block_tokens) {
+    struct kvl_session_walk *walk = &session->walk;
+    if (walk->block_tokens != block_tokens)
+        walk_from_the_beginning(session, block_tokens);
+    kvl_err err = kvl_session_tail_place(&session->info, session->tokens, block_tokens, &walk->own);
+    if (err != KVL_ERR_NOTFOUND || walk->own.whole == 0)
+        return err;
+    walk_from_the_beginning(session, block_tokens); /* an interrupted turn's tail stands earlier */
+    return kvl_session_tail_place(&session->info, session->tokens, block_tokens, &walk->own);
+}
+
+/* As many blocks in the other group's chain as in the session's. */
+static kvl_err walk_beside(struct kvl_session *session, const struct kvl_key *root) {
+    struct kvl_session_walk *walk = &session->walk;
+    struct kvl_session_place *other = &walk->other;
+    if (!kvl_key_equal(&walk->other_root, root) || other->whole > walk->own.whole) {
+        walk->other_root = *root;
+        *other = (struct kvl_session_place){.parent = *root};
+    }
+    kvl_err err = KVL_OK;
+    for (; err == KVL_OK && other->whole < walk->own.whole; other->whole++)
+        err = kvl_key_of_block(&other->parent, session->tokens + other->whole * walk->block_tokens,
+            walk->block_tokens, (struct kvl_bytes){0}, &other->parent);
+    if (err != KVL_OK)
+        walk->other_root = (struct kvl_key){{0}}; /* begins anew */
+    return err;
+}
+
+kvl_err kvl_session_tail_key(
+    struct kvl_session *session, const struct kvl_session_space *space, struct kvl_key *tail) {
     const struct kvl_session_info *info = &session->info;
     uint32_t block_tokens = space->info->geometry.block_tokens;
-    uint64_t whole = 0;
     *tail = info->tail;
     if (kvl_key_is_zero(tail))
         return KVL_ERR_NOTFOUND;
     if (kvl_key_equal(&space->root, &info->namespace_key))
         return KVL_OK;
-    kvl_err err = kvl_session_tail_place(info, session->tokens, block_tokens, &whole);
-    *tail = space->root;
-    for (uint64_t i = 0; err == KVL_OK && i < whole; i++)
-        err = kvl_key_of_block(
-            tail, session->tokens + i * block_tokens, block_tokens, (struct kvl_bytes){0}, tail);
+    kvl_err err = walk_to_tail(session, block_tokens);
+    if (err == KVL_OK)
+        err = walk_beside(session, &space->root);
     if (err != KVL_OK)
         return err;
-    return kvl_key_of_block(tail, session->tokens + whole * block_tokens, info->tail_tokens,
-        (struct kvl_bytes){0}, tail);
+    const struct kvl_session_place *other = &session->walk.other;
+    return kvl_key_of_block(&other->parent, session->tokens + other->whole * block_tokens,
+        info->tail_tokens, (struct kvl_bytes){0}, tail);
 }

@@ -101,7 +101,7 @@ static bool clear_leaf(struct kvl_store *store, struct kvl_clear *clear, const s
 
 /* In one layer group; `kept` leading tokens are another session's too. */
 static kvl_err clear_chain(struct kvl_store *store, struct kvl_clear *clear,
-    const struct kvl_session *session, const struct kvl_session_space *space, uint64_t kept) {
+    struct kvl_session *session, const struct kvl_session_space *space, uint64_t kept) {
     const struct kvl_key *salt = &kvl_namespace_tenant(store, space->id)->salt;
     uint32_t block_tokens = space->info->geometry.block_tokens;
     uint64_t count = session->info.token_count / block_tokens;
@@ -122,7 +122,7 @@ static kvl_err clear_chain(struct kvl_store *store, struct kvl_clear *clear,
 
 /* Nobody can reach the blocks of a tenant that is none any more. */
 static kvl_err clear_chains(
-    struct kvl_store *store, struct kvl_clear *clear, const struct kvl_session *session) {
+    struct kvl_store *store, struct kvl_clear *clear, struct kvl_session *session) {
     const struct kvl_tenant *tenant = kvl_session_tenant(store, session);
     uint64_t kept = tenant != NULL ? shared_tokens(store, tenant, session) : 0;
     struct kvl_session_space space = {0};
@@ -136,7 +136,7 @@ static kvl_err clear_session(
     struct kvl_store *store, struct kvl_clear *clear, const struct kvl_clear_request *request) {
     if (!kvl_session_full_name_is_valid(request->name))
         return KVL_ERR_INVALID;
-    const struct kvl_session *session = kvl_session_find(store->sessions, request->name);
+    struct kvl_session *session = kvl_session_find(store->sessions, request->name);
     if (session == NULL)
         return KVL_ERR_NOTFOUND;
     if (session->holder != request->client && kvl_client_find(store, session->holder) != NULL)

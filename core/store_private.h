@@ -552,9 +552,9 @@ struct kvl_session_space {
 /* The next namespace that has a chain of the session; false past the last. */
 bool kvl_session_space_next(
     struct kvl_store *store, const struct kvl_session *session, struct kvl_session_space *space);
-/* As clients know it. Errors: NOTFOUND (there is none), NOMEM. */
+/* As clients know it. Moves the session's walk. Errors: NOTFOUND (there is none), NOMEM. */
 KVL_MUST_CHECK kvl_err kvl_session_tail_key(
-    const struct kvl_session *session, const struct kvl_session_space *space, struct kvl_key *tail);
+    struct kvl_session *session, const struct kvl_session_space *space, struct kvl_key *tail);
 
 /* ---- store_clear.c, store_verify.c, store_session.c, store_report.c ------------------------ */
 void kvl_clear_pump(struct kvl_store *store);

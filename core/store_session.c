@@ -134,7 +134,7 @@ static void drop_tail_block(struct kvl_store *store, const struct kvl_key *insid
 }
 
 /* A tail that another one takes the place of is of use to nobody, unless another session has it. */
-static void drop_tail(struct kvl_store *store, const struct kvl_session *session) {
+static void drop_tail(struct kvl_store *store, struct kvl_session *session) {
     const struct kvl_session *other;
     for (uint32_t i = 0; (other = kvl_session_set_at(store->sessions, i)) != NULL; i++)
         if (other != session && kvl_key_equal(&other->info.tail, &session->info.tail))

@@ -200,23 +200,31 @@ static void a_tail_is_found_where_its_key_is_made(void **state) {
     (void)state;
     enum { BLOCK = 8, TOKENS = 5 * BLOCK + 3, TAIL = 3 };
     uint32_t tokens[TOKENS];
-    uint64_t whole = 0;
     struct kvl_key keys[TOKENS / BLOCK];
     struct kvl_session_info info = {.namespace_key = {{7}}, .tail_tokens = TAIL};
     for (uint32_t i = 0; i < TOKENS; i++)
         tokens[i] = 100 + i;
     info.token_count = TOKENS;
-    assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &whole), KVL_ERR_NOTFOUND);
+    const struct kvl_session_place begin = {.parent = info.namespace_key};
+    struct kvl_session_place at = begin, walked = begin;
+    assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &at), KVL_ERR_NOTFOUND);
     assert_int_equal(kvl_key_chain(&info.namespace_key, tokens, TOKENS, BLOCK, keys), KVL_OK);
     for (uint32_t place = 0; place <= TOKENS / BLOCK; place++) { /* the session went on behind it */
         assert_int_equal(kvl_key_of_block(place > 0 ? &keys[place - 1] : &info.namespace_key,
                              tokens + place * BLOCK, TAIL, (struct kvl_bytes){0}, &info.tail),
             KVL_OK);
         info.token_count = TOKENS;
-        assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &whole), KVL_OK);
-        assert_int_equal(whole, place);
+        at = begin;
+        assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &at), KVL_OK);
+        assert_int_equal(at.whole, place);
+        assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &walked), KVL_OK);
+        assert_int_equal(walked.whole, place);
+        assert_true(kvl_key_equal(&walked.parent, &at.parent));
         info.token_count = (uint64_t)place * BLOCK + TAIL - 1; /* cut in front of its end */
-        assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &whole), KVL_ERR_NOTFOUND);
+        assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &at), KVL_ERR_NOTFOUND);
+        assert_int_equal(at.whole, place); /* as it was */
+        at = begin;
+        assert_int_equal(kvl_session_tail_place(&info, tokens, BLOCK, &at), KVL_ERR_NOTFOUND);
     }
 }
 

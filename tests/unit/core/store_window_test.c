@@ -223,6 +223,90 @@ static void a_session_has_its_blocks_in_both_groups(void **state) {
     run_session(ACME, "acme/talk", "acme/other");
 }
 
+/* ---- what a tail costs -------------------------------------------------------------------- */
+
+static uint32_t hashed_tokens;
+
+kvl_err __real_kvl_key_of_block(const struct kvl_key *parent, const uint32_t *tokens,
+    uint32_t count, struct kvl_bytes extra, struct kvl_key *out);
+kvl_err __wrap_kvl_key_of_block(const struct kvl_key *parent, const uint32_t *tokens,
+    uint32_t count, struct kvl_bytes extra, struct kvl_key *out);
+kvl_err __wrap_kvl_key_of_block(const struct kvl_key *parent, const uint32_t *tokens,
+    uint32_t count, struct kvl_bytes extra, struct kvl_key *out) {
+    hashed_tokens += count;
+    return __real_kvl_key_of_block(parent, tokens, count, extra, out);
+}
+
+enum { TURNS = 40, TURN_BLOCKS = 2, TURN = TURN_BLOCKS * BLOCK_TOKENS, TAIL = 5 };
+
+/* A session that goes on turn by turn, and where its tails stand in both groups. */
+struct talk {
+    struct fixture *f;
+    struct kvl_namespace_info spaces[2];
+    uint32_t tokens[TURNS * TURN + TAIL];
+    struct kvl_key keys[2][TURNS * TURN_BLOCKS];
+    struct kvl_key last; /* the window group's tail */
+};
+
+static void open_talk(struct talk *talk, struct fixture *f) {
+    struct kvl_session_info info;
+    talk->f = f;
+    talk->spaces[0] = f->ns;
+    fixture_enter_window(f, KVL_TENANT_DEFAULT, WINDOW_TOKENS);
+    talk->spaces[1] = f->ns;
+    for (uint32_t i = 0; i < TURNS * TURN + TAIL; i++)
+        talk->tokens[i] = 1000 + i;
+    for (uint32_t group = 0; group < 2; group++)
+        assert_int_equal(kvl_key_chain(&talk->spaces[group].key, talk->tokens, TURNS * TURN,
+                             BLOCK_TOKENS, talk->keys[group]),
+            KVL_OK);
+    assert_int_equal(
+        kvl_store_session_open(f->store, f->a, "talk", &talk->spaces[0].key, &info), KVL_OK);
+}
+
+static const struct kvl_key *before(const struct talk *talk, uint32_t group, uint32_t blocks) {
+    return blocks > 0 ? &talk->keys[group][blocks - 1] : &talk->spaces[group].key;
+}
+
+/* Puts the tail behind so many blocks; its predecessor goes. Returns the tokens hashed for it. */
+static uint32_t put_tail(struct talk *talk, uint32_t blocks) {
+    const struct kvl_key none = {{0}};
+    struct fixture *f = talk->f;
+    const uint32_t *tokens = talk->tokens + blocks * BLOCK_TOKENS;
+    struct kvl_key tail, replaced = talk->last;
+    assert_int_equal(
+        kvl_key_of_block(before(talk, 0, blocks), tokens, TAIL, (struct kvl_bytes){0}, &tail),
+        KVL_OK);
+    talk->last = store_block(f, f->a, &none, before(talk, 1, blocks), tokens, TAIL);
+    uint32_t hashed_before = hashed_tokens;
+    assert_int_equal(kvl_store_session_tail(f->store, f->a, "talk", &tail, TAIL), KVL_OK);
+    assert_true(is_there(f, talk->last, &none));
+    assert_true(kvl_key_is_zero(&replaced) || !is_there(f, replaced, &none));
+    return hashed_tokens - hashed_before;
+}
+
+/* All layer groups' tails are found, wherever they stand, and each token is hashed once a group and
+ * once to see whether the tail stands there. */
+static void a_tail_costs_what_its_turn_has_added(void **state) {
+    (void)state;
+    struct fixture f;
+    struct talk talk = {.f = NULL};
+    fixture_open(&f, &(struct fixture_options){.device_blocks = 16});
+    open_talk(&talk, &f);
+    for (uint32_t turn = 0; turn < TURNS; turn++) {
+        uint32_t from = turn * TURN + (turn > 0 ? TAIL : 0), end = (turn + 1) * TURN + TAIL;
+        assert_int_equal(
+            kvl_store_session_append(f.store, f.a, "talk", from, talk.tokens + from, end - from),
+            KVL_OK);
+        uint32_t hashed = put_tail(&talk, (turn + 1) * TURN_BLOCKS);
+        assert_true(hashed <= 2 * TURN + (TURN_BLOCKS + 2) * TAIL);
+    }
+    (void)put_tail(&talk, 3); /* of a turn that was interrupted */
+    (void)put_tail(&talk, 20);
+    (void)put_tail(&talk, 7);
+    fixture_close(&f);
+}
+
 /* ---- what is counted and pinned of a chain with holes ------------------------------------- */
 
 static uint64_t misses(struct fixture *f) {
@@ -282,6 +366,7 @@ int main(void) {
         cmocka_unit_test(a_chain_leaves_memory_from_its_beginning),
         cmocka_unit_test(a_demoted_chain_leaves_from_its_beginning),
         cmocka_unit_test(a_session_has_its_blocks_in_both_groups),
+        cmocka_unit_test(a_tail_costs_what_its_turn_has_added),
         cmocka_unit_test(a_full_quota_of_the_disk_takes_the_beginning),
         cmocka_unit_test(what_a_lookup_of_each_key_lacks_is_missed_once),
         cmocka_unit_test(pins_behind_a_hole_are_taken_back),
