@@ -9,8 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine_fixture.h"
-#include "quick.h"
+#include "golden_setup.h"
 #include "scheduler.h"
 
 enum {
@@ -40,8 +39,6 @@ struct line {
     bool daemon_lost;
 };
 
-static struct fixture fixture;
-static bool quick; /* what matters is how threads meet */
 static struct line lines[LINES];
 static volatile sig_atomic_t stop;
 
@@ -185,17 +182,9 @@ static int set_up(void **state) {
 }
 
 static int tear_down(void **state) {
-    (void)state;
     for (uint32_t i = 0; i < LINES; ++i)
         kvl_turn_report_deinit(&lines[i].alone);
-    fixture_deinit(&fixture);
-    return 0;
-}
-
-static int stop_service(void **state) {
-    (void)state;
-    fixture_stop(&fixture);
-    return 0;
+    return tear_down_all(state);
 }
 
 /* ---- tests ------------------------------------------------------------------------------------

@@ -13,8 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "engine_fixture.h"
-#include "quick.h"
+#include "golden_setup.h"
 
 enum {
     PROMPT_BLOCKS = 10,
@@ -23,32 +22,9 @@ enum {
     SEED = 7,
 };
 
-static struct fixture fixture;
-static bool quick; /* what matters is how threads meet */
-static uint32_t prompt[FIXTURE_CONTEXT];
-static struct kvl_turn_report expected; /* an engine alone */
-
 static int set_up_all(void **state) {
     (void)state;
-    fixture_init(&fixture);
-    fixture_tokens(&fixture, SEED, prompt, PROMPT);
-    return engine_run(&fixture, &(struct engine_options){0}, prompt, PROMPT, NEW_TOKENS,
-               &expected) == KVL_OK
-               ? 0
-               : -1;
-}
-
-static int tear_down_all(void **state) {
-    (void)state;
-    kvl_turn_report_deinit(&expected);
-    fixture_deinit(&fixture);
-    return 0;
-}
-
-static int stop_service(void **state) {
-    (void)state;
-    fixture_stop(&fixture);
-    return 0;
+    return expect_answer(SEED, PROMPT, NEW_TOKENS);
 }
 
 /* A run that must end well and give the expected bits; returns what was restored. */
@@ -60,29 +36,6 @@ static uint64_t assert_identical(const struct engine_options *options) {
     uint64_t restored = restored_tokens(&report);
     kvl_turn_report_deinit(&report);
     return restored;
-}
-
-/* Stores the whole blocks of the prompt's first tokens, and waits until others can see them: a
- * sealed block is hashed behind the answer. */
-static void store_prompt(uint32_t count) {
-    struct engine engine;
-    struct kvl_turn_report report;
-    struct kvl_key keys[PROMPT_BLOCKS];
-    uint8_t found[PROMPT_BLOCKS];
-    uint32_t blocks = count / FIXTURE_BLOCK_TOKENS, hits = 0;
-    engine_open(&engine, &fixture, &(struct engine_options){.stored = true});
-    assert_int_equal(engine_turn(&engine, prompt, count, 0, &report), KVL_OK);
-    assert_int_equal(
-        kvl_key_chain(&engine.connection.request.key, prompt, count, FIXTURE_BLOCK_TOKENS, keys),
-        KVL_OK);
-    for (int tries = 0; blocks > 0 && hits < blocks && tries < 5000; ++tries) {
-        assert_int_equal(kvl_lookup(engine.connection.client, keys, blocks, found, &hits), KVL_OK);
-        if (hits < blocks)
-            usleep(1000);
-    }
-    assert_int_equal(hits, blocks);
-    engine_close(&engine);
-    kvl_turn_report_deinit(&report);
 }
 
 static void test_chunk_length_and_threads_change_nothing(void **state) {

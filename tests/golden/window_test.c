@@ -15,8 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine_fixture.h"
-#include "quick.h"
+#include "golden_setup.h"
 
 enum {
     BLOCK = FIXTURE_BLOCK_TOKENS,
@@ -27,10 +26,6 @@ enum {
     SEED = 11,
 };
 
-static struct fixture fixture;
-static bool quick; /* what matters is how threads meet */
-static uint32_t prompt[FIXTURE_CONTEXT];
-static struct kvl_turn_report expected;   /* an engine alone */
 static uint64_t full_bytes, window_bytes; /* of a block */
 static char address[256];                 /* not inproc: nanomsg 1.1.5 crashes there now and then */
 static const struct engine_options stored = {.stored = true};
@@ -86,29 +81,12 @@ static bool is_windowed(void) {
 
 static int set_up_all(void **state) {
     (void)state;
-    fixture_init(&fixture);
+    int failed = expect_answer(SEED, PROMPT, NEW_TOKENS);
     snprintf(address, sizeof address, "ipc://%s/socket", fixture.disk_path);
     fixture.address = address;
-    fixture_tokens(&fixture, SEED, prompt, FIXTURE_CONTEXT);
     full_bytes = kvl_group_block_bytes(&fixture.model->hparams, 0, BLOCK, KVL_KV_F16);
     window_bytes = kvl_group_block_bytes(&fixture.model->hparams, 1, BLOCK, KVL_KV_F16);
-    return engine_run(&fixture, &(struct engine_options){0}, prompt, PROMPT, NEW_TOKENS,
-               &expected) == KVL_OK
-               ? 0
-               : -1;
-}
-
-static int tear_down_all(void **state) {
-    (void)state;
-    kvl_turn_report_deinit(&expected);
-    fixture_deinit(&fixture);
-    return 0;
-}
-
-static int stop_service(void **state) {
-    (void)state;
-    fixture_stop(&fixture);
-    return 0;
+    return failed;
 }
 
 /* The keys of the prompt's whole blocks in a layer group. */
@@ -146,19 +124,6 @@ static void assert_there(uint32_t group, const char *expected_digits) {
     what_is_there(&engine, group, digits);
     assert_string_equal(digits, expected_digits);
     engine_close(&engine);
-}
-
-/* Stores the whole blocks of the prompt's first tokens, and waits until others can see them. */
-static void store_prompt(uint32_t count) {
-    struct engine engine;
-    struct kvl_turn_report report;
-    char digits[BLOCKS + 1];
-    engine_open(&engine, &fixture, &stored);
-    assert_int_equal(engine_turn(&engine, prompt, count, 0, &report), KVL_OK);
-    for (uint32_t group = 0; group < engine.connection.group_count; ++group)
-        what_is_there(&engine, group, digits);
-    engine_close(&engine);
-    kvl_turn_report_deinit(&report);
 }
 
 static void wait_for(struct engine *engine, struct kvl_ticket ticket) {
