@@ -13,12 +13,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "cpu/cpu.h"
 #include "huge_memory.h"
 #include "model.h"
 #include "private_memory.h"
+#include "report.h"
+#include "step_clock.h"
 
 enum {
     BLOCK_TOKENS = 64,
@@ -28,19 +29,6 @@ enum {
     TABLES_MAX = 8,
     TURNS = 3
 };
-
-static clockid_t clock_used = CLOCK_MONOTONIC;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(clock_used, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 /* ---- what the machine can do ---- */
 
@@ -76,10 +64,10 @@ static double peak_gflops(struct kvl_pool *pool) {
     }
     double best = 0;
     for (int run = 0; run < 3; run++) {
-        const double begin = now_s();
+        const double begin = step_clock_s();
         kvl_pool_run(pool, peak_unit, NULL, PEAK_UNITS);
         const double flops = 16.0 * PEAK_CHAINS * PEAK_STEPS * PEAK_UNITS;
-        const double gflops = flops / (now_s() - begin) * 1e-9;
+        const double gflops = flops / (step_clock_s() - begin) * 1e-9;
         best = gflops > best ? gflops : best;
     }
     return best;
@@ -110,9 +98,9 @@ static double read_gb_per_s(struct kvl_pool *pool) {
     memset(words, 1, READ_BYTES);
     double best = 0;
     for (int run = 0; run < 4; run++) {
-        const double begin = now_s();
+        const double begin = step_clock_s();
         kvl_pool_run(pool, read_unit, words, PEAK_UNITS);
-        const double rate = READ_BYTES / (now_s() - begin) * 1e-9;
+        const double rate = READ_BYTES / (step_clock_s() - begin) * 1e-9;
         best = rate > best ? rate : best;
     }
     kvl_huge_unmap(words, READ_BYTES);
@@ -144,9 +132,9 @@ static int forward(struct session *s, uint32_t position, uint32_t count, double 
     s->batch.tokens = s->tokens + position;
     s->batch.position = position;
     s->batch.count = count;
-    const double begin = now_s();
+    const double begin = step_clock_s();
     const kvl_err err = s->backend->ops->forward(s->backend, &s->batch, 1);
-    *seconds = now_s() - begin;
+    *seconds = step_clock_s() - begin;
     if (err != KVL_OK) {
         fprintf(stderr, "forward: %s\n", kvl_err_text(err));
     }
@@ -163,13 +151,13 @@ static int measure(struct session *s, const struct kvl_hparams *h, uint32_t toke
             return 1;
         }
     }
-    qsort(steps_s, DECODE_STEPS, sizeof steps_s[0], by_value);
+    const double median_s = bench_percentile(steps_s, DECODE_STEPS, 0.5);
     const double gflops = prefill_flops(h, tokens) / prefill_s * 1e-9;
     printf(
         "%-8s %6u tokens: prefill %7.1f tok/s  %6.1f GFLOPS  %3.0f %% of peak   decode %6.1f tok/s "
         "(best %6.1f)\n",
-        s->kernels->name, tokens, tokens / prefill_s, gflops, 100 * gflops / peak,
-        1 / steps_s[DECODE_STEPS / 2], 1 / steps_s[0]);
+        s->kernels->name, tokens, tokens / prefill_s, gflops, 100 * gflops / peak, 1 / median_s,
+        1 / steps_s[0]);
     fflush(stdout);
     return 0;
 }
@@ -216,11 +204,11 @@ static int make_room(struct session *s, const struct kvl_hparams *h, uint32_t mo
 
 static int open_session(struct session *s, const struct kvl_model *model,
     const struct kvl_backend_options *options, uint32_t most, struct kvl_errmsg *msg) {
-    const double begin = now_s();
+    const double begin = step_clock_s();
     if (kvl_cpu_create(s->kernels, model, options, &s->backend, msg) != KVL_OK) {
         return 1;
     }
-    printf("%-8s packed in %.0f ms\n", s->kernels->name, 1e3 * (now_s() - begin));
+    printf("%-8s packed in %.0f ms\n", s->kernels->name, 1e3 * (step_clock_s() - begin));
     if (make_room(s, &model->hparams, most) != 0) {
         fprintf(stderr, "out of memory\n");
         return 1;
@@ -304,7 +292,7 @@ int main(int argc, char **argv) {
     if (parse(&request, argc, argv) != 0) {
         return 2;
     }
-    clock_used = request.options.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
+    step_clock_init(request.options.threads);
     struct kvl_errmsg msg = {{0}};
     struct kvl_model *model = NULL;
     struct kvl_pool *pool = NULL;

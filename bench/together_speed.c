@@ -10,10 +10,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "model.h"
 #include "private_memory.h"
+#include "report.h"
+#include "step_clock.h"
 
 enum { BLOCK_TOKENS = 64, STEPS = 48, TOGETHER_MAX = 16, COUNTS_MAX = 16 };
 
@@ -27,23 +28,10 @@ struct session {
     struct kvl_batch batches[TOGETHER_MAX];
 };
 
-static clockid_t clock_used = CLOCK_MONOTONIC;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(clock_used, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b) {
-    const double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static int forward(struct session *s, uint32_t count, double *seconds) {
-    const double begin = now_s();
+    const double begin = step_clock_s();
     const kvl_err err = s->backend->ops->forward(s->backend, s->batches, count);
-    *seconds = now_s() - begin;
+    *seconds = step_clock_s() - begin;
     if (err != KVL_OK) {
         fprintf(stderr, "forward: %s\n", kvl_err_text(err));
     }
@@ -119,8 +107,7 @@ static int measure_count(struct session *s, uint32_t count, uint32_t tokens, dou
             return 1;
         }
     }
-    qsort(steps_s, STEPS, sizeof steps_s[0], by_value);
-    rate[0] = count / steps_s[STEPS / 2];
+    rate[0] = count / bench_percentile(steps_s, STEPS, 0.5);
     rate[1] = count / steps_s[0];
     return 0;
 }
@@ -156,7 +143,7 @@ int main(int argc, char **argv) {
     const struct kvl_backend_options options = {
         .threads = argc > 2 ? (uint32_t)strtoul(argv[2], NULL, 10) : 0,
         .batches_max = TOGETHER_MAX};
-    clock_used = options.threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC;
+    step_clock_init(options.threads);
     struct kvl_errmsg msg = {{0}};
     struct session session = {0};
     int status = 1;
