@@ -25,8 +25,9 @@ static void tell_rebuilt(struct kvl_disk *disk, const char *reason) {
     const struct kvl_rebuilt *rebuilt = &disk->rebuilt;
     if (rebuilt->journal_whole)
         kvl_log_fallback(disk->log,
-            "disk index rebuilt from the segments: %s; blocks=%llu unreadable=%llu", reason,
-            (unsigned long long)rebuilt->blocks, (unsigned long long)rebuilt->unreadable);
+            "disk index rebuilt from the segments: %s; blocks=%llu unreadable=%llu left_out=%llu",
+            reason, (unsigned long long)rebuilt->blocks, (unsigned long long)rebuilt->unreadable,
+            (unsigned long long)rebuilt->left_out);
     else
         kvl_log_fallback(disk->log,
             "disk index made anew without blocks: %s; and the journal is %s, so that nobody knows "
@@ -136,8 +137,9 @@ kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
 static void take_rebuilt(struct kvl_disk *disk) {
     kvl_log_fallback(disk->log,
         "disk index rebuilt from the segments: it was found damaged at work; blocks=%llu "
-        "unreadable=%llu%s",
+        "unreadable=%llu left_out=%llu%s",
         (unsigned long long)disk->rebuilt.blocks, (unsigned long long)disk->rebuilt.unreadable,
+        (unsigned long long)disk->rebuilt.left_out,
         disk->rebuilt.journal_whole
             ? ""
             : "; the journal is damaged, too: sessions and pins may be missing after a restart");

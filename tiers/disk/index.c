@@ -219,7 +219,7 @@ kvl_err kvl_index_open_env(
     if (err == KVL_OK)
         err = check_databases(index, expected, msg);
     kvl_index_leave(index->state);
-    if (err == KVL_OK && !fast)
+    if (err == KVL_OK)
         reserve_blocks(index);
     return err;
 }

@@ -67,6 +67,7 @@ struct kvl_index_op {
     uint32_t key_head; /* TOUCH: instead of the key */
     struct kvl_index_segment segment;
     enum kvl_catalog_kind catalog_kind;
+    bool append; /* CATALOG_PUT: behind all other keys of its kind, so that pages are filled */
     uint32_t key_bytes, value_bytes;
     uint8_t *data; /* catalog key, then value; borrowed */
 };

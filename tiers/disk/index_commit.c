@@ -171,7 +171,7 @@ static int change_catalog(struct kvl_index *index, MDB_txn *txn, const struct kv
         return rc == MDB_NOTFOUND ? 0 : rc;
     }
     MDB_val value = {op->value_bytes + 8u, NULL};
-    int rc = mdb_put(txn, database, &key, &value, MDB_RESERVE);
+    int rc = mdb_put(txn, database, &key, &value, MDB_RESERVE | (op->append ? MDB_APPEND : 0));
     if (rc != 0)
         return rc;
     if (op->value_bytes > 0)

@@ -9,39 +9,49 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "catalog_list.h"
 #include "clock.h"
+#include "disk_dir.h"
 #include "index_private.h"
 #include "planted.h"
 #include "record.h"
 #include "segment.h"
 
 #define OPS 512u
+/* A transaction copies the pages that it changes, and what it copied is free two later: with an op
+ * for so many pages of the map, what lies idle fits the part of it that blocks do not fill. */
+#define PAGES_PER_OP 128u
 #define WINDOW_BYTES (1u << 20)
 
 struct rebuild {
     struct kvl_index *target; /* the new one, under another name */
     int segments_fd;
-    uint64_t run;            /* of the journal */
-    struct kvl_live_map map; /* as the journal says; of a running tier: as its index knew */
+    uint8_t *journal; /* its bytes; NULL: there is none */
+    struct kvl_journal_found found;
+    struct kvl_catalog_list catalog; /* as the journal says */
+    struct kvl_live_map map;         /* the same; of a running tier: as its index knew */
     bool running;
+    bool full; /* what is left of the target's map is for deletes */
     struct kvl_rebuilt *out;
     uint64_t now_ns;
     int fd; /* of the segment being read */
     uint8_t window[WINDOW_BYTES];
     uint64_t window_at, window_bytes;
-    uint32_t op_count;
+    uint32_t op_count, op_limit; /* of a transaction */
     struct kvl_index_op ops[OPS];
 };
 
 static kvl_err flush_ops(struct rebuild *rebuild) {
     uint32_t count = rebuild->op_count;
     rebuild->op_count = 0;
-    return count == 0 ? KVL_OK : kvl_index_commit(rebuild->target, rebuild->ops, count);
+    kvl_err err = count == 0 ? KVL_OK : kvl_index_commit(rebuild->target, rebuild->ops, count);
+    rebuild->full = kvl_index_usage_permille(rebuild->target) >= KVL_INDEX_PRESSURE_PERMILLE;
+    return err;
 }
 
 static kvl_err add_op(struct rebuild *rebuild, const struct kvl_index_op *op) {
     rebuild->ops[rebuild->op_count++] = *op;
-    return rebuild->op_count == OPS ? flush_ops(rebuild) : KVL_OK;
+    return rebuild->op_count >= rebuild->op_limit ? flush_ops(rebuild) : KVL_OK;
 }
 
 /* ---- the journal -------------------------------------------------------------------------- */
@@ -58,18 +68,6 @@ static kvl_err take_segment(struct rebuild *rebuild, const struct kvl_journal_en
     if (end_page % 8 != 0)
         segment->bits[end_page / 8] &= (uint8_t)((1u << (end_page % 8)) - 1);
     return KVL_OK;
-}
-
-static kvl_err take_catalog(struct rebuild *rebuild, const struct kvl_journal_entry *entry) {
-    bool put = entry->kind == KVL_JOURNAL_PUT;
-    const struct kvl_index_op op = {
-        .kind = put ? KVL_INDEX_CATALOG_PUT : KVL_INDEX_CATALOG_REMOVE,
-        .catalog_kind = entry->catalog_kind,
-        .key_bytes = entry->key_bytes,
-        .value_bytes = entry->value_bytes,
-        .data = (uint8_t *)entry->key, /* the value follows; only read */
-    };
-    return add_op(rebuild, &op);
 }
 
 static uint64_t number_at(const struct kvl_journal_entry *entry, uint32_t at, uint32_t bytes) {
@@ -94,26 +92,42 @@ static kvl_err take_entry(void *arg, const struct kvl_journal_entry *entry) {
         return KVL_OK;
     case KVL_JOURNAL_PUT:
     case KVL_JOURNAL_REMOVE:
-        return take_catalog(rebuild, entry);
+        return kvl_catalog_list_add(&rebuild->catalog, entry);
     default:
         return KVL_OK;
     }
 }
 
-static kvl_err take_journal(struct rebuild *rebuild, const uint8_t *bytes, uint64_t count) {
-    struct kvl_journal_found found = {0};
-    const struct kvl_index_state *state = rebuild->target->state;
-    if (bytes == NULL)
-        return KVL_OK;
-    kvl_err err = kvl_journal_parse(bytes, count, take_entry, rebuild, &found);
-    if (err == KVL_OK)
-        err = flush_ops(rebuild);
-    rebuild->run = found.run;
+static kvl_err take_journal(struct rebuild *rebuild, const struct kvl_index_state *state) {
+    struct kvl_journal_found *found = &rebuild->found;
+    uint64_t count;
+    kvl_err err = kvl_journal_load(rebuild->segments_fd, &rebuild->journal, &count);
+    if (err != KVL_OK || rebuild->journal == NULL)
+        return err;
+    err = kvl_journal_parse(rebuild->journal, count, take_entry, rebuild, found);
+    kvl_catalog_list_settle(&rebuild->catalog);
     rebuild->out->journal_exists = true;
     /* One that was cut off between two frames ends too early. */
     rebuild->out->journal_whole =
-        found.whole && (state == NULL || found.sequence >= state->journal_sequence);
+        found->whole && (state == NULL || found->sequence >= state->journal_sequence);
     return err;
+}
+
+static kvl_err add_catalog(struct rebuild *rebuild) {
+    kvl_err err = KVL_OK;
+    for (uint64_t i = 0; i < rebuild->catalog.count && err == KVL_OK; i++) {
+        const struct kvl_journal_entry *entry = &rebuild->catalog.items[i];
+        const struct kvl_index_op op = {
+            .kind = KVL_INDEX_CATALOG_PUT,
+            .catalog_kind = entry->catalog_kind,
+            .append = true,
+            .key_bytes = entry->key_bytes,
+            .value_bytes = entry->value_bytes,
+            .data = (uint8_t *)entry->key, /* the value follows; only read */
+        };
+        err = add_op(rebuild, &op);
+    }
+    return err == KVL_OK ? flush_ops(rebuild) : err;
 }
 
 /* ---- the segments ------------------------------------------------------------------------- */
@@ -142,6 +156,10 @@ static bool header_is_of(
 static kvl_err take_record(struct rebuild *rebuild, const struct kvl_live_segment *segment,
     uint32_t page, const struct kvl_record_header *header) {
     bool raw = true;
+    if (rebuild->full) {
+        rebuild->out->left_out++;
+        return KVL_OK;
+    }
     for (uint32_t f = 0; f < header->frame_count; f++)
         raw = raw && header->frames[f].codec == KVL_FRAME_RAW;
     uint64_t stored_ns = header->stored_wall_ns;
@@ -194,7 +212,7 @@ static kvl_err take_appended(struct rebuild *rebuild, const struct kvl_live_segm
         struct kvl_record_header header;
         const uint8_t *bytes = page_at(rebuild, page, ahead_bytes);
         if (bytes == NULL || kvl_record_header_read(bytes, &header) != KVL_OK ||
-            !header_is_of(&header, segment, page) || header.run != rebuild->run) {
+            !header_is_of(&header, segment, page) || header.run != rebuild->found.run) {
             ahead_bytes = WINDOW_BYTES;
             page++;
             continue;
@@ -253,34 +271,23 @@ static kvl_err remove_file(const char *path, const char *suffix) {
     return err;
 }
 
-/* What all pages full of small records would need, and the catalog twice: only addresses. */
-static uint64_t map_bytes_for(
-    const struct rebuild *rebuild, const struct kvl_index *index, uint64_t journal) {
-    const struct kvl_live_map *known = rebuild->running ? &rebuild->map : &index->map;
-    int segments_fd = rebuild->segments_fd;
-    uint64_t bytes = 0;
-    struct stat file;
-    for (uint32_t id = 0; id < known->slots; id++) {
-        const struct kvl_live_segment *segment = kvl_live_map_find(known, id);
-        bytes += segment != NULL ? segment->row.bytes : 0;
-    }
-    char name[KVL_SEGMENT_NAME_BYTES];
-    for (uint32_t id = 1, missing = 0; bytes == 0 && missing < 64; id++) {
-        kvl_segment_file_name(id, name);
-        bool there = fstatat(segments_fd, name, &file, AT_SYMLINK_NOFOLLOW) == 0;
-        bytes += there ? (uint64_t)file.st_size : 0;
-        missing = there ? 0 : missing + 1;
-    }
-    return index->map_bytes + bytes / 32 + 4 * journal + (16u << 20);
+/* A start with a smaller capacity finds as many blocks as the larger one held. */
+static uint64_t map_bytes_for(const struct rebuild *rebuild, const struct kvl_index *index) {
+    struct kvl_disk_plan before;
+    struct kvl_errmsg unused;
+    uint64_t capacity_bytes = rebuild->running ? 0 : rebuild->found.capacity_bytes;
+    if (kvl_disk_plan_make(capacity_bytes, &before, &unused) != KVL_OK)
+        return index->map_bytes;
+    return before.map_bytes > index->map_bytes ? before.map_bytes : index->map_bytes;
 }
 
-static kvl_err open_target(struct rebuild *rebuild, const struct kvl_index *index,
-    uint64_t map_bytes, struct kvl_errmsg *msg) {
+static kvl_err open_target(
+    struct rebuild *rebuild, const struct kvl_index *index, struct kvl_errmsg *msg) {
     struct kvl_index *target = calloc(1, sizeof(*target));
     rebuild->target = target;
     if (target == NULL || asprintf(&target->path, "%s.new", index->path) < 0)
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
-    target->map_bytes = map_bytes;
+    target->map_bytes = map_bytes_for(rebuild, index);
     target->state = index->state;
     kvl_err err = remove_file(target->path, "");
     if (err == KVL_OK)
@@ -293,26 +300,17 @@ static kvl_err open_target(struct rebuild *rebuild, const struct kvl_index *inde
         err = remove_file(index->path, "-lock");
     if (err != KVL_OK)
         return kvl_fail(msg, err, "index %s: %s", index->path, kvl_err_text(err));
-    return kvl_index_open_env(target, false, true, msg);
+    err = kvl_index_open_env(target, false, true, msg);
+    uint64_t pages = err == KVL_OK ? target->map_bytes / target->page_bytes : 0;
+    rebuild->op_limit = pages / PAGES_PER_OP < OPS ? (uint32_t)(pages / PAGES_PER_OP) : OPS;
+    return err;
 }
 
-/* Rows that come in no order, a few at a time, leave free pages behind; a small map has no room for
- * them. */
-static kvl_err fit_map(
-    struct rebuild *rebuild, const struct kvl_index *index, struct kvl_errmsg *msg) {
-    if (kvl_index_file_bytes(rebuild->target) <= index->map_bytes)
-        return KVL_OK;
-    rebuild->target->map_bytes = index->map_bytes;
-    return kvl_index_compact(&rebuild->target, msg);
-}
-
-static kvl_err fill_target(struct rebuild *rebuild, struct kvl_index *index, const uint8_t *journal,
-    uint64_t journal_bytes, struct kvl_errmsg *msg) {
-    kvl_err err = take_journal(rebuild, journal, journal_bytes);
+static kvl_err fill_target(
+    struct rebuild *rebuild, struct kvl_index *index, struct kvl_errmsg *msg) {
+    kvl_err err = add_catalog(rebuild);
     if (err == KVL_OK)
         err = take_segments(rebuild, &index->map);
-    if (err == KVL_OK)
-        err = fit_map(rebuild, index, msg);
     if (err == KVL_OK)
         err = kvl_index_settle_at(rebuild->target, index->path);
     if (err != KVL_OK)
@@ -320,27 +318,33 @@ static kvl_err fill_target(struct rebuild *rebuild, struct kvl_index *index, con
     return KVL_OK;
 }
 
-static kvl_err run(struct rebuild *rebuild, struct kvl_index *index, struct kvl_errmsg *msg) {
-    uint8_t *journal = NULL;
-    uint64_t journal_bytes = 0;
-    struct kvl_journal_found found = {0};
-    kvl_err err = kvl_journal_look(rebuild->segments_fd, &found);
+static kvl_err read_journal(
+    struct rebuild *rebuild, struct kvl_index *index, struct kvl_errmsg *msg) {
+    kvl_err err = take_journal(rebuild, index->state);
     if (err == KVL_ERR_VERSION)
         return kvl_fail(msg, err, "the folder has disk format %u, this program reads up to %u",
-            found.format, KVL_DISK_FORMAT);
-    if (err == KVL_OK)
-        err = kvl_journal_load(rebuild->segments_fd, &journal, &journal_bytes);
-    if (err == KVL_OK && rebuild->running && journal == NULL)
+            rebuild->found.format, KVL_DISK_FORMAT);
+    if (err == KVL_OK && rebuild->running && rebuild->journal == NULL)
         err = KVL_ERR_NOTFOUND;
     if (err != KVL_OK)
         return kvl_fail(msg, err, "the journal cannot be read: %s", kvl_err_text(err));
+    return KVL_OK;
+}
+
+static void close_env(struct kvl_index *index) {
     if (index->env != NULL)
         mdb_env_close(index->env);
     index->env = NULL;
-    err = open_target(rebuild, index, map_bytes_for(rebuild, index, journal_bytes), msg);
+}
+
+static kvl_err run(struct rebuild *rebuild, struct kvl_index *index, struct kvl_errmsg *msg) {
+    kvl_err err = read_journal(rebuild, index, msg);
+    if (err != KVL_OK)
+        return err;
+    close_env(index);
+    err = open_target(rebuild, index, msg);
     if (err == KVL_OK)
-        err = fill_target(rebuild, index, journal, journal_bytes, msg);
-    free(journal);
+        err = fill_target(rebuild, index, msg);
     return err == KVL_OK ? kvl_index_open_env(index, true, false, msg) : err;
 }
 
@@ -358,6 +362,8 @@ static struct rebuild *new_rebuild(int segments_fd, struct kvl_rebuilt *out) {
 static void end(struct rebuild *rebuild) {
     kvl_index_close(rebuild->target);
     kvl_live_map_deinit(&rebuild->map);
+    kvl_catalog_list_deinit(&rebuild->catalog);
+    free(rebuild->journal);
     free(rebuild);
 }
 
@@ -377,12 +383,6 @@ kvl_err kvl_index_rebuild(
         forget_damage(index);
     end(rebuild);
     return err;
-}
-
-static void close_env(struct kvl_index *index) {
-    if (index->env != NULL)
-        mdb_env_close(index->env);
-    index->env = NULL;
 }
 
 /* What LMDB could not write is not there, and what is there is sound: else CORRUPT. */

@@ -4,8 +4,10 @@
  * records that it says are live, and of those behind, record by record. Where the journal itself
  * has lost something no block is taken: one that was cleared could come back.
  *
- * The old file goes first, so that the cap holds; the new one gets its name when it is complete
- * and synced. A cut in between leaves a journal without an index: the next start goes on here.
+ * The old file goes first, and the new one takes no more than its share, so that the cap holds at
+ * every instant: the catalog, which packs its pages, then blocks as far as they fit. It gets its
+ * name when it is complete and synced. A cut in between leaves a journal without an index: the next
+ * start goes on here.
  *
  * Threads: the index's. Blocks on the disk. */
 #ifndef KVL_DISK_REBUILD_H
@@ -18,11 +20,13 @@ struct kvl_rebuilt {
     bool journal_exists, journal_whole;
     uint64_t segments, blocks;
     uint64_t unreadable; /* records that were live and whose header is damaged */
+    uint64_t left_out;   /* for want of room in the map */
 };
 
 /* The index may be open, or only allocated (index_private.h); afterwards it is open, and to be
- * checked. What it knows of segments wins over the journal. Errors: VERSION (the journal is
- * newer), NOSPC, NOMEM, IO, CORRUPT. */
+ * checked. What it knows of segments wins over the journal. Where the journal is of a larger
+ * capacity, the file may be as large as that one's: evict, and compact. Errors: VERSION (the
+ * journal is newer), NOSPC, NOMEM, IO, CORRUPT. */
 KVL_MUST_CHECK kvl_err kvl_index_rebuild(
     struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg);
 KVL_MUST_CHECK kvl_err kvl_index_rebuild_unopened(const struct kvl_index_options *options,
