@@ -316,6 +316,28 @@ static void with_the_journal_damaged_too_the_blocks_are_all_there(void **state) 
     end_folder();
 }
 
+/* The old index is gone, the new one has no name yet, and there it ends. What the index knew to be
+ * live was written down before. */
+static void a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged(void **state) {
+    (void)state;
+    fill_folder();
+    flip_journal();
+    damage_row(5, 16);
+    fixture_shell(
+        "rm %s/index/data.mdb-lock && mkdir %s/index/data.mdb-lock", fixture.path, fixture.path);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_ERR_IO);
+    assert_non_null(strstr(lines, "cannot be mended now"));
+    assert_int_not_equal(access(fixture_path(&fixture, "index/data.mdb"), F_OK), 0);
+    fixture_close(&fixture, false);
+    assert_int_equal(rmdir(fixture_path(&fixture, "index/data.mdb-lock")), 0);
+    open_folder();
+    assert_null(strstr(lines, "without blocks"));
+    assert_int_equal(fixture_live_count(&fixture), 45);
+    assert_all_load();
+    end_folder();
+}
+
 /* Nothing can be stored then, and nobody takes the copy in memory for damaged; what is on disk is
  * served, and when the obstacle is gone the tier mends itself. */
 static void what_cannot_be_mended_now_is_mended_later(void **state) {
@@ -460,6 +482,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_damaged_page_is_mended_by_the_store_that_meets_it),
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),
+        cmocka_unit_test(a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged),
         cmocka_unit_test(what_cannot_be_mended_now_is_mended_later),
         cmocka_unit_test(any_damage_is_survived),
     };

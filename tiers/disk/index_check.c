@@ -108,13 +108,10 @@ kvl_err kvl_index_write_journal(
     struct kvl_journal *journal = index->journal;
     uint64_t bad = 0;
     kvl_err err = kvl_journal_begin(journal);
-    for (uint32_t id = 0; err == KVL_OK && id < map->slots; id++) {
-        const struct kvl_live_segment *segment = kvl_live_map_find(map, id);
-        if (segment != NULL)
-            kvl_journal_add_segment(journal, segment);
-    }
-    if (err == KVL_OK)
+    if (err == KVL_OK) {
+        kvl_journal_add_map(journal, map);
         err = kvl_index_walk_catalog_in(index, txn, write_catalog, journal, &bad);
+    }
     if (err == KVL_OK && bad > 0)
         err = KVL_ERR_CORRUPT;
     if (err == KVL_OK)

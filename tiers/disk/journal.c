@@ -149,6 +149,14 @@ void kvl_journal_add_segment(struct kvl_journal *journal, const struct kvl_live_
     flush_if_large(journal);
 }
 
+void kvl_journal_add_map(struct kvl_journal *journal, const struct kvl_live_map *map) {
+    for (uint32_t id = 0; id < map->slots; id++) {
+        const struct kvl_live_segment *segment = kvl_live_map_find(map, id);
+        if (segment != NULL)
+            kvl_journal_add_segment(journal, segment);
+    }
+}
+
 /* ---- the file ----------------------------------------------------------------------------- */
 
 /* Small against what it holds, and far enough from the limit that a new file always fits. Without a

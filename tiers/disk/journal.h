@@ -74,6 +74,8 @@ void kvl_journal_deinit(struct kvl_journal *journal);
 void kvl_journal_add(struct kvl_journal *journal, const struct kvl_journal_entry *entry);
 void kvl_journal_add_dead(struct kvl_journal *journal, uint64_t location);
 void kvl_journal_add_segment(struct kvl_journal *journal, const struct kvl_live_segment *segment);
+/* All segments that the map has. */
+void kvl_journal_add_map(struct kvl_journal *journal, const struct kvl_live_map *map);
 void kvl_journal_add_removed(struct kvl_journal *journal, uint32_t id);
 void kvl_journal_forget_frame(struct kvl_journal *journal);
 

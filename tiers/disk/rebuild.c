@@ -113,6 +113,17 @@ static kvl_err take_journal(struct rebuild *rebuild, const struct kvl_index_stat
     return err;
 }
 
+/* From what the running tier knows, and from what is left of the old one. */
+static kvl_err renew_journal(const struct rebuild *rebuild, struct kvl_journal *journal) {
+    kvl_err err = kvl_journal_begin(journal);
+    if (err != KVL_OK)
+        return err;
+    kvl_journal_add_map(journal, &rebuild->map);
+    for (uint64_t i = 0; i < rebuild->catalog.count; i++)
+        kvl_journal_add(journal, &rebuild->catalog.items[i]);
+    return kvl_journal_end(journal);
+}
+
 static kvl_err add_catalog(struct rebuild *rebuild) {
     kvl_err err = KVL_OK;
     for (uint64_t i = 0; i < rebuild->catalog.count && err == KVL_OK; i++) {
@@ -328,7 +339,13 @@ static kvl_err read_journal(
         err = KVL_ERR_NOTFOUND;
     if (err != KVL_OK)
         return kvl_fail(msg, err, "the journal cannot be read: %s", kvl_err_text(err));
-    return KVL_OK;
+    if (!rebuild->running || rebuild->out->journal_whole || index->journal == NULL ||
+        KVL_PLANTED("journal-not-renewed"))
+        return KVL_OK;
+    err = renew_journal(rebuild, index->journal);
+    return err == KVL_OK ? KVL_OK
+                         : kvl_fail(msg, err, "the journal is damaged, and cannot be written: %s",
+                               kvl_err_text(err));
 }
 
 static void close_env(struct kvl_index *index) {
