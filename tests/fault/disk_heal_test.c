@@ -338,6 +338,32 @@ static void a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged(
     end_folder();
 }
 
+static void damage_header(uint64_t number) {
+    uint64_t location = fixture_find(&fixture, number)->location;
+    fixture_shell(
+        "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
+        fixture.path, (unsigned)(location >> 32),
+        (unsigned long long)(uint32_t)location * 4096 + 100);
+}
+
+/* The index had their keys, and they had them: now only their owner knows whose they were. */
+static void blocks_whose_headers_are_damaged_are_told_as_lost(void **state) {
+    (void)state;
+    fill_folder();
+    damage_header(7);
+    damage_header(41);
+    damage_row(5, 16);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
+    assert_non_null(strstr(lines, "unreadable=2"));
+    assert_int_equal(fixture.lost, 2);
+    assert_null(fixture_find(&fixture, 7));
+    assert_null(fixture_find(&fixture, 41));
+    store(7, 1);
+    assert_holds(43, "new");
+    end_folder();
+}
+
 /* Nothing can be stored then, and nobody takes the copy in memory for damaged; what is on disk is
  * served, and when the obstacle is gone the tier mends itself. */
 static void what_cannot_be_mended_now_is_mended_later(void **state) {
@@ -483,6 +509,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),
         cmocka_unit_test(a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged),
+        cmocka_unit_test(blocks_whose_headers_are_damaged_are_told_as_lost),
         cmocka_unit_test(what_cannot_be_mended_now_is_mended_later),
         cmocka_unit_test(any_damage_is_survived),
     };

@@ -124,6 +124,12 @@ static void event_lost(void *arg, const struct kvl_key *key, uint64_t location) 
         events->lost(events->arg, key, location);
 }
 
+static void event_lost_at(void *arg, const uint64_t *locations, uint64_t count) {
+    const struct kvl_tier_events *events = &((struct kvl_forward *)arg)->base.events;
+    if (events->lost_at)
+        events->lost_at(events->arg, locations, count);
+}
+
 /* ---- life --------------------------------------------------------------------------------- */
 
 static kvl_err watch(int epoll_fd, int fd) {
@@ -167,7 +173,8 @@ kvl_err kvl_forward_init(struct kvl_forward *forward, struct kvl_tier *inner, in
         .checked = event_checked,
         .keep = event_keep,
         .moved = event_moved,
-        .lost = event_lost};
+        .lost = event_lost,
+        .lost_at = event_lost_at};
     return KVL_OK;
 }
 

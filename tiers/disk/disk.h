@@ -76,6 +76,7 @@ enum kvl_disk_node {
     KVL_NODE_CATALOG,
     KVL_NODE_RECANT,
     KVL_NODE_SOUGHT,
+    KVL_NODE_LOST,
     /* outbox */
     KVL_NODE_PROGRESS,
     KVL_NODE_COMPLETE
@@ -208,6 +209,13 @@ struct kvl_disk_notices {
     bool ack;
     uint64_t count;
     struct kvl_disk_notice items[];
+};
+
+/* Blocks that a healing lost, by place, rising. */
+struct kvl_disk_lost {
+    struct kvl_node node;
+    uint64_t count;
+    uint64_t locations[];
 };
 
 struct kvl_disk_ops {
@@ -468,6 +476,11 @@ kvl_err kvl_disk_index_commit(struct kvl_disk *disk, struct kvl_index_op *ops, u
 kvl_err kvl_disk_index_resolve(struct kvl_disk *disk, struct kvl_index_name *names, uint64_t count);
 /* Whether the last of the processes that ended here died inside the index is known from now on. */
 void kvl_disk_index_served(struct kvl_disk *disk);
+/* lost.c: index thread, disk thread. add: arg is a struct kvl_disk_lost **, NULL at first; tell
+ * takes it. */
+void kvl_disk_lost_add(void *arg, uint64_t location);
+void kvl_disk_lost_tell(struct kvl_disk *disk, struct kvl_disk_lost *lost);
+void kvl_disk_lost_taken(struct kvl_disk *disk, struct kvl_disk_lost *lost);
 /* disk_memory.c */
 uint8_t *kvl_disk_map_memory(uint64_t bytes);
 struct kvl_disk_buffer *kvl_disk_buffer_take(struct kvl_disk *disk); /* NULL: none is free */

@@ -150,6 +150,7 @@ static void take_rebuilt(struct kvl_disk *disk) {
 
 /* Nobody but this thread waits: the owner's table answers, and records are read without LMDB. */
 static bool heal(struct kvl_disk *disk, kvl_err why) {
+    struct kvl_disk_lost *lost = NULL;
     struct kvl_errmsg msg = {""};
     uint64_t since_ns = kvl_clock_ns();
     if (since_ns < disk->heal_after_ns || KVL_PLANTED("index-not-healed"))
@@ -157,7 +158,8 @@ static bool heal(struct kvl_disk *disk, kvl_err why) {
     KVL_ERROR(disk->log, "disk index is %s; blocks on disk are served meanwhile, new ones wait",
         why == KVL_ERR_CORRUPT ? "damaged: it is rebuilt from the segments"
                                : "closed after an error: it is opened again");
-    kvl_err err = kvl_index_heal(disk->index, disk->dir.segments_fd, &disk->rebuilt, &msg);
+    kvl_err err = kvl_index_heal(
+        disk->index, disk->dir.segments_fd, &disk->rebuilt, kvl_disk_lost_add, &lost, &msg);
     if (err != KVL_OK) {
         disk->heal_after_ns = kvl_clock_ns() + HEAL_RETRY_NS;
         kvl_log_fallback(disk->log,
@@ -169,6 +171,7 @@ static bool heal(struct kvl_disk *disk, kvl_err why) {
         kvl_log_fallback(disk->log, "disk index was closed after a failed write and opened again");
     else
         take_rebuilt(disk);
+    kvl_disk_lost_tell(disk, lost);
     KVL_INFO(disk->log, "disk index mended ms=%llu",
         (unsigned long long)((kvl_clock_ns() - since_ns) / 1000000));
     return true;

@@ -319,6 +319,9 @@ static void take_node(struct kvl_disk *disk, struct kvl_node *node) {
     case KVL_NODE_SOUGHT:
         take_sought(disk, kvl_container_of(node, struct kvl_disk_seek, node));
         break;
+    case KVL_NODE_LOST:
+        kvl_disk_lost_taken(disk, kvl_container_of(node, struct kvl_disk_lost, node));
+        break;
     case KVL_NODE_LOAD:
         take_loaded(disk, kvl_container_of(node, struct kvl_disk_loading, node));
         break;

@@ -121,6 +121,13 @@ static void tell_notices(struct kvl_disk *disk, struct kvl_disk_notices *notices
         free(notices);
 }
 
+static void tell_lost(struct kvl_disk *disk, struct kvl_disk_lost *lost) {
+    const struct kvl_tier_events *events = &disk->tier.events;
+    if (lost->count > 0 && events->lost_at != NULL)
+        events->lost_at(events->arg, lost->locations, lost->count);
+    free(lost);
+}
+
 static void tell_flushed(struct kvl_disk *disk, struct kvl_disk_flush *flush) {
     bool lost = flush->deletion_lost && flush->status == KVL_OK;
     if (flush->done != NULL)
@@ -158,6 +165,9 @@ static void tell(struct kvl_disk *disk, struct kvl_node *node) {
         break;
     case KVL_NODE_NOTICES:
         tell_notices(disk, kvl_container_of(node, struct kvl_disk_notices, node));
+        break;
+    case KVL_NODE_LOST:
+        tell_lost(disk, kvl_container_of(node, struct kvl_disk_lost, node));
         break;
     default:
         tell_flushed(disk, kvl_container_of(node, struct kvl_disk_flush, node));
@@ -374,6 +384,7 @@ static void discard_mail(struct kvl_mailbox *mailbox) {
         case KVL_NODE_REGISTER:
         case KVL_NODE_ASK:
         case KVL_NODE_NOTICES:
+        case KVL_NODE_LOST:
         case KVL_NODE_LOAD:
         case KVL_NODE_FOUND:
         case KVL_NODE_CATALOG:

@@ -205,6 +205,24 @@ void kvl_live_map_keep_dead(struct kvl_live_map *map, const struct kvl_live_map 
     }
 }
 
+/* NULL now: the segment is gone. */
+static void compare_segment(const struct kvl_live_segment *before,
+    const struct kvl_live_segment *now, void (*lost)(void *arg, uint64_t location), void *arg) {
+    for (uint32_t page = 0; page < before->end_page; page++) {
+        bool is = now != NULL && page < now->end_page && kvl_live_segment_bit(now, page);
+        if (kvl_live_segment_bit(before, page) && !is)
+            lost(arg, kvl_location_make(before->row.id, (uint64_t)page * KVL_PAGE_BYTES));
+    }
+}
+
+void kvl_live_map_compare(const struct kvl_live_map *before, const struct kvl_live_map *now,
+    void (*lost)(void *arg, uint64_t location), void *arg) {
+    for (uint32_t id = 0; id < before->slots; id++) {
+        if (before->items[id] != NULL)
+            compare_segment(before->items[id], kvl_live_map_find(now, id), lost, arg);
+    }
+}
+
 bool kvl_live_map_has(
     const struct kvl_live_map *map, uint64_t location, uint64_t segment_generation) {
     const struct kvl_live_segment *segment = kvl_live_map_find(map, kvl_location_segment(location));

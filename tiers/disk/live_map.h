@@ -50,6 +50,9 @@ void kvl_live_map_bury(struct kvl_live_map *map, uint64_t location);
 /* Takes over from a map of the same segments which records behind the last live one are dead: what
  * a map that was made from live records alone does not know. */
 void kvl_live_map_keep_dead(struct kvl_live_map *map, const struct kvl_live_map *before);
+/* Calls lost for each record that was live before and is not now, by rising location. */
+void kvl_live_map_compare(const struct kvl_live_map *before, const struct kvl_live_map *now,
+    void (*lost)(void *arg, uint64_t location), void *arg);
 /* Whether a record of this segment generation that begins there is live; behind the end page it is
  * one of the journal's run. */
 bool kvl_live_map_has(

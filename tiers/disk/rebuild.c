@@ -420,8 +420,8 @@ static void give_map_back(struct rebuild *rebuild, struct kvl_index *index) {
     rebuild->map = (struct kvl_live_map){0};
 }
 
-kvl_err kvl_index_heal(
-    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg) {
+kvl_err kvl_index_heal(struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out,
+    void (*lost)(void *arg, uint64_t location), void *arg, struct kvl_errmsg *msg) {
     struct rebuild *rebuild = index->map_whole ? new_rebuild(segments_fd, out) : NULL;
     if (rebuild == NULL)
         return kvl_fail(msg, index->map_whole ? KVL_ERR_NOMEM : KVL_ERR_CORRUPT,
@@ -438,6 +438,7 @@ kvl_err kvl_index_heal(
             kvl_fail(msg, err, "the new one does not read back as it was written");
     }
     if (err == KVL_OK) {
+        kvl_live_map_compare(&rebuild->map, &index->map, lost, arg);
         kvl_live_map_keep_dead(&index->map, &rebuild->map);
         forget_damage(index);
     } else {

@@ -36,10 +36,12 @@ KVL_MUST_CHECK kvl_err kvl_index_rebuild_unopened(const struct kvl_index_options
  * is opened again. A damaged one is made anew: exactly those blocks that it knew to be live are
  * taken, from the headers of their records, and what else is in the segments is not; the catalog
  * comes from the journal, which is to be written anew afterwards. A damaged journal is written anew
- * before anything is removed, too, so that a cut costs no block. An error leaves the handle
- * closed: its calls say CLOSED, and healing may be tried again. Errors: also NOTFOUND (no journal),
- * CORRUPT (the index was never read as a whole: a start is needed). */
-KVL_MUST_CHECK kvl_err kvl_index_heal(
-    struct kvl_index *index, int segments_fd, struct kvl_rebuilt *out, struct kvl_errmsg *msg);
+ * before anything is removed, too, so that a cut costs no block. lost is called, by rising
+ * location, for each record that was live and is not in the index any more; not when healing fails.
+ * An error leaves the handle closed: its calls say CLOSED, and healing may be tried again. Errors:
+ * also NOTFOUND (no journal), CORRUPT (the index was never read as a whole: a start is needed). */
+KVL_MUST_CHECK kvl_err kvl_index_heal(struct kvl_index *index, int segments_fd,
+    struct kvl_rebuilt *out, void (*lost)(void *arg, uint64_t location), void *arg,
+    struct kvl_errmsg *msg);
 
 #endif

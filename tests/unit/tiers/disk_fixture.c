@@ -120,6 +120,17 @@ static void on_lost(void *arg, const struct kvl_key *key, uint64_t location) {
         found->live = false;
 }
 
+static void on_lost_at(void *arg, const uint64_t *locations, uint64_t count) {
+    struct disk_fixture *fixture = arg;
+    for (uint64_t i = 0; i < count; i++) {
+        REQUIRE(i == 0 || locations[i - 1] < locations[i]);
+        fixture->lost++;
+        for (uint32_t at = 0; at < fixture->found_count; at++)
+            if (fixture->found[at].location == locations[i])
+                fixture->found[at].live = false;
+    }
+}
+
 static void on_catalog(void *arg, enum kvl_catalog_kind kind, const void *key, uint32_t key_bytes,
     const void *value, uint32_t value_bytes) {
     struct disk_fixture *fixture = arg;
@@ -146,7 +157,8 @@ kvl_err fixture_open(struct disk_fixture *fixture) {
         .loaded = on_loaded,
         .keep = on_keep,
         .moved = on_moved,
-        .lost = on_lost};
+        .lost = on_lost,
+        .lost_at = on_lost_at};
     fixture->catalog->found = on_catalog;
     fixture->catalog->found_arg = fixture;
     return KVL_OK;
