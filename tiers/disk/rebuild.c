@@ -251,9 +251,9 @@ static kvl_err take_blocks(struct rebuild *rebuild, const struct kvl_live_segmen
     return err;
 }
 
-/* known: the segments that the process has open already, or an empty map. */
+/* known: at a start, the segments that the process has open already, or an empty map. */
 static kvl_err take_segments(struct rebuild *rebuild, const struct kvl_live_map *known) {
-    const struct kvl_live_map *rows = known->slots > 0 ? known : &rebuild->map;
+    const struct kvl_live_map *rows = known->slots > 0 && !rebuild->running ? known : &rebuild->map;
     kvl_err err = KVL_OK;
     for (uint32_t id = 0; id < rows->slots && err == KVL_OK; id++) {
         const struct kvl_live_segment *row = kvl_live_map_find(rows, id);

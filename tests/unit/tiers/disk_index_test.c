@@ -506,6 +506,45 @@ static void a_closed_index_is_opened_again(void **state) {
     assert_int_equal(look(), 2);
 }
 
+/* Wherever LMDB's file has the row of segment 2, its checksum is wrong. */
+static void damage_row_of_segment_2(void) {
+    static const uint8_t row[12] = {0, 0, 0, 2, 0, 0, SEGMENT_PAGES / 16};
+    static uint8_t bytes[MAP_BYTES];
+    char path[320];
+    uint32_t places = 0;
+    snprintf(path, sizeof(path), "%s/data.mdb", index_path);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(fd >= 0 && pread(fd, bytes, sizeof(bytes), 0) == sizeof(bytes));
+    for (size_t i = 0; i + 28 <= sizeof(bytes); i++) {
+        if (memcmp(bytes + i, row, sizeof(row)) != 0)
+            continue;
+        uint8_t flipped = bytes[i + 20] ^ 1;
+        assert_int_equal(pwrite(fd, &flipped, 1, (off_t)i + 20), 1);
+        places++;
+    }
+    assert_true(places > 0);
+    close(fd);
+}
+
+/* What is read again before the damage shows is not all that there is. */
+static void a_closed_index_that_is_damaged_too_keeps_its_segments(void **state) {
+    struct kvl_rebuilt rebuilt;
+    struct kvl_errmsg msg = {""};
+    uint64_t last = 0;
+    (void)state;
+    add_segment(1, 1);
+    add_segment(2, 1);
+    put(write_record(1, 10, at(1, 0), 1));
+    put(write_record(2, 11, at(2, 0), 1));
+    damage_row_of_segment_2();
+    told_lost = 0;
+    assert_int_equal(
+        kvl_index_heal(index_under_test, segments_fd, &rebuilt, note_lost, &last, &msg), KVL_OK);
+    assert_false(rebuilt.opened_again);
+    assert_int_equal(look(), 2);
+    assert_int_equal(told_lost, 0);
+}
+
 /* ---- transactions that fail --------------------------------------------------------------- */
 
 /* LMDB cannot write its pages: the journal has its frame already. */
@@ -719,6 +758,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(blocks_that_do_not_fit_are_lost_and_told, setup, teardown),
         cmocka_unit_test_setup_teardown(a_move_that_healing_completed_was_made, setup, teardown),
         cmocka_unit_test_setup_teardown(a_closed_index_is_opened_again, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            a_closed_index_that_is_damaged_too_keeps_its_segments, setup, teardown),
         cmocka_unit_test_setup_teardown(
             a_move_that_was_not_committed_was_not_made, setup, teardown),
         cmocka_unit_test_setup_teardown(
