@@ -364,6 +364,25 @@ static void blocks_whose_headers_are_damaged_are_told_as_lost(void **state) {
     end_folder();
 }
 
+/* The larger folder has a second, empty segment, which goes; no block does. */
+static void a_start_with_a_smaller_capacity_rebuilds_a_damaged_index(void **state) {
+    (void)state;
+    static const size_t bytes[] = {16, 88, SIZE_MAX};
+    for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++) {
+        new_folder(64 * MIB);
+        fixture_put(&fixture, "chat", "text");
+        store(0, 60);
+        fixture_close(&fixture, true);
+        damage_row(7, bytes[i]);
+        fixture.options.capacity_bytes = 18 * MIB;
+        open_folder();
+        assert_non_null(strstr(lines, "rebuilt from the segments"));
+        assert_int_equal(fixture_live_count(&fixture), 60);
+        assert_holds(60, "text");
+        end_folder();
+    }
+}
+
 /* Nothing can be stored then, and nobody takes the copy in memory for damaged; what is on disk is
  * served, and when the obstacle is gone the tier mends itself. */
 static void what_cannot_be_mended_now_is_mended_later(void **state) {
@@ -510,6 +529,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),
         cmocka_unit_test(a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged),
         cmocka_unit_test(blocks_whose_headers_are_damaged_are_told_as_lost),
+        cmocka_unit_test(a_start_with_a_smaller_capacity_rebuilds_a_damaged_index),
         cmocka_unit_test(what_cannot_be_mended_now_is_mended_later),
         cmocka_unit_test(any_damage_is_survived),
     };

@@ -469,6 +469,9 @@ struct kvl_disk {
 kvl_err kvl_disk_open_store(struct kvl_disk *disk, struct kvl_errmsg *msg);
 /* disk_index.c: the index that is there, or a rebuilt one; at start, then on the index thread. */
 kvl_err kvl_disk_index_open(struct kvl_disk *disk, struct kvl_errmsg *msg);
+/* Reads it as a whole; a damaged one is rebuilt. Before anything of it is used. */
+kvl_err kvl_disk_index_read(struct kvl_disk *disk, struct kvl_errmsg *msg);
+/* The same, and from then on there is a journal. */
 kvl_err kvl_disk_index_check(struct kvl_disk *disk);
 /* One transaction, as kvl_index_commit and kvl_index_resolve. What meets damage waits until the
  * index was made anew, and is done again; where that fails: IO. */

@@ -111,20 +111,26 @@ kvl_err kvl_disk_index_open(struct kvl_disk *disk, struct kvl_errmsg *msg) {
 }
 
 /* Nothing of it was handed out yet but what was sought, so it may still be replaced. */
-kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
-    struct kvl_errmsg msg = {""};
+kvl_err kvl_disk_index_read(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     kvl_err err = kvl_index_check(disk->index);
     if (err == KVL_ERR_CORRUPT) {
         kvl_disk_seek_recant(disk);
-        err = kvl_index_rebuild(disk->index, disk->dir.segments_fd, &disk->rebuilt, &msg);
-        if (err == KVL_OK) {
-            tell_rebuilt(disk, "it does not read back as it was written");
-            err = kvl_index_check(disk->index);
-        }
+        err = kvl_index_rebuild(disk->index, disk->dir.segments_fd, &disk->rebuilt, msg);
+        if (err != KVL_OK)
+            return err;
+        tell_rebuilt(disk, "it does not read back as it was written");
+        err = kvl_index_check(disk->index);
     }
+    return err == KVL_OK
+               ? KVL_OK
+               : kvl_fail(msg, err, "index %s: %s", disk->dir.index_path, kvl_err_text(err));
+}
+
+kvl_err kvl_disk_index_check(struct kvl_disk *disk) {
+    struct kvl_errmsg msg = {""};
+    kvl_err err = kvl_disk_index_read(disk, &msg);
     if (err != KVL_OK) {
-        KVL_ERROR(disk->log, "disk index cannot be read: %s",
-            msg.text[0] != '\0' ? msg.text : kvl_err_text(err));
+        KVL_ERROR(disk->log, "disk index cannot be read: %s", msg.text);
         return err;
     }
     err = kvl_index_keep_journal(disk->index, &disk->journal);

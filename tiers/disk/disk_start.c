@@ -44,7 +44,7 @@ static kvl_err attach_all(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     uint64_t bad = 0;
     kvl_err err = kvl_index_walk_segments(disk->index, attach, &found, &bad);
     if (err == KVL_OK)
-        err = found.status;
+        err = bad > 0 ? KVL_ERR_CORRUPT : found.status;
     if (err == KVL_OK && found.missing_count > 0) {
         KVL_WARN(disk->log, "disk segments missing=%llu: their blocks are dropped",
             (unsigned long long)found.missing_count);
@@ -128,14 +128,12 @@ static void forget_weights(struct kvl_disk *disk) {
     }
 }
 
-static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+static kvl_err evict_excess(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     uint64_t bad = 0;
-    kvl_err err = KVL_OK;
-    bool too_large = disk->segments.total_bytes > kvl_disk_plan_segments_bytes(&disk->plan);
-    /* Where it ends early, dropping meets the damage, too. */
-    if (too_large && kvl_index_walk_blocks(disk->index, weigh, disk, &bad) != KVL_OK)
-        KVL_WARN(disk->log, "disk index cannot be read to its end");
-    uint32_t excess = too_large ? mark_excess(disk) : 0;
+    kvl_err err = kvl_index_walk_blocks(disk->index, weigh, disk, &bad);
+    if (err == KVL_OK && bad > 0)
+        err = KVL_ERR_CORRUPT;
+    uint32_t excess = mark_excess(disk);
     forget_weights(disk);
     if (err == KVL_OK && excess > 0) {
         KVL_INFO(disk->log, "disk capacity is smaller now: evicting segments=%u", excess);
@@ -144,9 +142,11 @@ static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     if (err != KVL_OK)
         return kvl_fail(msg, err, "%s: cannot evict to the smaller capacity: %s", disk->dir.path,
             kvl_err_text(err));
-    if (kvl_index_file_bytes(disk->index) <= disk->plan.map_bytes)
-        return KVL_OK;
-    err = kvl_index_compact(&disk->index, msg);
+    return KVL_OK;
+}
+
+static kvl_err compact(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+    kvl_err err = kvl_index_compact(&disk->index, msg);
     if (err != KVL_OK)
         return err;
     if (kvl_index_file_bytes(disk->index) > disk->plan.map_bytes)
@@ -157,6 +157,27 @@ static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
             (unsigned long long)disk->plan.capacity_bytes, (unsigned long long)disk->plan.map_bytes,
             (unsigned long long)kvl_index_file_bytes(disk->index) * 33);
     return KVL_OK;
+}
+
+static bool is_too_large(const struct kvl_disk *disk) {
+    return disk->segments.total_bytes > kvl_disk_plan_segments_bytes(&disk->plan);
+}
+
+static bool index_is_too_large(const struct kvl_disk *disk) {
+    return kvl_index_file_bytes(disk->index) > disk->plan.map_bytes;
+}
+
+/* What a start otherwise does behind the first answer comes first here: eviction goes by the index,
+ * and what it does not show would be lost. */
+static kvl_err fit_capacity(struct kvl_disk *disk, struct kvl_errmsg *msg) {
+    if (!is_too_large(disk) && !index_is_too_large(disk))
+        return KVL_OK;
+    kvl_err err = kvl_disk_index_read(disk, msg);
+    if (err == KVL_OK && is_too_large(disk))
+        err = evict_excess(disk, msg);
+    if (err == KVL_OK && index_is_too_large(disk))
+        err = compact(disk, msg);
+    return err;
 }
 
 static uint64_t journal_blocks_bytes(const struct kvl_disk *disk) {

@@ -235,7 +235,9 @@ static int drop_some(struct kvl_index *index, MDB_txn *txn, struct drop_arg *sta
         if (key.mv_size == KVL_KEY_BYTES)
             memcpy(state->last.bytes, key.mv_data, KVL_KEY_BYTES);
         state->any = key.mv_size == KVL_KEY_BYTES;
-        if (!kvl_index_unpack_block(&key, &value, &block) || state->drop(state->arg, &block)) {
+        if (!kvl_index_unpack_block(&key, &value, &block))
+            rc = MDB_CORRUPTED; /* it names a block all the same */
+        else if (state->drop(state->arg, &block)) {
             rc = mdb_cursor_del(cursor, 0);
             dropped++;
         }
