@@ -584,6 +584,22 @@ static void a_cut_off_rebuild_begins_again(void **state) {
     end_folder();
 }
 
+/* A cut in the middle of compacting: the index is sound, and a copy of it lies beside. */
+static void what_a_cut_left_beside_a_sound_index_is_removed(void **state) {
+    (void)state;
+    new_folder(8 * MIB);
+    store(0, 10);
+    close_folder();
+    fixture_shell("cp %s/index/data.mdb %s/index/data.mdb.new && touch %s/index/data.mdb.new-lock",
+        fixture.path, fixture.path, fixture.path);
+    open_folder();
+    assert_string_equal(warnings, "");
+    assert_int_equal(access(fixture_path(&fixture, "index/data.mdb.new"), F_OK), -1);
+    assert_int_equal(access(fixture_path(&fixture, "index/data.mdb.new-lock"), F_OK), -1);
+    assert_int_equal(fixture_live_count(&fixture), 10);
+    end_folder();
+}
+
 static void damaged_records_cost_themselves_only(void **state) {
     (void)state;
     new_folder(8 * MIB);
@@ -709,6 +725,7 @@ int main(void) {
         cmocka_unit_test(a_sound_index_writes_the_journal_anew),
         cmocka_unit_test(a_busy_journal_stays_small),
         cmocka_unit_test(a_cut_off_rebuild_begins_again),
+        cmocka_unit_test(what_a_cut_left_beside_a_sound_index_is_removed),
         cmocka_unit_test(damaged_records_cost_themselves_only),
         cmocka_unit_test(a_folder_of_format_1_is_read_and_goes_on),
         cmocka_unit_test(a_newer_format_is_refused),

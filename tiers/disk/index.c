@@ -237,12 +237,26 @@ kvl_err kvl_index_allocate(
     return KVL_OK;
 }
 
+/* What a cut left of a rebuild or of compacting would take its space for ever. */
+static void remove_leftovers(const struct kvl_index *index) {
+    static const char *const suffixes[] = {".new", ".new-lock"};
+    for (uint32_t i = 0; i < sizeof(suffixes) / sizeof(suffixes[0]); i++) {
+        char *name = NULL;
+        if (asprintf(&name, "%s%s", index->path, suffixes[i]) < 0)
+            return;
+        (void)unlink(name);
+        free(name);
+    }
+}
+
 kvl_err kvl_index_open(
     const struct kvl_index_options *options, struct kvl_index **out, struct kvl_errmsg *msg) {
     struct kvl_index *index = NULL;
     kvl_err err = kvl_index_allocate(options, &index, msg);
-    if (err == KVL_OK)
+    if (err == KVL_OK) {
+        remove_leftovers(index);
         err = kvl_index_open_env(index, options->expected, false, msg);
+    }
     if (err != KVL_OK) {
         kvl_index_close(index);
         return err;
