@@ -338,6 +338,27 @@ static void a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged(
     end_folder();
 }
 
+static void the_old_index_stays_until_the_journal_is_sound(void **state) {
+    (void)state;
+    fill_folder();
+    flip_journal();
+    assert_int_equal(mkdir(fixture_path(&fixture, "segments/journal.new"), 0700), 0);
+    damage_row(5, 16);
+    fixture_discard(&fixture, 5);
+    assert_int_equal(fixture_flush(&fixture), KVL_ERR_IO);
+    assert_non_null(strstr(lines, "the journal is damaged, and cannot be written"));
+    assert_int_equal(access(fixture_path(&fixture, "index/data.mdb"), F_OK), 0);
+    assert_int_equal(rmdir(fixture_path(&fixture, "segments/journal.new")), 0);
+    while (store_one(300) != KVL_OK)
+        usleep(20000);
+    assert_non_null(strstr(lines, "rebuilt from the segments"));
+    (void)fixture_flush(&fixture); /* what was lost is told once */
+    fixture_put(&fixture, "chat", "newer");
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
+    assert_holds(45, "newer");
+    end_folder();
+}
+
 static void damage_header(uint64_t number) {
     uint64_t location = fixture_find(&fixture, number)->location;
     fixture_shell(
@@ -528,6 +549,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),
         cmocka_unit_test(a_cut_in_the_middle_loses_no_block_although_the_journal_was_damaged),
+        cmocka_unit_test(the_old_index_stays_until_the_journal_is_sound),
         cmocka_unit_test(blocks_whose_headers_are_damaged_are_told_as_lost),
         cmocka_unit_test(a_start_with_a_smaller_capacity_rebuilds_a_damaged_index),
         cmocka_unit_test(what_cannot_be_mended_now_is_mended_later),
