@@ -28,14 +28,20 @@ static int get_block(struct kvl_index *index, MDB_txn *txn, const struct kvl_key
     return rc == 0 && !kvl_index_unpack_block(&key, &value, now) ? MDB_CORRUPTED : rc;
 }
 
+/* By seal; a block that was stored again, by when. */
+static bool is_younger(const struct kvl_index_block *a, const struct kvl_index_block *b) {
+    if (a->record.generation != b->record.generation)
+        return a->record.generation > b->record.generation;
+    return a->last_use_wall_ns > b->last_use_wall_ns;
+}
+
 /* PUT, RECOVER: the record that the key named before is dead; op->old_location says so. */
 static int add_block(struct kvl_index *index, MDB_txn *txn, struct kvl_index_op *op) {
     struct kvl_index_block now;
     int rc = get_block(index, txn, &op->block.record.key, &now);
     if (rc != 0 && rc != MDB_NOTFOUND)
         return rc;
-    if (op->kind == KVL_INDEX_RECOVER && rc == 0 &&
-        now.record.generation >= op->block.record.generation)
+    if (op->kind == KVL_INDEX_RECOVER && rc == 0 && !is_younger(&op->block, &now))
         return 0;
     op->applied = true;
     op->old_location = rc == 0 ? now.location : op->block.location;

@@ -126,6 +126,8 @@ static struct kvl_index_block block_of(uint8_t number, uint64_t generation, uint
     return block;
 }
 
+static uint64_t header_stored_ns;
+
 /* A record's header, as a batch writes it; its frame is nobody's business here. */
 static void write_header(const struct kvl_index_block *block, uint64_t segment_generation) {
     uint64_t location = block->location;
@@ -137,6 +139,7 @@ static void write_header(const struct kvl_index_block *block, uint64_t segment_g
         .record_bytes = RECORD_BYTES,
         .segment_generation = segment_generation,
         .run = RUN,
+        .stored_wall_ns = header_stored_ns,
         .frame_count = 1,
         .frames = {{.offset_bytes = KVL_PAGE_BYTES, .stored_bytes = 100}}};
     kvl_record_header_write(&header, page);
@@ -268,6 +271,23 @@ static void the_younger_of_two_records_wins(void **state) {
     assert_int_equal(found[0].record.generation, 20);
     assert_int_equal(found[0].location, at(1, 2));
     assert_int_equal(found[1].record.generation, 40);
+}
+
+/* One seal, stored twice: the owner has the second place, the index lost the first one's row. */
+static void of_two_stores_of_a_seal_the_later_is_found(void **state) {
+    (void)state;
+    add_segment(1, 1);
+    for (uint32_t i = 0; i < 2; i++) {
+        header_stored_ns = 50;
+        write_record((uint8_t)(1 + i), 10, at(1, 8 * i + (i == 0 ? 2 : 0)), 1);
+        header_stored_ns = 40;
+        write_record((uint8_t)(1 + i), 10, at(1, 8 * i + (i == 0 ? 0 : 2)), 1);
+    }
+    header_stored_ns = 0;
+    rebuild();
+    assert_int_equal(look(), 2);
+    assert_int_equal(found[0].location, at(1, 2));
+    assert_int_equal(found[1].location, at(1, 8));
 }
 
 static void records_of_another_time_are_not_taken(void **state) {
@@ -747,6 +767,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(
             a_late_deletion_spares_what_came_into_the_place, setup, teardown),
         cmocka_unit_test_setup_teardown(the_younger_of_two_records_wins, setup, teardown),
+        cmocka_unit_test_setup_teardown(
+            of_two_stores_of_a_seal_the_later_is_found, setup, teardown),
         cmocka_unit_test_setup_teardown(records_of_another_time_are_not_taken, setup, teardown),
         cmocka_unit_test_setup_teardown(a_journal_written_anew_says_the_same, setup, teardown),
         cmocka_unit_test_setup_teardown(
