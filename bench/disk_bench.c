@@ -107,7 +107,8 @@ void disk_bench_make_io(
     struct kvl_io *io = &bench->ios[number];
     memset(io, 0, sizeof(*io));
     io->layout = layout;
-    io->buffer = bench->memory + layout->slot_bytes * number;
+    io->buffer =
+        bench->memory + layout->slot_bytes * (number % (bench->memory_bytes / layout->slot_bytes));
     io->complete = completed;
     io->owner = bench;
     io->priority = KVL_IO_RESTORE;

@@ -9,7 +9,7 @@
 #include "disk/disk_tier.h"
 #include "disk_bench.h"
 
-#define DISK_BENCH_BLOCKS_MAX 512u
+#define DISK_BENCH_BLOCKS_MAX 1536u
 #define RAW_DEPTH 16u
 
 struct disk_bench {
@@ -35,6 +35,7 @@ void disk_bench_close(struct disk_bench *bench);
 void disk_bench_wait(struct disk_bench *bench);
 void disk_bench_remove(const char *path);
 uint64_t disk_bench_random(uint64_t *state);
+/* Those that have no slot of their own in memory share one. */
 void disk_bench_make_io(struct disk_bench *bench, uint32_t number, const struct kvl_layout *layout);
 /* Seconds that all blocks took. */
 double disk_bench_run(struct disk_bench *bench, enum kvl_io_op op);

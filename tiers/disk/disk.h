@@ -30,7 +30,7 @@
 
 #define KVL_DISK_REQUESTS 4096u
 #define KVL_DISK_LOADS 32u
-#define KVL_DISK_BATCHES 12u
+#define KVL_DISK_BATCHES 16u
 #define KVL_DISK_BATCH_RECORDS 512u
 /* For a batch that is filled, two that are encoded, one that is written. A buffer takes a block of
  * 8 MiB with its header and the padding of its frames. */
@@ -38,8 +38,8 @@
 #define KVL_DISK_BUFFER_BYTES (10ull << 20)
 /* Synced and committed at once while more is being written: each costs the disk three flushes. */
 #define KVL_DISK_GROUP_BYTES (32ull << 20)
-#define KVL_DISK_WRITE_BYTES (1ull << 20) /* a flush waits for those in flight */
-#define KVL_DISK_WRITES 4u                /* in flight; 1 while reads are */
+#define KVL_DISK_WRITE_BYTES (1ull << 20)
+#define KVL_DISK_WRITES 8u /* in flight; 1 while reads are */
 #define KVL_DISK_BOUNCE_BYTES (2ull << 20)
 #define KVL_DISK_BOUNCES_MAX 16u
 #define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */
