@@ -120,7 +120,7 @@ bool kvl_disk_probe_begin(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
         struct kvl_disk_op *op = &disk->probe_ops[i];
         *op = (struct kvl_disk_op){
             .kind = KVL_DISK_READ,
-            .fd = batch->segment->fd,
+            .file = &batch->segment->file,
             .offset_bytes = batch->offset_bytes + i * PROBE_READ_BYTES,
             .buffer = disk->probe_buffer->memory + i * PROBE_READ_BYTES,
             .bytes = PROBE_READ_BYTES,

@@ -80,6 +80,10 @@ kvl_err kvl_disk_backend_create(struct kvl_disk *disk, struct kvl_errmsg *msg) {
     if (err != KVL_OK)
         return kvl_fail(msg, err, "cannot start the disk's I/O threads");
     disk->io_name = disk->segments.direct ? disk->backend->ops->name : "buffered";
+    for (uint32_t id = 0; id < disk->segments.slots; id++) {
+        if (disk->segments.items[id] != NULL)
+            disk->backend->ops->register_file(disk->backend, &disk->segments.items[id]->file);
+    }
     return KVL_OK;
 }
 

@@ -17,9 +17,15 @@
 
 enum kvl_disk_op_kind { KVL_DISK_READ, KVL_DISK_WRITE, KVL_DISK_SYNC };
 
+/* An open file. */
+struct kvl_disk_file {
+    int fd;
+    uint32_t registered; /* the backend's; 0: not */
+};
+
 struct kvl_disk_op {
     enum kvl_disk_op_kind kind;
-    int fd;
+    const struct kvl_disk_file *file; /* stays open until done() */
     uint64_t offset_bytes;
     uint8_t *head; /* of a READ: its first head_bytes go here, the others to buffer */
     uint64_t head_bytes;
@@ -41,6 +47,10 @@ struct kvl_io_backend_ops {
     uint32_t (*poll)(struct kvl_io_backend *backend);
     /* Makes transfers to and from this memory cheaper where the system allows it; false: not. */
     bool (*register_memory)(struct kvl_io_backend *backend, void *address, uint64_t bytes);
+    /* Makes transfers of this file cheaper where the system allows it. It is forgotten before it is
+     * closed, with nothing under way: until then the backend keeps it open. */
+    void (*register_file)(struct kvl_io_backend *backend, struct kvl_disk_file *file);
+    void (*forget_file)(struct kvl_io_backend *backend, struct kvl_disk_file *file);
     void (*destroy)(struct kvl_io_backend *backend);
 };
 

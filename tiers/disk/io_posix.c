@@ -48,8 +48,8 @@ static void transfer(struct kvl_disk_op *op) {
             in_head ? op->head + op->done_bytes : op->buffer + op->done_bytes - op->head_bytes;
         uint64_t left = (in_head ? op->head_bytes : op->bytes) - op->done_bytes;
         off_t offset = (off_t)(op->offset_bytes + op->done_bytes);
-        ssize_t got = op->kind == KVL_DISK_READ ? pread(op->fd, at, left, offset)
-                                                : pwrite(op->fd, at, left, offset);
+        ssize_t got = op->kind == KVL_DISK_READ ? pread(op->file->fd, at, left, offset)
+                                                : pwrite(op->file->fd, at, left, offset);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -65,7 +65,7 @@ static void transfer(struct kvl_disk_op *op) {
 static void run(struct kvl_disk_op *op) {
     if (op->kind != KVL_DISK_SYNC)
         transfer(op);
-    else if (fdatasync(op->fd) != 0)
+    else if (fdatasync(op->file->fd) != 0)
         op->status = kvl_err_from_errno(errno);
 }
 
@@ -130,6 +130,11 @@ static bool posix_register(struct kvl_io_backend *backend, void *address, uint64
     return true; /* nothing to gain, nothing refused */
 }
 
+static void posix_file(struct kvl_io_backend *backend, struct kvl_disk_file *file) {
+    (void)backend;
+    (void)file;
+}
+
 static void posix_destroy(struct kvl_io_backend *backend) {
     struct posix *posix = kvl_container_of(backend, struct posix, base);
     pthread_mutex_lock(&posix->mutex);
@@ -149,6 +154,8 @@ static const struct kvl_io_backend_ops posix_ops = {
     .submit = posix_submit,
     .poll = posix_poll,
     .register_memory = posix_register,
+    .register_file = posix_file,
+    .forget_file = posix_file,
     .destroy = posix_destroy,
 };
 

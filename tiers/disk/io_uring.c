@@ -1,7 +1,8 @@
 /* io_uring.c - the io_uring backend: one ring, one thread, an eventfd for its completions.
  *
  * Transfers that lie in registered memory use fixed buffers: their pages are pinned once instead
- * of at every transfer. Buffers register in pieces of at most 1 GiB (the kernel's limit). */
+ * of at every transfer. Buffers register in pieces of at most 1 GiB (the kernel's limit). Files are
+ * registered too, as many as there are slots for. */
 #include <liburing.h>
 
 #include <errno.h>
@@ -15,6 +16,7 @@
 
 #define REGIONS_MAX 256u
 #define REGION_BYTES_MAX (1ull << 30)
+#define FILES_MAX 1024u /* the kernel allows as many as a process may have open */
 /* One transfer of the kernel's is below 2 GiB; larger ones go in steps. */
 #define TRANSFER_BYTES_MAX (1u << 30)
 
@@ -29,6 +31,8 @@ struct uring {
     bool table_ready; /* the sparse table of fixed buffers exists */
     struct region regions[REGIONS_MAX];
     uint32_t region_count;
+    bool file_slots[FILES_MAX];       /* used */
+    bool files_ready;                 /* the sparse table of registered files exists */
     struct kvl_disk_op *head, **tail; /* waiting for a submission entry */
     uint32_t depth, in_ring;
 };
@@ -50,7 +54,7 @@ static void prepare_with_head(struct io_uring_sqe *sqe, struct kvl_disk_op *op) 
     op->parts[1] = (struct iovec){op->buffer, op->bytes - op->head_bytes};
     if (op->parts[1].iov_len > TRANSFER_BYTES_MAX)
         op->parts[1].iov_len = TRANSFER_BYTES_MAX;
-    io_uring_prep_readv(sqe, op->fd, op->parts, 2, op->offset_bytes + op->done_bytes);
+    io_uring_prep_readv(sqe, op->file->fd, op->parts, 2, op->offset_bytes + op->done_bytes);
 }
 
 static void prepare(struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
@@ -59,19 +63,23 @@ static void prepare(struct uring *uring, struct io_uring_sqe *sqe, struct kvl_di
     uint64_t offset = op->offset_bytes + op->done_bytes;
     unsigned bytes = left < TRANSFER_BYTES_MAX ? (unsigned)left : TRANSFER_BYTES_MAX;
     if (op->kind == KVL_DISK_SYNC) {
-        io_uring_prep_fsync(sqe, op->fd, IORING_FSYNC_DATASYNC);
+        io_uring_prep_fsync(sqe, op->file->fd, IORING_FSYNC_DATASYNC);
     } else if (op->done_bytes < op->head_bytes) {
         prepare_with_head(sqe, op);
     } else {
         int fixed = fixed_index(uring, at, bytes);
         if (op->kind == KVL_DISK_READ && fixed >= 0)
-            io_uring_prep_read_fixed(sqe, op->fd, at, bytes, offset, fixed);
+            io_uring_prep_read_fixed(sqe, op->file->fd, at, bytes, offset, fixed);
         else if (op->kind == KVL_DISK_READ)
-            io_uring_prep_read(sqe, op->fd, at, bytes, offset);
+            io_uring_prep_read(sqe, op->file->fd, at, bytes, offset);
         else if (fixed >= 0)
-            io_uring_prep_write_fixed(sqe, op->fd, at, bytes, offset, fixed);
+            io_uring_prep_write_fixed(sqe, op->file->fd, at, bytes, offset, fixed);
         else
-            io_uring_prep_write(sqe, op->fd, at, bytes, offset);
+            io_uring_prep_write(sqe, op->file->fd, at, bytes, offset);
+    }
+    if (op->file->registered != 0) {
+        sqe->fd = (int)op->file->registered - 1;
+        sqe->flags |= IOSQE_FIXED_FILE;
     }
     io_uring_sqe_set_data(sqe, op);
 }
@@ -170,6 +178,30 @@ static bool uring_register(struct kvl_io_backend *backend, void *address, uint64
     return true;
 }
 
+static void uring_register_file(struct kvl_io_backend *backend, struct kvl_disk_file *file) {
+    struct uring *uring = kvl_container_of(backend, struct uring, base);
+    uint32_t slot = 0;
+    while (slot < FILES_MAX && uring->file_slots[slot])
+        slot++;
+    if (!uring->files_ready || slot == FILES_MAX ||
+        io_uring_register_files_update(&uring->ring, slot, &file->fd, 1) < 1)
+        return;
+    uring->file_slots[slot] = true;
+    file->registered = slot + 1;
+}
+
+/* A slot that cannot be emptied is not used again. */
+static void uring_forget_file(struct kvl_io_backend *backend, struct kvl_disk_file *file) {
+    struct uring *uring = kvl_container_of(backend, struct uring, base);
+    const int none = -1;
+    if (file->registered == 0)
+        return;
+    uint32_t slot = file->registered - 1;
+    uring->file_slots[slot] =
+        io_uring_register_files_update(&uring->ring, slot, (int *)&none, 1) < 1;
+    file->registered = 0;
+}
+
 static void uring_destroy(struct kvl_io_backend *backend) {
     struct uring *uring = kvl_container_of(backend, struct uring, base);
     io_uring_queue_exit(&uring->ring);
@@ -183,6 +215,8 @@ static const struct kvl_io_backend_ops uring_ops = {
     .submit = uring_submit,
     .poll = uring_poll,
     .register_memory = uring_register,
+    .register_file = uring_register_file,
+    .forget_file = uring_forget_file,
     .destroy = uring_destroy,
 };
 
@@ -225,6 +259,7 @@ kvl_err kvl_io_uring_create(uint32_t depth, struct kvl_io_backend **out) {
         return error == -ENOMEM ? KVL_ERR_NOMEM : KVL_ERR_UNSUPPORTED;
     }
     uring->table_ready = io_uring_register_buffers_sparse(&uring->ring, REGIONS_MAX) == 0;
+    uring->files_ready = io_uring_register_files_sparse(&uring->ring, FILES_MAX) == 0;
     *out = &uring->base;
     return KVL_OK;
 }

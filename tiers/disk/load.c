@@ -191,7 +191,7 @@ static void read_done(struct kvl_disk_op *op) {
 static void start_read(struct kvl_disk_load *load) {
     load->op = (struct kvl_disk_op){
         .kind = KVL_DISK_READ,
-        .fd = load->segment->fd,
+        .file = &load->segment->file,
         .offset_bytes = (uint64_t)load->page * KVL_PAGE_BYTES,
         .head = load->header_page,
         .head_bytes = load->direct ? KVL_PAGE_BYTES : 0,

@@ -107,8 +107,13 @@ static bool prepare_ahead(struct kvl_disk *disk) {
 void kvl_disk_prepared(struct kvl_disk *disk) {
     kvl_err status = disk->prepare.status;
     disk->preparing = false;
-    for (uint32_t i = 0; status == KVL_OK && i < disk->prepare.count; i++)
-        status = kvl_segments_attach(&disk->segments, &disk->prepare.segments[i]);
+    for (uint32_t i = 0; status == KVL_OK && i < disk->prepare.count; i++) {
+        const struct kvl_index_segment *made = &disk->prepare.segments[i];
+        status = kvl_segments_attach(&disk->segments, made);
+        if (status == KVL_OK)
+            disk->backend->ops->register_file(
+                disk->backend, &kvl_segments_find(&disk->segments, made->id)->file);
+    }
     kvl_disk_account(disk);
     if (status == KVL_OK)
         return;
@@ -505,6 +510,7 @@ void kvl_disk_drop_odd(struct kvl_disk *disk, struct kvl_segment *segment) {
     uint32_t id = segment->id;
     if (segment->bytes == disk->plan.segment_bytes)
         return;
+    disk->backend->ops->forget_file(disk->backend, &segment->file);
     kvl_segments_detach(&disk->segments, segment);
     if (kvl_segment_file_remove(disk->segments.directory_fd, id) != KVL_OK)
         KVL_WARN(disk->log, "disk segment=%u file stays behind", id);

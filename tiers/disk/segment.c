@@ -15,8 +15,8 @@ void kvl_segment_file_name(uint32_t id, char name[KVL_SEGMENT_NAME_BYTES]) {
 }
 
 static void destroy_segment(struct kvl_segment *segment) {
-    if (segment->fd >= 0)
-        close(segment->fd);
+    if (segment->file.fd >= 0)
+        close(segment->file.fd);
     free(segment->entries);
     free(segment->moved_to);
     free(segment);
@@ -93,7 +93,7 @@ kvl_err kvl_segments_attach(struct kvl_segments *segments, const struct kvl_inde
         return err;
     }
     segment->id = known->id;
-    segment->fd = fd;
+    segment->file.fd = fd;
     segment->bytes = known->bytes;
     segment->generation = known->generation;
     segment->state = KVL_SEGMENT_FREE;

@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "index.h"
+#include "io_backend.h"
 
 enum kvl_segment_state {
     KVL_SEGMENT_FREE,
@@ -37,7 +38,7 @@ _Static_assert(sizeof(struct kvl_segment_entry) == 16, "RAM per block is a promi
 struct kvl_segment {
     uint32_t id;
     enum kvl_segment_state state;
-    int fd;
+    struct kvl_disk_file file;
     uint64_t bytes;
     uint64_t generation;
     uint64_t append_bytes;   /* the next record's offset */

@@ -219,7 +219,7 @@ bool kvl_disk_stage_carried(
     staged->block.raw = entry->raw;
     staged->op = (struct kvl_disk_op){
         .kind = KVL_DISK_READ,
-        .fd = from->fd,
+        .file = &from->file,
         .offset_bytes = offset,
         .buffer = staged->batch->buffer->memory + staged->at_bytes,
         .bytes = bytes,

@@ -42,7 +42,7 @@ static bool write_more(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
         uint64_t left = batch->used_bytes - batch->written_bytes;
         *op = (struct kvl_disk_op){
             .kind = KVL_DISK_WRITE,
-            .fd = batch->segment->fd,
+            .file = &batch->segment->file,
             .offset_bytes = batch->offset_bytes + batch->written_bytes,
             .buffer = batch->buffer->memory + batch->written_bytes,
             .bytes = left < KVL_DISK_WRITE_BYTES ? left : KVL_DISK_WRITE_BYTES,
@@ -124,7 +124,7 @@ static bool sync_oldest(struct kvl_disk *disk) {
     }
     disk->syncing = true;
     disk->sync_op = (struct kvl_disk_op){
-        .kind = KVL_DISK_SYNC, .fd = head->segment->fd, .done = sync_done, .owner = disk};
+        .kind = KVL_DISK_SYNC, .file = &head->segment->file, .done = sync_done, .owner = disk};
     disk->backend->ops->submit(disk->backend, &disk->sync_op);
     return true;
 }
