@@ -339,7 +339,7 @@ static kvl_err queue_catalog(
     node->op = op;
     node->op.data = node->data;
     memcpy(node->data, key, op.key_bytes);
-    if (op.value_bytes > 0)
+    if (value != NULL)
         memcpy(node->data + op.key_bytes, value, op.value_bytes);
     atomic_fetch_add(&disk->queued_bytes, bytes);
     kvl_mailbox_post(&disk->inbox, &node->node);
