@@ -12,7 +12,7 @@
 
 #define RUN_BYTES (160ull << 20)
 #define ROUNDS 5u
-#define GROUP_BYTES (16ull << 20) /* what raw writes sync at once; the tier syncs more often */
+#define GROUP_BYTES (16ull << 20) /* raw writes, with one flush; the tier: 32 MiB, with three */
 #define CAP_BYTES (2ull << 30)
 #define CAP_PASSES 3u /* over the blocks' memory, in a round at the cap */
 

@@ -5,7 +5,7 @@
 
 #define SAMPLE_BYTES (UINT64_C(2) << 20)
 
-/* mincore takes the address of a page, and pages of 64 KiB are as good as any. */
+/* mincore refuses an address inside a page, and pages may have 64 KiB. */
 static bool is_resident_at(uint8_t *address) {
     unsigned char state = 0;
     uint8_t *page = address - (uintptr_t)address % (uintptr_t)sysconf(_SC_PAGESIZE);

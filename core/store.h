@@ -63,10 +63,10 @@ void kvl_store_destroy(struct kvl_store *store);
 /* Readable when poll has work (an epoll fd over tiers and workers). */
 int kvl_store_fd(const struct kvl_store *store);
 void kvl_store_poll(struct kvl_store *store);
-/* True once every block that was on disk at start is in the table. Until then callers hold back
- * everything but stats, hello and release; look-ups, restores and prefetches whose keys were
- * sought; and, once checked, namespaces and sessions, and alloc, seal and pin whose keys were
- * sought. */
+/* True once every block that was on disk at start is in the table. Until then callers may release,
+ * ask for tickets, reports and events, and open known namespaces; look up, restore and prefetch
+ * keys that were sought; and, once checked, open any namespace, use sessions, and allocate, seal
+ * and pin keys that were sought. They hold back everything else. */
 bool kvl_store_is_loaded(const struct kvl_store *store);
 /* All but the blocks is known, and it is certain which blocks there are, if one seeks them. */
 bool kvl_store_is_checked(const struct kvl_store *store);

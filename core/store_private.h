@@ -221,8 +221,7 @@ struct kvl_namespace {
     struct kvl_tenant *tenant;
 };
 
-/* Under way at a time. */
-#define KVL_SEEKS_MAX 256u
+#define KVL_SEEKS_MAX 256u /* under way at a time */
 
 struct kvl_store {
     struct kvl_tier_state tiers[KVL_TIER_COUNT];
@@ -236,14 +235,10 @@ struct kvl_store {
     struct kvl_tenant_set tenants;
     int epoll_fd;
     int timer_fd;
+    bool checked; /* the catalog is known, and every answer certain */
     bool loaded;
-    uint64_t seek_last; /* the last one asked for */
-    uint64_t seek_over; /* those up to it are over */
-    uint64_t seek_news;
-    bool checked;                         /* the catalog is known, and every answer certain */
-    uint64_t seek_answers[KVL_SEEKS_MAX]; /* by number: it, if it was certain */
-    bool closing;                         /* destroy: nothing new is started */
-    bool retry;                           /* something waits that no fd will announce */
+    bool closing; /* destroy: nothing new is started */
+    bool retry;   /* something waits that no fd will announce */
     bool timer_armed;
     bool demote_rests;     /* no victim: until a block becomes one, or a transfer ends */
     bool device_is_far;    /* the CPU cannot address it */
@@ -253,6 +248,11 @@ struct kvl_store {
     uint64_t start_ns;
     uint32_t now_s; /* wall clock, as of the last poll */
     uint64_t client_lease_bytes_max;
+
+    uint64_t seek_last;                   /* the last one asked for */
+    uint64_t seek_over;                   /* those up to it are over */
+    uint64_t seek_news;                   /* see kvl_store_seek_news */
+    uint64_t seek_answers[KVL_SEEKS_MAX]; /* by number: it, if it was certain */
 
     struct kvl_client clients[KVL_CLIENTS_MAX];
     uint32_t client_count;

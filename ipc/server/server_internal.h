@@ -164,9 +164,9 @@ void kvl_requests_release_held(struct kvl_server *server);
 typedef kvl_err (*kvl_verb_fn)(struct kvl_server *server, struct kvl_server_client *client,
     const union kvl_wire_request *request, union kvl_wire_reply *reply);
 kvl_verb_fn kvl_verb_function(uint32_t verb);
+kvl_verb_fn kvl_verb_operate_function(uint32_t verb);
 /* The keys that a seal would make visible: at most one each of its blocks; returns how many. */
 uint32_t kvl_verb_seal_keys(struct kvl_server *server, struct kvl_server_client *client,
     const struct kvl_wire_seals *seals, struct kvl_key *keys);
-kvl_verb_fn kvl_verb_operate_function(uint32_t verb);
 
 #endif

@@ -504,7 +504,7 @@ void kvl_disk_found_send(struct kvl_disk *disk);
 bool kvl_disk_found_add(struct kvl_disk *disk, const struct kvl_index_block *block, bool sought);
 /* seek.c, on the index thread: a portion of what is sought, between portions of loading. */
 void kvl_disk_seek_step(void *disk);
-/* From now on it is said what is found; certain: also what is not there. */
+/* From now on seeks are answered; certain: what is not found is not there. */
 void kvl_disk_seek_answer(struct kvl_disk *disk, bool certain);
 /* The index is damaged: what was told of it is taken back, and nothing more is said. */
 void kvl_disk_seek_recant(struct kvl_disk *disk);

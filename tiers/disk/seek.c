@@ -5,9 +5,10 @@
  *
  * Loading gives a turn between its own steps: one portion of the keys. What seeks take beyond a
  * first second, loading has before they go on, so that whoever asks without end delays it to twice
- * the time and a second at most. Until the index was read as a whole only what is found is said for
- * certain; a seek that ends so is asked for again. After an error nothing is answered any more:
- * `loaded` answers everybody. */
+ * the time and a second at most. Until the index was read as a whole a key is said to be absent
+ * only where its neighbours prove it (index_seek.c); a seek that leaves a doubt ends uncertain, and
+ * is asked for again. After an error nothing is answered until the check is over, or `loaded`
+ * answers everybody. */
 #include <stdlib.h>
 #include <string.h>
 
