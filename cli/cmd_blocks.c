@@ -267,15 +267,16 @@ static int run_rebuild(const struct cli_options *options) {
         return cli_error("%s", msg.text);
     int status = CLI_DONE;
     if (options->json)
-        status = cli_print_json(json_pack("{s:I,s:I,s:I,s:b}", "blocks", (json_int_t)rebuilt.blocks,
-            "bad", (json_int_t)rebuilt.unreadable, "catalog_records",
-            (json_int_t)rebuilt.catalog_records, "journal_whole", rebuilt.whole));
+        status = cli_print_json(json_pack("{s:I,s:I,s:I,s:I,s:b}", "blocks",
+            (json_int_t)rebuilt.blocks, "bad", (json_int_t)rebuilt.unreadable, "left_out",
+            (json_int_t)rebuilt.left_out, "catalog_records", (json_int_t)rebuilt.catalog_records,
+            "journal_whole", rebuilt.whole));
     else
         printf("%" PRIu64 " blocks and %" PRIu64 " records of the catalog found, %" PRIu64
-               " blocks unreadable%s\n",
-            rebuilt.blocks, rebuilt.catalog_records, rebuilt.unreadable,
+               " blocks unreadable, %" PRIu64 " left out for want of room in the index%s\n",
+            rebuilt.blocks, rebuilt.catalog_records, rebuilt.unreadable, rebuilt.left_out,
             rebuilt.whole ? "" : "; the journal is damaged, so that no block could be believed");
-    if (status == CLI_DONE && (rebuilt.unreadable > 0 || !rebuilt.whole))
+    if (status == CLI_DONE && (rebuilt.unreadable + rebuilt.left_out > 0 || !rebuilt.whole))
         status = CLI_FAILED;
     return status;
 }

@@ -71,6 +71,7 @@ class Damage(Case):
         before = self.tool(*words)
         self.assertGreater(before["blocks"], 0)
         self.assertEqual(before["bad"], 0)
+        self.assertEqual(before["left_out"], 0)
         (self.disk / "index/data.mdb").write_bytes(b"nonsense" * 5000)
         self.assertEqual(self.tool(*words), before)
         daemon = self.start_daemon(disk="32M")

@@ -86,6 +86,7 @@ kvl_err kvl_disk_rebuild(
     }
     const struct kvl_disk *disk = kvl_container_of(tier, struct kvl_disk, tier);
     out->unreadable = disk->rebuilt.unreadable;
+    out->left_out = disk->rebuilt.left_out;
     out->whole = disk->rebuilt.journal_whole;
     err = tier->ops->drain(tier);
     tier->ops->deinit(tier);

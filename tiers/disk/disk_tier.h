@@ -53,6 +53,7 @@ KVL_MUST_CHECK kvl_err kvl_disk_tier_create(const struct kvl_disk_options *optio
 struct kvl_disk_rebuilt {
     uint64_t blocks;
     uint64_t unreadable; /* records whose header is damaged: lost */
+    uint64_t left_out;   /* blocks that the index had no room for: lost */
     uint64_t catalog_records;
     bool whole; /* false: the journal is damaged or missing, and no block could be believed */
 };
