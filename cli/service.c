@@ -297,7 +297,7 @@ void kvl_service_interrupt(struct kvl_service *service) {
     int saved = errno; /* may be called from a signal handler */
     uint64_t one = 1;
     ssize_t written = write(service->interrupt_fd, &one, sizeof one);
-    (void)written; /* fails only when one is pending already */
+    (void)written; /* fails only at a full counter, which wakes as well */
     errno = saved;
 }
 
