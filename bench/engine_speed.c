@@ -157,7 +157,7 @@ static int measure(struct session *s, const struct kvl_hparams *h, uint32_t toke
         "%-8s %6u tokens: prefill %7.1f tok/s  %6.1f GFLOPS  %3.0f %% of peak   decode %6.1f tok/s "
         "(best %6.1f)\n",
         s->kernels->name, tokens, tokens / prefill_s, gflops, 100 * gflops / peak, 1 / median_s,
-        1 / steps_s[0]);
+        1 / steps_s[0]); /* sorted by now */
     fflush(stdout);
     return 0;
 }

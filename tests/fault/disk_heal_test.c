@@ -359,20 +359,12 @@ static void the_old_index_stays_until_the_journal_is_sound(void **state) {
     end_folder();
 }
 
-static void damage_header(uint64_t number) {
-    uint64_t location = fixture_find(&fixture, number)->location;
-    fixture_shell(
-        "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
-        fixture.path, (unsigned)(location >> 32),
-        (unsigned long long)(uint32_t)location * 4096 + 100);
-}
-
 /* The index had their keys, and they had them: now only their owner knows whose they were. */
 static void blocks_whose_headers_are_damaged_are_told_as_lost(void **state) {
     (void)state;
     fill_folder();
-    damage_header(7);
-    damage_header(41);
+    fixture_damage(&fixture, 7, 100);
+    fixture_damage(&fixture, 41, 100);
     damage_row(5, 16);
     fixture_discard(&fixture, 5);
     assert_int_equal(fixture_flush(&fixture), KVL_OK);

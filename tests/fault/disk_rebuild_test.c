@@ -331,13 +331,6 @@ static uint64_t store_until_carried_down(uint64_t block) {
     return from;
 }
 
-static void tear_record(uint64_t location) {
-    fixture_shell(
-        "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
-        fixture.path, (unsigned)(location >> 32),
-        (unsigned long long)(uint32_t)location * 4096 + 5000);
-}
-
 /* A crash between the write of a copy and the transaction that publishes it, put together from two
  * moments. The copy is not whole, and the index is lost: the block is where it was. */
 static void a_copy_that_was_not_published_does_not_replace_its_block(void **state) {
@@ -349,7 +342,7 @@ static void a_copy_that_was_not_published_does_not_replace_its_block(void **stat
     fixture.keep_below = 1;
     store(0, 1);
     uint64_t location = store_until_carried_down(0);
-    tear_record(fixture_find(&fixture, 0)->location);
+    fixture_damage(&fixture, 0, 5000);
     fixture_close(&fixture, false);
     fixture_shell("mv %s-journal %s/segments/journal && mv %s-state %s/index/state", fixture.path,
         fixture.path, fixture.path, fixture.path);
@@ -607,14 +600,8 @@ static void damaged_records_cost_themselves_only(void **state) {
     close_folder();
     open_folder(); /* 0..9 are listed, 10..19 found by walking */
     store(10, 10);
-    const uint64_t hit[] = {3, 14};
-    for (uint32_t i = 0; i < 2; i++) {
-        uint64_t location = fixture_find(&fixture, hit[i])->location;
-        fixture_shell(
-            "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
-            fixture.path, (unsigned)(location >> 32),
-            (unsigned long long)(uint32_t)location * 4096 + 100);
-    }
+    fixture_damage(&fixture, 3, 100);
+    fixture_damage(&fixture, 14, 100);
     close_folder();
     rebuild();
     assert_int_equal(fixture_live_count(&fixture), 18);

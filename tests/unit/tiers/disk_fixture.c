@@ -43,6 +43,15 @@ void fixture_shell(const char *format, ...) {
     REQUIRE(system(command) == 0);
 }
 
+void fixture_damage(struct disk_fixture *fixture, uint64_t number, uint32_t offset_bytes) {
+    const struct disk_found_block *found = fixture_find(fixture, number);
+    REQUIRE(found != NULL);
+    fixture_shell(
+        "printf XXXX | dd of=%s/segments/%08u.seg bs=1 seek=%llu conv=notrunc status=none",
+        fixture->path, (unsigned)(found->location >> 32),
+        (unsigned long long)(uint32_t)found->location * 4096 + offset_bytes);
+}
+
 uint32_t fixture_live_count(const struct disk_fixture *fixture) {
     uint32_t count = 0;
     for (uint32_t i = 0; i < fixture->found_count; i++)

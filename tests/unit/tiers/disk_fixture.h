@@ -60,6 +60,8 @@ void fixture_poll(struct disk_fixture *fixture);
 const char *fixture_path(const struct disk_fixture *fixture, const char *name);
 /* A command of the shell, which must succeed. */
 __attribute__((format(printf, 1, 2))) void fixture_shell(const char *format, ...);
+/* Overwrites four bytes of a found block's record, of whose header the first 4,096 are. */
+void fixture_damage(struct disk_fixture *fixture, uint64_t number, uint32_t offset_bytes);
 /* As du counts: blocks of every file and folder. */
 uint64_t fixture_disk_usage(const struct disk_fixture *fixture);
 
