@@ -126,7 +126,7 @@ struct kvl_store_report {
     uint64_t unpersisted_blocks; /* sealed, not durable yet */
     uint64_t sealed_blocks, refused_seals, hash_mismatches, stale_releases;
     uint64_t shed_blocks; /* left memory for want of room before the disk had taken them */
-    bool loaded;
+    bool loaded;          /* false while a start still reads the index of the disk */
 };
 
 struct kvl_tenant_report {

@@ -21,6 +21,9 @@
  * kvl_client_reconnect succeeds. What was mapped stays mapped and readable (blocks under a lease
  * keep their content), so a computation under way can end. Leases and tickets of an earlier epoch
  * are void: releasing them does nothing.
+ * A daemon that has just started answers at once what it is sure of: known blocks are found and
+ * restored, unknown ones mostly known to be so. Other calls wait until it has read its index, a
+ * second or so for each million blocks, and may time out (docs/operations.md).
  * Leases end by release, by goodbye (kvl_client_close, kvl_client_unmap_old), or with the process.
  * Releasing and saying goodbye promise that nothing of this process uses the memory any more: end
  * what a GPU or another thread does there first. A connection that ends without goodbye (its
