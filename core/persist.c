@@ -7,9 +7,9 @@
  * flush tries it once more; likewise what a tenant's quota of the disk has no room for (quota.c).
  * What only a far device holds is copied to the host first, a few at a time, and stored from there.
  * Memory that is full of blocks on their way to the disk says NOSPC; once the disk has stored
- * nothing for KVL_STUCK_NS, the oldest of them are given up instead, counted as shed. Without a
- * disk a seal is done once hashed; a copy in the host, while that has room to spare, lets the block
- * leave the device at once when its slot is needed. */
+ * nothing for KVL_STUCK_NS, or told nothing while it loads, the oldest of them are given up
+ * instead, counted as shed. Without a disk a seal is done once hashed; a copy in the host, while
+ * that has room to spare, lets the block leave the device at once when its slot is needed. */
 #include <assert.h>
 #include <stdlib.h>
 

@@ -3,13 +3,12 @@
  * At start the catalog's records come first (namespaces, sessions, pins, counters), then the
  * blocks in any order, a child before its parent included, then `loaded`. Namespaces come twice,
  * first ahead of blocks that are sought (seek.c). Once the catalog is known new blocks and sessions
- * may be made; blocks wait in memory until `loaded`. The generation counter
- * goes on above everything that was ever given out: above the catalog's mark, which is set ahead
- * in steps, and above every block found. */
+ * may be made; blocks wait in memory until `loaded`. The generation counter goes on above
+ * everything that was ever given out: above the catalog's mark, which is set ahead in steps, and
+ * above every block found. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "clock.h"
 #include "little_endian.h"
 #include "store_private.h"
 
@@ -149,7 +148,6 @@ static void on_checked(void *arg, uint64_t generation_max) {
     struct kvl_store *store = arg;
     if (generation_max > store->generation_found)
         store->generation_found = generation_max;
-    store->stored_ns = kvl_clock_ns(); /* no store can end yet: that is no reason to shed */
     take_up(store);
 }
 

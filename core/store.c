@@ -214,6 +214,16 @@ void kvl_store_pump(struct kvl_store *store) {
     arm_timer(store);
 }
 
+/* While the disk loads it stores nothing, which is no reason to shed as long as it goes on. */
+static void poll_tier(struct kvl_store *store, unsigned kind) {
+    struct kvl_tier *tier = store->tiers[kind].tier;
+    if (tier == NULL)
+        return;
+    uint32_t fired = tier->ops->poll(tier);
+    if (kind == KVL_TIER_DISK && !store->loaded && fired > 0)
+        store->stored_ns = kvl_clock_ns();
+}
+
 void kvl_store_poll(struct kvl_store *store) {
     uint64_t fired = 0;
     if (store->timer_armed && read(store->timer_fd, &fired, sizeof(fired)) == sizeof(fired)) {
@@ -223,8 +233,7 @@ void kvl_store_poll(struct kvl_store *store) {
     }
     store->now_s = (uint32_t)(kvl_clock_wall_ns() / 1000000000u);
     for (unsigned tier = 0; tier < KVL_TIER_COUNT; tier++)
-        if (store->tiers[tier].tier != NULL)
-            store->tiers[tier].tier->ops->poll(store->tiers[tier].tier);
+        poll_tier(store, tier);
     kvl_workers_poll(store->workers);
     kvl_store_pump(store);
 }

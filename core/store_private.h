@@ -284,7 +284,8 @@ struct kvl_store {
     bool store_failure_logged;
     uint64_t store_failed_blocks;
     uint64_t storing_bytes_max; /* what is being stored holds its slots: not all of its tier */
-    uint64_t stored_ns;         /* when a store ended last, or began with none under way */
+    uint64_t stored_ns;         /* when a store ended last, or began with none under way; before
+                                   loaded: when the disk told something last */
     struct kvl_settle draining; /* kvl_store_drain's */
     uint64_t kept_recent_bytes; /* on disk, for their recent use, since a store last succeeded */
 

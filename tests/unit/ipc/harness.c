@@ -139,6 +139,7 @@ uint64_t store_block(
 bool wait_visible(struct kvl_client *client, const struct kvl_key *keys, uint32_t count) {
     uint8_t found[64];
     uint32_t hits = 0;
+    assert_true(count <= sizeof found);
     for (int i = 0; i < 30000; i++) {
         assert_int_equal(kvl_lookup(client, keys, count, found, &hits), KVL_OK);
         if (hits == count)

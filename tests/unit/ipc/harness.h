@@ -35,7 +35,7 @@ uint64_t store_block(
     struct kvl_client *client, const struct kvl_namespace_info *info, uint32_t number);
 void fill_pattern(uint8_t *data, uint32_t number);
 bool has_pattern(const uint8_t *data, uint32_t number);
-/* Until it is visible (sealing is behind); false after half a minute. */
+/* Until it is visible (sealing is behind); false after half a minute. At most 64 keys. */
 bool wait_visible(struct kvl_client *client, const struct kvl_key *keys, uint32_t count);
 
 #endif

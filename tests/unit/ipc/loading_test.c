@@ -23,6 +23,7 @@
 #define CHAIN 6u
 #define ABSENT 77u
 #define PASSES 6u         /* of the gate, before the index was read ahead */
+#define SLOTS 1024u       /* of the device */
 #define MORE_ROWS 120000u /* some 235 chunks, at most 32 of which a poll of the disk takes */
 
 struct service {
@@ -41,13 +42,23 @@ static atomic_int turns = INT32_MAX;
 static const struct kvl_tier_ops *disk_ops;
 static struct kvl_tier_ops disk_ops_by_turns;
 
+static _Atomic uint64_t clock_ahead_ns;
+
+uint64_t __real_kvl_clock_ns(void);
+uint64_t __wrap_kvl_clock_ns(void);
+uint64_t __wrap_kvl_clock_ns(void) {
+    return __real_kvl_clock_ns() + atomic_load(&clock_ahead_ns);
+}
+
 static uint32_t poll_by_turns(struct kvl_tier *tier) {
     if (atomic_load(&turns) == INT32_MAX)
         return disk_ops->poll(tier);
     if (atomic_load(&turns) == 0)
         return 0;
-    atomic_fetch_sub(&turns, 1);
-    return disk_ops->poll(tier);
+    uint32_t fired = disk_ops->poll(tier);
+    if (fired > 0)
+        atomic_fetch_sub(&turns, 1);
+    return fired;
 }
 
 static void *serve(void *arg) {
@@ -57,7 +68,8 @@ static void *serve(void *arg) {
 
 static void start(void) {
     struct kvl_errmsg msg = {{0}};
-    struct kvl_memory_tier_options memory = {.kind = KVL_TIER_DEVICE, .capacity_bytes = 8u << 20};
+    struct kvl_memory_tier_options memory = {
+        .kind = KVL_TIER_DEVICE, .capacity_bytes = SLOTS * TEST_BLOCK_BYTES};
     struct kvl_disk_options disk = {.path = service.directory, .capacity_bytes = LARGE_CAPACITY};
     struct kvl_store_options store = {0};
     assert_int_equal(kvl_memory_tier_create(&memory, &service.device, &msg), KVL_OK);
@@ -405,6 +417,80 @@ static void test_new_blocks_and_sessions_are_taken_once_the_index_was_checked(vo
     kvl_client_close(other);
 }
 
+static struct filling {
+    struct kvl_allocated slots[SLOTS];
+    struct kvl_seal seals[SLOTS];
+    struct kvl_sealed sealed[SLOTS];
+    struct kvl_key keys[SLOTS];
+    uint64_t leases[SLOTS];
+    uint32_t count;
+} filling;
+
+static void run_fill(struct call *call) {
+    call->err = kvl_seal(call->client, filling.seals, filling.count, filling.sealed);
+}
+
+static uint32_t allocate_unnamed(
+    struct kvl_client *client, struct kvl_allocated *slots, uint32_t count) {
+    static const struct kvl_key unnamed[SLOTS];
+    struct kvl_ticket ticket;
+    uint32_t granted = 0;
+    assert_int_equal(
+        kvl_alloc(client, info.id, KVL_TIER_DEVICE, unnamed, count, false, slots, &ticket), KVL_OK);
+    while (granted < count && slots[granted].status == KVL_ALLOC_GRANTED)
+        granted++;
+    return granted;
+}
+
+/* Every slot of the device has a new block that nobody leases, and none of them is on disk. */
+static void fill_device(struct kvl_client *client) {
+    struct call seal = {.run = run_fill, .client = client};
+    filling.count = allocate_unnamed(client, filling.slots, SLOTS);
+    for (uint32_t i = 0; i < filling.count; i++) {
+        const uint32_t number = 1000 + i;
+        fill_pattern(
+            kvl_client_block_writable(client, KVL_TIER_DEVICE, filling.slots[i].offset_bytes),
+            number);
+        filling.leases[i] = filling.slots[i].lease;
+        filling.seals[i] = (struct kvl_seal){.lease = filling.leases[i], .opaque = true};
+        memcpy(filling.seals[i].opaque_key, &number, sizeof number);
+        filling.keys[i] = opaque_key(&info, number);
+    }
+    begin(&seal);
+    end_by_turns(&seal);
+    for (uint32_t i = 0; i < filling.count; i++)
+        assert_int_equal(filling.sealed[i].status, KVL_OK);
+    for (uint32_t i = 0; i < filling.count; i++)
+        assert_true(wait_visible(client, &filling.keys[i], 1));
+    assert_int_equal(kvl_release(client, filling.leases, filling.count, NULL, 0), KVL_OK);
+}
+
+/* As long as loading goes on nothing can be stored: that is no disk that hangs. */
+static void test_new_blocks_are_not_given_up_while_the_table_fills(void **state) {
+    (void)state;
+    struct kvl_client *client = join_service("engine");
+    struct call session = {.run = run_session, .client = client};
+    struct kvl_allocated more;
+    struct kvl_store_report report;
+    begin(&session);
+    end_by_turns(&session);
+    fill_device(client);
+    atomic_fetch_add(&clock_ahead_ns, UINT64_C(2000000000));
+    atomic_store(&turns, 1);
+    while (atomic_load(&turns) > 0)
+        usleep(1000);
+    assert_loading(client);
+    assert_int_equal(allocate_unnamed(client, &more, 1), 0);
+    atomic_store(&turns, INT32_MAX);
+    wait_loaded(client, &report);
+    flush_all(client);
+    assert_int_equal(allocate_unnamed(client, &more, 1), 1);
+    assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
+    assert_int_equal(report.shed_blocks, 0);
+    assert_int_equal(report.blocks, MORE_ROWS + CHAIN + filling.count);
+    kvl_client_close(client);
+}
+
 /* Its request is given up, and what it had asked for comes back to nobody. */
 static void test_a_client_may_leave_while_its_keys_are_sought(void **state) {
     (void)state;
@@ -441,6 +527,8 @@ int main(void) {
         cmocka_unit_test_setup_teardown(
             test_new_blocks_and_sessions_are_taken_once_the_index_was_checked, make_larger_folder,
             remove_folder),
+        cmocka_unit_test_setup_teardown(test_new_blocks_are_not_given_up_while_the_table_fills,
+            make_larger_folder, remove_folder),
         LOADING(test_a_client_may_leave_while_its_keys_are_sought),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
