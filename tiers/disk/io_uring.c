@@ -202,8 +202,12 @@ static void uring_forget_file(struct kvl_io_backend *backend, struct kvl_disk_fi
     file->registered = 0;
 }
 
+/* Of what is registered the kernel lets go some time after the ring is gone: files that are removed
+ * meanwhile would still take their space. */
 static void uring_destroy(struct kvl_io_backend *backend) {
     struct uring *uring = kvl_container_of(backend, struct uring, base);
+    if (uring->files_ready)
+        (void)io_uring_unregister_files(&uring->ring);
     io_uring_queue_exit(&uring->ring);
     if (backend->fd >= 0)
         close(backend->fd);
