@@ -243,6 +243,7 @@ static void publish(struct kvl_disk *disk) {
     }
     commit->batches = NULL;
     commit->attempts = 0;
+    commit->chunk_ops = 0;
     kvl_disk_ops_clear(disk, &commit->ops);
 }
 
@@ -253,7 +254,8 @@ static void send(struct kvl_disk *disk) {
     kvl_mailbox_post(&disk->index_inbox, &disk->commit.node);
 }
 
-/* The map is full and nothing can be evicted: without its new blocks, a transaction may fit. */
+/* The map is full and nothing can be evicted: without its new blocks a transaction may fit, in
+ * several if need be. */
 void kvl_disk_commit_strip(struct kvl_disk *disk) {
     struct kvl_disk_commit *commit = &disk->commit;
     uint64_t kept = 0;
@@ -273,6 +275,7 @@ void kvl_disk_commit_strip(struct kvl_disk *disk) {
     }
     commit->ops.count = kept;
     commit->attempts = UINT32_MAX - 1;
+    commit->chunk_ops = UINT64_MAX;
     if (kept > 0) {
         send(disk);
         return;

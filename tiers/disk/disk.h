@@ -231,7 +231,7 @@ struct kvl_disk_commit {
     struct kvl_node node;
     struct kvl_disk_ops ops;
     struct kvl_disk_batch *batches; /* whose blocks it publishes, oldest first */
-    bool chunked;                   /* a reclaim's deletes: several transactions */
+    uint64_t chunk_ops;             /* of a transaction at most; 0: there is one, whole or not */
     bool busy;
     uint32_t attempts;
     uint32_t usage_permille;

@@ -104,14 +104,27 @@ static void load(struct kvl_disk *disk, struct kvl_disk_loading *loading) {
     loading->status = err != KVL_OK ? err : state.status;
 }
 
-static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
-    uint64_t step = commit->chunked ? KVL_DISK_OPS_PER_COMMIT : commit->ops.count;
-    commit->status = KVL_OK;
-    for (uint64_t at = 0; at < commit->ops.count && commit->status == KVL_OK; at += step) {
-        uint64_t left = commit->ops.count - at;
-        commit->status =
-            kvl_disk_index_commit(disk, commit->ops.items + at, left < step ? left : step);
+/* Deletes copy pages, too: what does not fit the rest of the map goes in smaller steps. */
+static kvl_err commit_chunks(struct kvl_disk *disk, const struct kvl_disk_commit *commit) {
+    uint64_t step = commit->chunk_ops;
+    kvl_err err = KVL_OK;
+    for (uint64_t at = 0; at < commit->ops.count && err == KVL_OK;) {
+        uint64_t left = commit->ops.count - at, count = left < step ? left : step;
+        err = kvl_disk_index_commit(disk, commit->ops.items + at, count);
+        if (err == KVL_OK) {
+            at += count;
+        } else if (err == KVL_ERR_NOSPC && count > 1) {
+            step = count / 2;
+            err = KVL_OK;
+        }
     }
+    return err;
+}
+
+static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
+    commit->status = commit->chunk_ops != 0
+                         ? commit_chunks(disk, commit)
+                         : kvl_disk_index_commit(disk, commit->ops.items, commit->ops.count);
     commit->usage_permille = kvl_index_usage_permille(disk->index);
     atomic_store(&disk->journal_bytes, disk->journal.bytes);
     kvl_disk_index_served(disk);

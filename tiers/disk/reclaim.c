@@ -241,7 +241,7 @@ static void start_deleting(struct kvl_disk *disk) {
     bool all = true;
     reclaim->state = KVL_RECLAIM_DELETING;
     reclaim->commit.node.kind = KVL_NODE_COMMIT;
-    reclaim->commit.chunked = true;
+    reclaim->commit.chunk_ops = KVL_DISK_OPS_PER_COMMIT;
     reclaim->commit.status = KVL_OK;
     kvl_disk_ops_clear(disk, &reclaim->commit.ops);
     /* Dead ones too: their own deletions may not be committed yet. */
@@ -553,8 +553,9 @@ static bool nearly_full(const struct kvl_disk *disk) {
 /* ahead: nobody waits for it yet. */
 static bool needed(const struct kvl_disk *disk, bool *ahead) {
     *ahead = false;
-    if (disk->want_segment)
-        return !disk->preparing && !kvl_disk_may_take_segment(disk, false) && kvl_disk_at_cap(disk);
+    /* One that is there is not taken while the map is full: that is what is to be mended then. */
+    if (disk->want_segment && !kvl_disk_may_take_segment(disk, false))
+        return !disk->preparing && kvl_disk_at_cap(disk);
     if (disk->commit_parked && !disk->commit.busy)
         return !disk->reclaim.made_room;
     if (disk->index_permille > KVL_INDEX_PRESSURE_PERMILLE && !disk->commit.busy)
