@@ -170,9 +170,31 @@ static void the_oldest_blocks_go_first(void **state) {
     fixture_remove(&fixture);
 }
 
+/* The owner is asked about some of the segments only, and not again and again: each answer may cost
+ * it what it protects. */
+static void ahead_of_need_few_are_asked_about(void **state) {
+    (void)state;
+    uint64_t capacity = 256 * MIB, number = 0;
+    uint64_t of_a_segment = segment_bytes_of(capacity) / MIB;
+    fixture_init(&fixture, capacity, NULL);
+    fixture.options.codec = KVL_DISK_CODEC_RAW;
+    fixture.keep_below = UINT64_MAX;
+    open_with(capacity);
+    while (fixture.asked == 0)
+        assert_int_equal(store_mib(number++), KVL_OK);
+    assert_true(number > 20 * of_a_segment);
+    uint64_t end_ns = kvl_clock_ns() + 300000000ull;
+    while (kvl_clock_ns() < end_ns)
+        fixture_poll(&fixture);
+    assert_true(fixture.asked <= 8 * of_a_segment);
+    fixture_close(&fixture, true);
+    fixture_remove(&fixture);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(carrying_without_gain_ends),
         cmocka_unit_test(the_oldest_blocks_go_first),
+        cmocka_unit_test(ahead_of_need_few_are_asked_about),
         cmocka_unit_test(larger_segments_are_carried_over_too),
         cmocka_unit_test(a_smaller_capacity_leaves_room_for_carrying)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -309,18 +309,21 @@ static void start_carrying(struct kvl_disk *disk, struct kvl_segment *victim) {
 static bool pick(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     bool wait = false;
-    bool enough = reclaim->asked >= ASKED_MAX && reclaim->best != NULL;
+    reclaim->ahead = reclaim->ahead && !disk->want_segment; /* somebody waits by now */
+    bool enough = reclaim->asked >= ASKED_MAX && (reclaim->best != NULL || reclaim->ahead);
     struct kvl_segment *victim = enough ? NULL : choose_victim(disk, filled_last(disk), &wait);
     bool nothing_else = disk->commit_parked || (!wait && reclaim->best == NULL);
     if (victim == NULL && !enough && nothing_else && !reclaim->ahead)
         victim = choose_victim(disk, NULL, &wait);
-    /* While a commit is parked no batch is committed: waiting for one would be for ever. */
-    if (victim == NULL && wait && !disk->commit_parked) {
+    /* While a commit is parked no batch is committed: waiting for one would be for ever. Ahead of
+     * need nobody is asked twice. */
+    bool asked_in_vain = reclaim->ahead && reclaim->asked > 0;
+    if (victim == NULL && wait && !disk->commit_parked && !asked_in_vain) {
         reclaim->state = KVL_RECLAIM_IDLE;
         return false;
     }
     /* Copies are committed, too: they cannot wait for a commit that waits for them. */
-    if (victim == NULL && !disk->commit_parked)
+    if (victim == NULL && !disk->commit_parked && !reclaim->ahead)
         victim = reclaim->best; /* its keys are asked for again, its owner is not */
     if (victim == NULL) {
         give_up(disk);
@@ -410,8 +413,7 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
     }
     /* Copying much of a segment gains little: another one first. Ahead of need it is not done. */
     victim->state = KVL_SEGMENT_FULL;
-    if (may_carry && !reclaim->ahead &&
-        (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
+    if (may_carry && (reclaim->best == NULL || kept_bytes < reclaim->best_kept_bytes)) {
         reclaim->best = victim;
         reclaim->best_kept_bytes = kept_bytes;
     }
