@@ -358,6 +358,7 @@ struct kvl_disk_reclaim {
     bool made_room;           /* since the parked commit was last tried */
     bool futile;              /* nothing to be had until something changes */
     bool ahead;               /* of need: takes only what is cheap */
+    bool waits;               /* for batches of its next victim; then it goes on */
     uint64_t ahead_failed;    /* generation of the active segment when it found nothing */
     struct kvl_segment *best; /* fewest kept bytes so far */
     uint64_t best_kept_bytes;

@@ -320,8 +320,10 @@ static bool pick(struct kvl_disk *disk) {
     bool asked_in_vain = reclaim->ahead && reclaim->asked > 0;
     if (victim == NULL && wait && !disk->commit_parked && !asked_in_vain) {
         reclaim->state = KVL_RECLAIM_IDLE;
+        reclaim->waits = true;
         return false;
     }
+    reclaim->waits = false;
     /* Copies are committed, too: they cannot wait for a commit that waits for them. */
     if (victim == NULL && !disk->commit_parked && !reclaim->ahead)
         victim = reclaim->best; /* its keys are asked for again, its owner is not */
@@ -567,19 +569,31 @@ static bool needed(const struct kvl_disk *disk, bool *ahead) {
            disk->active->generation != disk->reclaim.ahead_failed;
 }
 
+/* A new attempt, or the one that waited goes on: whom it asked, it does not ask again. */
+static void begin(struct kvl_disk_reclaim *reclaim, bool ahead) {
+    if (reclaim->waits) {
+        reclaim->ahead = reclaim->ahead && ahead;
+        return;
+    }
+    reclaim->number++;
+    reclaim->ahead = ahead;
+    reclaim->best = NULL;
+    reclaim->asked = 0;
+}
+
 bool kvl_disk_space_advance(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     if (!disk->loaded)
         return false;
-    bool progress = prepare_ahead(disk);
+    bool progress = prepare_ahead(disk), ahead;
     enum kvl_reclaim_state before = reclaim->state;
     switch (before) {
     case KVL_RECLAIM_IDLE:
-        if (!needed(disk, &reclaim->ahead))
+        if (!needed(disk, &ahead)) {
+            reclaim->waits = false;
             return progress;
-        reclaim->number++;
-        reclaim->best = NULL;
-        reclaim->asked = 0;
+        }
+        begin(reclaim, ahead);
         return pick(disk) || progress;
     case KVL_RECLAIM_CARRYING:
         carry_over(disk);
