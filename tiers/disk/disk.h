@@ -558,19 +558,33 @@ void kvl_disk_commit_done(struct kvl_disk *disk);
 void kvl_disk_commit_strip(struct kvl_disk *disk);
 void kvl_disk_delete_block(
     struct kvl_disk *disk, const struct kvl_key *key, uint64_t location, uint64_t sequence);
-/* reclaim.c */
-bool kvl_disk_space_advance(struct kvl_disk *disk);
+/* space.c */
 void kvl_disk_account(struct kvl_disk *disk);
+bool kvl_disk_at_cap(const struct kvl_disk *disk);
+/* Whether a free segment may be taken: not by a store when that would leave too few for carrying.
+ */
+bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying);
+/* Of which more is kept, that is no victim. */
+uint64_t kvl_disk_kept_bytes_max(uint64_t segment_bytes);
+/* At the cap, before stores run out of room. */
+bool kvl_disk_nearly_full(const struct kvl_disk *disk);
+/* Below the cap: has new segments made, if it is time. */
+bool kvl_disk_prepare_ahead(struct kvl_disk *disk);
+void kvl_disk_prepared(struct kvl_disk *disk);
+/* Gives an empty segment of another capacity's size back. */
 void kvl_disk_drop_odd(struct kvl_disk *disk, struct kvl_segment *segment);
+/* victim.c */
+struct kvl_segment *kvl_disk_filled_last(const struct kvl_disk *disk);
+/* spared: nobody had time yet to use its blocks, so that they look as if nobody would. wait: one
+ * may become a victim once its batches are committed. */
+struct kvl_segment *kvl_disk_choose_victim(
+    struct kvl_disk *disk, const struct kvl_segment *spared, bool *wait);
+/* reclaim.c */
+bool kvl_disk_reclaim_advance(struct kvl_disk *disk);
 void kvl_disk_reclaim_resolved(struct kvl_disk *disk);
 void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *ask);
 void kvl_disk_reclaim_told(struct kvl_disk *disk);
 void kvl_disk_reclaim_committed(struct kvl_disk *disk);
 void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, bool moved);
-void kvl_disk_prepared(struct kvl_disk *disk);
-bool kvl_disk_at_cap(const struct kvl_disk *disk);
-/* Whether a free segment may be taken: not by a store when that would leave too few for carrying.
- */
-bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying);
 
 #endif

@@ -395,7 +395,7 @@ static bool advance(struct kvl_disk *disk) {
     progress = kvl_disk_stage_advance(disk) || progress;
     progress = kvl_disk_writes_advance(disk) || progress;
     progress = kvl_disk_commit_advance(disk) || progress;
-    progress = kvl_disk_space_advance(disk) || progress;
+    progress = kvl_disk_reclaim_advance(disk) || progress;
     progress = kvl_disk_arenas_advance(disk) || progress;
     return finish_flushes(disk) || progress;
 }

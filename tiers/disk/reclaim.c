@@ -1,6 +1,4 @@
-/* reclaim.c - where the next segment comes from: a new file below the cap, or an old segment.
- *
- * Reclaim, one segment at a time:
+/* reclaim.c - at the cap the next segment comes from an old one, one at a time:
  *   RESOLVING  the index thread says which keys its records have
  *   ASKING     the owner says which of its blocks may not be lost
  *   CARRYING   those are copied behind the newest records, and the index moved to the copies
@@ -8,21 +6,13 @@
  *   TELLING    the owner heard, so nothing it asked for under an old location is still to come
  *   RELEASING  reads under way end; only then may the bytes be used again
  *
- * As much stays free for carrying as the kept blocks of any victim need: one segment, or several
- * where there are larger ones, made for another capacity or before today's shares. Without it
- * pinned blocks would block everything. The victim is the segment with nothing live, or the one
- * used longest ago on the average, weighted with how much of it is live. */
+ * How much room there is says space.c, which segment goes victim.c. */
 #include <stdlib.h>
 
 #include "clock.h"
 #include "disk.h"
 #include "planted.h"
 
-#define AHEAD_BYTES_MAX (128ull << 20)
-/* Kept free for stores at the cap: what the disk writes while a segment is reclaimed. */
-#define ROOM_AHEAD_SHARE 32u
-#define ROOM_AHEAD_MAX (64ull << 20)
-#define PREPARE_RETRY_NS 2000000000ull
 /* Each round of carrying frees an eighth of a segment or more, unless large records leave gaps that
  * none of them fits. After so many rounds without room for one store there is nothing to gain, and
  * carrying on would rewrite the disk for ever. */
@@ -32,156 +22,6 @@
 #define CHEAP_SHARE 4u
 #define ASKED_MAX 8u
 #define CARRY_RETRY_NS 60000000000ull
-
-static uint64_t used_bytes(const struct kvl_disk *disk) {
-    return disk->segments.total_bytes + kvl_disk_plan_reserved_bytes(&disk->plan);
-}
-
-void kvl_disk_account(struct kvl_disk *disk) {
-    atomic_store(&disk->used_bytes, used_bytes(disk));
-}
-
-/* How many segments may still be made. */
-static uint64_t unmade_count(const struct kvl_disk *disk) {
-    uint64_t capacity_bytes = disk->plan.capacity_bytes;
-    uint64_t bytes =
-        KVL_PLANTED("cap-without-index") ? disk->segments.total_bytes : used_bytes(disk);
-    if (bytes > capacity_bytes || kvl_clock_ns() < disk->prepare_after_ns)
-        return 0;
-    return (capacity_bytes - bytes) / disk->plan.segment_bytes;
-}
-
-bool kvl_disk_at_cap(const struct kvl_disk *disk) {
-    return unmade_count(disk) == 0;
-}
-
-/* Of which more is kept, that is no victim. */
-static uint64_t kept_bytes_max(uint64_t segment_bytes) {
-    return segment_bytes / 8 * 7;
-}
-
-/* Free segments, made or not, that are for carrying alone. */
-static uint64_t reserve_count(const struct kvl_disk *disk) {
-    uint64_t segment_bytes = disk->plan.segment_bytes, largest_bytes = segment_bytes;
-    for (uint32_t id = 0; id < disk->segments.slots; id++) {
-        const struct kvl_segment *segment = disk->segments.items[id];
-        if (segment != NULL && segment->bytes > largest_bytes)
-            largest_bytes = segment->bytes;
-    }
-    return (kept_bytes_max(largest_bytes) + segment_bytes - 1) / segment_bytes;
-}
-
-bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying) {
-    uint32_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
-    uint64_t reserve = carrying || disk->segments.count < 2 ? 0 : reserve_count(disk);
-    return unused > 0 && unused + unmade_count(disk) > reserve;
-}
-
-/* Small ones are made together: each by itself would hold up the index thread at every turn. */
-static uint32_t count_ahead(const struct kvl_disk *disk) {
-    uint64_t capacity_bytes = disk->plan.capacity_bytes, unmade = unmade_count(disk);
-    uint64_t bytes = capacity_bytes / 8 < AHEAD_BYTES_MAX ? capacity_bytes / 8 : AHEAD_BYTES_MAX;
-    uint64_t wanted = bytes / disk->plan.segment_bytes;
-    wanted = wanted < unmade ? wanted : unmade;
-    return wanted < 1 ? 1 : wanted < KVL_SEGMENTS_AHEAD ? (uint32_t)wanted : KVL_SEGMENTS_AHEAD;
-}
-
-static bool prepare_ahead(struct kvl_disk *disk) {
-    struct kvl_disk_prepare *prepare = &disk->prepare;
-    uint32_t id = 0;
-    if (disk->preparing || kvl_disk_at_cap(disk) ||
-        kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE) >= reserve_count(disk))
-        return false;
-    prepare->node.kind = KVL_NODE_PREPARE;
-    prepare->count = count_ahead(disk);
-    for (uint32_t i = 0; i < prepare->count; i++) {
-        id = kvl_segments_unused_id(&disk->segments, id);
-        prepare->segments[i] = (struct kvl_index_segment){
-            .id = id, .bytes = disk->plan.segment_bytes, .generation = ++disk->generation};
-    }
-    disk->preparing = true;
-    kvl_mailbox_post(&disk->index_inbox, &prepare->node);
-    return true;
-}
-
-void kvl_disk_prepared(struct kvl_disk *disk) {
-    kvl_err status = disk->prepare.status;
-    disk->preparing = false;
-    for (uint32_t i = 0; status == KVL_OK && i < disk->prepare.count; i++) {
-        const struct kvl_index_segment *made = &disk->prepare.segments[i];
-        status = kvl_segments_attach(&disk->segments, made);
-        if (status == KVL_OK)
-            disk->backend->ops->register_file(
-                disk->backend, &kvl_segments_find(&disk->segments, made->id)->file);
-    }
-    kvl_disk_account(disk);
-    if (status == KVL_OK)
-        return;
-    if (disk->prepare_after_ns == 0)
-        kvl_log_fallback(disk->log,
-            "the disk tier cannot grow to its capacity (%s): it recycles the segments it has",
-            kvl_err_text(status));
-    disk->prepare_after_ns = kvl_clock_ns() + PREPARE_RETRY_NS;
-}
-
-/* Times of use are whole seconds, in which a fast disk writes many segments: among those, the one
- * opened first is the older. 0..1 s. */
-static double order_of(const struct kvl_disk *disk, const struct kvl_segment *segment) {
-    double since = (double)(disk->generation - segment->generation) / disk->segments.count;
-    return since < 1 ? since : 1;
-}
-
-/* Lower is a better victim. */
-static double value_of(const struct kvl_disk *disk, const struct kvl_segment *segment) {
-    double sum = 0, live = 0;
-    if (segment->live_bytes == 0)
-        return 0;
-    for (uint64_t i = 0; i < segment->entry_count; i++) {
-        if (!segment->entries[i].live)
-            continue;
-        sum += segment->entries[i].last_use_s;
-        live += 1;
-    }
-    double age = (double)(kvl_clock_wall_ns() / UINT64_C(1000000000)) - sum / live;
-    double share = (double)segment->live_bytes / (double)segment->bytes;
-    return share / (1 + (age > 0 ? age : 0) + order_of(disk, segment));
-}
-
-static struct kvl_segment *filled_last(const struct kvl_disk *disk) {
-    struct kvl_segment *last = NULL;
-    for (uint32_t id = 0; id < disk->segments.slots; id++) {
-        struct kvl_segment *segment = disk->segments.items[id];
-        if (segment != NULL && segment->state == KVL_SEGMENT_FULL &&
-            (last == NULL || segment->generation > last->generation))
-            last = segment;
-    }
-    return last;
-}
-
-/* spared: nobody had time yet to use its blocks, so that they look as if nobody would. wait: one
- * may become a victim once its batches are committed. */
-static struct kvl_segment *choose_victim(
-    struct kvl_disk *disk, const struct kvl_segment *spared, bool *wait) {
-    struct kvl_segment *best = NULL;
-    double best_value = 0;
-    for (uint32_t id = 0; id < disk->segments.slots; id++) {
-        struct kvl_segment *segment = disk->segments.items[id];
-        if (segment == NULL || segment->state != KVL_SEGMENT_FULL ||
-            segment->tried == disk->reclaim.number ||
-            (segment == spared && segment->live_bytes > 0))
-            continue;
-        if (segment->batches > 0) {
-            *wait = true;
-            continue;
-        }
-        double value = value_of(disk, segment);
-        if (best == NULL || value < best_value) {
-            best = segment;
-            best_value = value;
-        }
-    }
-    return best;
-}
 
 /* False: out of memory. */
 static bool resolve(struct kvl_disk *disk, const struct kvl_segment *victim) {
@@ -311,10 +151,11 @@ static bool pick(struct kvl_disk *disk) {
     bool wait = false;
     reclaim->ahead = reclaim->ahead && !disk->want_segment; /* somebody waits by now */
     bool enough = reclaim->asked >= ASKED_MAX && (reclaim->best != NULL || reclaim->ahead);
-    struct kvl_segment *victim = enough ? NULL : choose_victim(disk, filled_last(disk), &wait);
+    struct kvl_segment *victim =
+        enough ? NULL : kvl_disk_choose_victim(disk, kvl_disk_filled_last(disk), &wait);
     bool nothing_else = disk->commit_parked || (!wait && reclaim->best == NULL);
     if (victim == NULL && !enough && nothing_else && !reclaim->ahead)
-        victim = choose_victim(disk, NULL, &wait);
+        victim = kvl_disk_choose_victim(disk, NULL, &wait);
     /* While a commit is parked no batch is committed: waiting for one would be for ever. Ahead of
      * need nobody is asked twice. */
     bool asked_in_vain = reclaim->ahead && reclaim->asked > 0;
@@ -407,8 +248,8 @@ void kvl_disk_reclaim_answered(struct kvl_disk *disk, struct kvl_disk_ask *quest
     /* Copies are committed, too: they cannot wait for a commit that waits for them. */
     bool may_carry = kept_bytes == 0 || (!disk->commit_parked && may_carry_more(reclaim));
     reclaim->asked++;
-    may_carry =
-        may_carry && kept_bytes <= kept_bytes_max(victim->bytes) && copies_fit(disk, victim);
+    may_carry = may_carry && kept_bytes <= kvl_disk_kept_bytes_max(victim->bytes) &&
+                copies_fit(disk, victim);
     if (may_carry && kept_bytes <= victim->bytes / CHEAP_SHARE) {
         start_carrying(disk, victim);
         return;
@@ -508,19 +349,6 @@ void kvl_disk_reclaim_told(struct kvl_disk *disk) {
         disk->reclaim.state = KVL_RECLAIM_RELEASING;
 }
 
-/* An empty segment of another capacity's size gives its file back; its row goes with the next
- * segment of its id, or at the next start. */
-void kvl_disk_drop_odd(struct kvl_disk *disk, struct kvl_segment *segment) {
-    uint32_t id = segment->id;
-    if (segment->bytes == disk->plan.segment_bytes)
-        return;
-    disk->backend->ops->forget_file(disk->backend, &segment->file);
-    kvl_segments_detach(&disk->segments, segment);
-    if (kvl_segment_file_remove(disk->segments.directory_fd, id) != KVL_OK)
-        KVL_WARN(disk->log, "disk segment=%u file stays behind", id);
-    kvl_disk_account(disk);
-}
-
 static bool release(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     struct kvl_segment *victim = reclaim->victim;
@@ -540,20 +368,6 @@ static bool release(struct kvl_disk *disk) {
     return true;
 }
 
-/* At the cap, before stores run out of room: reclaiming takes as long as writing some MiB. */
-static bool nearly_full(const struct kvl_disk *disk) {
-    const struct kvl_segment *active = disk->active;
-    if (active == NULL || !kvl_disk_at_cap(disk))
-        return false;
-    uint64_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
-    uint64_t reserve = reserve_count(disk);
-    uint64_t for_stores = unused > reserve ? unused - reserve : 0;
-    uint64_t room_bytes = active->bytes - active->append_bytes - active->reserved_bytes +
-                          for_stores * disk->plan.segment_bytes;
-    uint64_t wanted_bytes = disk->plan.capacity_bytes / ROOM_AHEAD_SHARE;
-    return room_bytes < (wanted_bytes < ROOM_AHEAD_MAX ? wanted_bytes : ROOM_AHEAD_MAX);
-}
-
 /* ahead: nobody waits for it yet. */
 static bool needed(const struct kvl_disk *disk, bool *ahead) {
     *ahead = false;
@@ -565,7 +379,7 @@ static bool needed(const struct kvl_disk *disk, bool *ahead) {
     if (disk->index_permille > KVL_INDEX_PRESSURE_PERMILLE && !disk->commit.busy)
         return disk->stores_waiting.head != NULL || !disk->reclaim.futile;
     *ahead = true;
-    return !disk->reclaim.futile && nearly_full(disk) &&
+    return !disk->reclaim.futile && kvl_disk_nearly_full(disk) &&
            disk->active->generation != disk->reclaim.ahead_failed;
 }
 
@@ -581,11 +395,11 @@ static void begin(struct kvl_disk_reclaim *reclaim, bool ahead) {
     reclaim->asked = 0;
 }
 
-bool kvl_disk_space_advance(struct kvl_disk *disk) {
+bool kvl_disk_reclaim_advance(struct kvl_disk *disk) {
     struct kvl_disk_reclaim *reclaim = &disk->reclaim;
     if (!disk->loaded)
         return false;
-    bool progress = prepare_ahead(disk), ahead;
+    bool progress = kvl_disk_prepare_ahead(disk), ahead;
     enum kvl_reclaim_state before = reclaim->state;
     switch (before) {
     case KVL_RECLAIM_IDLE:
