@@ -409,7 +409,7 @@ static int wait_ms(const struct kvl_disk *disk) {
             due_ns = smaller(due_ns, batch->opened_ns + disk->persist_ns / 2);
     }
     due_ns = smaller(due_ns, kvl_disk_sync_due_ns(disk));
-    if (disk->pending.count > 0 && !disk->commit.busy && !disk->commit_parked)
+    if (disk->loaded && disk->pending.count > 0 && !disk->commit.busy && !disk->commit_parked)
         due_ns = smaller(due_ns, disk->pending.since_ns + disk->persist_ns / 2);
     if (due_ns == UINT64_MAX)
         return -1;
