@@ -262,7 +262,6 @@ static kvl_err take_segments(struct rebuild *rebuild, const struct kvl_live_map 
             continue;
         const struct kvl_index_op op = {.kind = KVL_INDEX_SEGMENT_PUT, .segment = row->row};
         bool known_live = rebuild->running || rebuild->out->journal_whole;
-        rebuild->out->segments++;
         err = add_op(rebuild, &op);
         if (err == KVL_OK && known_live && segment != NULL &&
             kvl_live_segment_is(segment, &row->row))

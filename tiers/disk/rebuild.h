@@ -18,7 +18,7 @@
 struct kvl_rebuilt {
     bool opened_again; /* healing only: nothing was damaged, and nothing rebuilt */
     bool journal_exists, journal_whole;
-    uint64_t segments, blocks;
+    uint64_t blocks;
     uint64_t unreadable; /* records that were live and whose header is damaged */
     uint64_t left_out;   /* for want of room in the map */
 };
