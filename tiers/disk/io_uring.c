@@ -57,26 +57,30 @@ static void prepare_with_head(struct io_uring_sqe *sqe, struct kvl_disk_op *op) 
     io_uring_prep_readv(sqe, op->file->fd, op->parts, 2, op->offset_bytes + op->done_bytes);
 }
 
-static void prepare(struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
-    uint8_t *at = op->buffer + op->done_bytes - op->head_bytes;
+static void prepare_in_buffer(
+    const struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
+    uint8_t *at = op->buffer + (op->done_bytes - op->head_bytes);
     uint64_t left = op->bytes - op->done_bytes;
     uint64_t offset = op->offset_bytes + op->done_bytes;
     unsigned bytes = left < TRANSFER_BYTES_MAX ? (unsigned)left : TRANSFER_BYTES_MAX;
-    if (op->kind == KVL_DISK_SYNC) {
+    int fixed = fixed_index(uring, at, bytes);
+    if (op->kind == KVL_DISK_READ && fixed >= 0)
+        io_uring_prep_read_fixed(sqe, op->file->fd, at, bytes, offset, fixed);
+    else if (op->kind == KVL_DISK_READ)
+        io_uring_prep_read(sqe, op->file->fd, at, bytes, offset);
+    else if (fixed >= 0)
+        io_uring_prep_write_fixed(sqe, op->file->fd, at, bytes, offset, fixed);
+    else
+        io_uring_prep_write(sqe, op->file->fd, at, bytes, offset);
+}
+
+static void prepare(const struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
+    if (op->kind == KVL_DISK_SYNC)
         io_uring_prep_fsync(sqe, op->file->fd, IORING_FSYNC_DATASYNC);
-    } else if (op->done_bytes < op->head_bytes) {
+    else if (op->done_bytes < op->head_bytes)
         prepare_with_head(sqe, op);
-    } else {
-        int fixed = fixed_index(uring, at, bytes);
-        if (op->kind == KVL_DISK_READ && fixed >= 0)
-            io_uring_prep_read_fixed(sqe, op->file->fd, at, bytes, offset, fixed);
-        else if (op->kind == KVL_DISK_READ)
-            io_uring_prep_read(sqe, op->file->fd, at, bytes, offset);
-        else if (fixed >= 0)
-            io_uring_prep_write_fixed(sqe, op->file->fd, at, bytes, offset, fixed);
-        else
-            io_uring_prep_write(sqe, op->file->fd, at, bytes, offset);
-    }
+    else
+        prepare_in_buffer(uring, sqe, op);
     if (op->file->registered != 0) {
         sqe->fd = (int)op->file->registered - 1;
         sqe->flags |= IOSQE_FIXED_FILE;

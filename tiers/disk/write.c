@@ -86,11 +86,14 @@ struct group {
     bool grows; /* more of it is on its way to the disk */
 };
 
+static bool is_of_group(const struct kvl_disk_batch *batch, const struct kvl_disk_batch *head) {
+    return batch != NULL && batch->state == KVL_BATCH_WRITTEN && batch->segment == head->segment;
+}
+
 static struct group oldest_group(const struct kvl_disk *disk) {
     struct group group = {0};
     const struct kvl_disk_batch *head = disk->batch_head, *batch = head;
-    for (; batch != NULL && batch->state == KVL_BATCH_WRITTEN && batch->segment == head->segment;
-         batch = batch->next)
+    for (; is_of_group(batch, head); batch = batch->next)
         group.bytes += batch->used_bytes;
     group.grows = batch != NULL && batch->segment == head->segment &&
                   (batch->sealed || batch->state == KVL_BATCH_WRITING);
@@ -112,9 +115,7 @@ static bool sync_oldest(struct kvl_disk *disk) {
     if (due_ns == UINT64_MAX || kvl_clock_ns() < due_ns)
         return false;
     bool written = false;
-    for (struct kvl_disk_batch *batch = head;
-         batch != NULL && batch->state == KVL_BATCH_WRITTEN && batch->segment == head->segment;
-         batch = batch->next) {
+    for (struct kvl_disk_batch *batch = head; is_of_group(batch, head); batch = batch->next) {
         written = written || (batch->status == KVL_OK && batch->used_bytes > 0);
         batch->state = KVL_BATCH_SYNCING;
     }
