@@ -4,7 +4,7 @@
  *                         \        |
  *   to device, direct:     piece: copies + word -> stream -> landed
  *   to device, by the ring:piece: ring worker fills -> copies + word -> stream -> landed
- *   to host:               piece: copies + word -> stream -> landed -> workers hash (cuda_hash.c)
+ *   to host:               piece: copies + word -> stream -> landed -> hashed (cuda_hash.c)
  *
  * Pieces are taken as landed in their order, so the parts of one io land in order; what is hashed
  * of them may be done in any. */

@@ -6,6 +6,7 @@
  *   cuda_lane.c    one direction: which frame is copied next, pieces and their way
  *   cuda_loss.c    streams that say nothing, and the end of copies on a lost device
  *   cuda_hash.c    what CPUs do with a piece: its hashes, and its way between ring and buffers
+ *   cuda_hashers.c the threads that hash
  *   cuda_pins.c    host memory that is pinned
  *
  *   owner: submit -> lane's inbox[priority] ==mutex==> its thread: queue -> pieces -> stream
@@ -39,6 +40,7 @@
 #define KVL_CUDA_LANE_STREAMS_MAX 2u
 #define KVL_CUDA_HASH_THREADS_MAX 16u
 #define KVL_CUDA_PIECE_COPIES 128u
+#define KVL_CACHE_LINE_BYTES 64u
 #define KVL_CUDA_FAIR_EVERY 8u /* every so many pieces the lowest priority that waits is served */
 
 struct cuda_tier;
@@ -73,7 +75,7 @@ struct cuda_move {
     uint32_t told_frames, new_frames;
     struct cuda_move *taken_next;
 
-    /* LOAD and HASH: the workers', each frame one's; then its lane's thread's */
+    /* LOAD and HASH: the hash threads', each frame one's; then its lane's thread's */
     uint64_t frame_hashes[KVL_FRAMES_MAX];
     XXH3_state_t hashing; /* the ring worker's, of a frame that comes in several parts */
 };
@@ -104,18 +106,11 @@ struct cuda_part {
     bool begins_frame, ends_frame;
 };
 
-/* One of the workers at a piece. */
-struct cuda_runner {
-    struct kvl_job job;
-    struct cuda_piece *piece;
-};
-
 struct cuda_piece {
     struct cuda_lane *lane;
-    uint8_t *ring; /* its part of the ring */
-    struct cuda_runner runners[KVL_CUDA_HASH_THREADS_MAX];
-    uint32_t runners_out;  /* the lane's thread's */
-    atomic_uint next_part; /* that no runner has taken */
+    uint8_t *ring;        /* its part of the ring */
+    struct kvl_job job;   /* the ring worker's */
+    atomic_uint unhashed; /* parts that hash threads have not finished */
     bool busy, direct;
     bool cut; /* has parts that are not a whole frame */
     kvl_err status;
@@ -134,6 +129,17 @@ struct cuda_stream {
     bool word_due;   /* the next could not be given; it stands for all pieces without one */
 };
 
+/* Any number of threads that hash parts of a lane's pieces; cuda_hashers.c's. */
+struct cuda_hashers {
+    pthread_t threads[KVL_CUDA_HASH_THREADS_MAX];
+    uint32_t count; /* of those that run */
+    uint64_t spin_ns;
+    atomic_uint sleeping;
+    atomic_bool stopping;
+    pthread_mutex_t mutex; /* of work */
+    pthread_cond_t work;
+};
+
 /* With several streams, pieces go to them in turns; they are taken as landed in their order all the
  * same. */
 struct cuda_lane {
@@ -147,7 +153,6 @@ struct cuda_lane {
 
     /* its thread's */
     struct kvl_workers *ring_worker;         /* one thread: a move's parts stay in order */
-    struct kvl_workers *hash_workers;        /* to the host only, otherwise NULL */
     struct cuda_move *outbox, **outbox_tail; /* what the owner is to be told */
     bool purging;                            /* some of what waits is canceled */
     struct cuda_stream streams[KVL_CUDA_LANE_STREAMS_MAX];
@@ -162,6 +167,15 @@ struct cuda_lane {
     struct cuda_piece *flying[KVL_CUDA_LANE_PIECES]; /* oldest first */
     uint32_t flying_count;
     struct cuda_piece pieces[KVL_CUDA_LANE_PIECES];
+
+    /* of the lane to the host: between its thread and those that hash, by piece */
+    struct cuda_hashers hashers;
+    uint8_t apart[KVL_CACHE_LINE_BYTES]; /* what many look at all the time, from the rest */
+    atomic_uint_fast64_t open[KVL_CUDA_LANE_PIECES];
+    atomic_uint hashed; /* a bit a piece of which no part is left */
+    uint8_t apart_too[KVL_CACHE_LINE_BYTES];
+    uint64_t opened;        /* its thread's: pieces so far, */
+    uint32_t hashing_count; /* and those not taken back */
 };
 
 /* A range of host memory, pinned chunk by chunk from its start. Any driver thread may read how far
@@ -183,6 +197,7 @@ struct cuda_thread {
     bool is_running;
     pthread_t id;
     pthread_cond_t work; /* of its lanes: inbox, canceling; new_pins, stopping */
+    atomic_bool called;  /* there is such since it last took the mutex */
 };
 
 struct cuda_tier {
@@ -229,7 +244,6 @@ struct cuda_tier {
     struct cuda_thread threads[KVL_CUDA_LANES];
     uint32_t thread_count;
     uint64_t spin_ns;
-    uint32_t hash_threads;
 
     /* of pins: the list is read by all driver threads, and grows at its head only */
     struct cuda_pin *_Atomic pins;
@@ -268,6 +282,13 @@ static inline void cuda_moves_append(struct cuda_moves *to, struct cuda_moves *f
     cuda_moves_init(from);
 }
 
+/* For whoever looks at memory in a loop. */
+static inline void kvl_cuda_relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
 /* ---- cuda_arena.c --------------------------------------------------------------------------- */
 
 /* Everything on the GPU and what is pinned for it. Errors as kvl_cuda_tier_create. */
@@ -286,6 +307,8 @@ KVL_MUST_CHECK kvl_err kvl_cuda_threads_start(
     struct cuda_tier *tier, const struct kvl_cuda_tier_options *options, struct kvl_errmsg *msg);
 /* Nothing is in flight. Of such as were never started too. */
 void kvl_cuda_threads_stop(struct cuda_tier *tier);
+/* Under the mutex: there is something new for it. */
+void kvl_cuda_thread_call(struct cuda_thread *thread);
 /* The rest on the lane's thread. The owner is told how far a move is, when the outbox next goes
  * out; ended: and that this is all. */
 void kvl_cuda_tell(struct cuda_move *move, bool ended);
@@ -328,6 +351,25 @@ void kvl_cuda_piece_init(struct cuda_lane *lane, struct cuda_piece *piece);
 void kvl_cuda_piece_gather(struct cuda_piece *piece);
 /* What came to the host: from the ring into buffers, and its hashes; then kvl_cuda_piece_retire. */
 void kvl_cuda_piece_finish(struct cuda_piece *piece);
+/* On a hash thread: the same of one part, which no other has. */
+void kvl_cuda_part_finish(const struct cuda_piece *piece, const struct cuda_part *part);
+
+/* ---- cuda_hashers.c: of the lane to the host, on its thread ---------------------------------- */
+
+/* All parts of the piece will be finished, oldest piece first, by any of the threads. */
+void kvl_cuda_hashers_open(struct cuda_piece *piece);
+/* Retires the pieces that are. True: there was one. */
+bool kvl_cuda_hashers_poll(struct cuda_lane *lane);
+bool kvl_cuda_hashers_have_news(const struct cuda_lane *lane);
+
+/* ---- cuda_hashers.c: on the owner's thread --------------------------------------------------- */
+
+void kvl_cuda_hashers_init(struct cuda_lane *lane);
+/* threads: 0: as many as keep up with a link. Errors: LIMIT. */
+KVL_MUST_CHECK kvl_err kvl_cuda_hashers_start(struct cuda_lane *lane, uint32_t threads);
+/* No piece is open. Of such as were never started too. */
+void kvl_cuda_hashers_stop(struct cuda_lane *lane);
+void kvl_cuda_hashers_deinit(struct cuda_lane *lane);
 
 /* ---- cuda_pins.c: on the last driver thread ------------------------------------------------- */
 

@@ -24,7 +24,6 @@
 #define STEP_NS 20000u
 #define LOST_STEP_NS 5000000u
 #define SLACK_NS 1000u
-#define HASH_THREADS_DEFAULT_MAX 12u
 
 /* ---- to the owner --------------------------------------------------------------------------- */
 
@@ -96,6 +95,11 @@ static bool nothing_came(const struct cuda_lane *lane) {
     return !lane->canceling;
 }
 
+void kvl_cuda_thread_call(struct cuda_thread *thread) {
+    atomic_store(&thread->called, true);
+    pthread_cond_signal(&thread->work);
+}
+
 static bool inbox_is_empty(const struct cuda_thread *thread) {
     const struct cuda_tier *tier = thread->tier;
     for (uint32_t i = 0; i < thread->lane_count; i++)
@@ -131,8 +135,8 @@ static void inbox_take(struct cuda_thread *thread) {
 static bool is_busy(const struct cuda_thread *thread) {
     for (uint32_t i = 0; i < thread->lane_count; i++) {
         const struct cuda_lane *lane = &thread->lanes[i];
-        if (lane->flying_count > 0 || kvl_workers_inflight(lane->ring_worker) > 0 ||
-            (lane->hash_workers != NULL && kvl_workers_inflight(lane->hash_workers) > 0))
+        if (lane->flying_count > 0 || lane->hashing_count > 0 ||
+            kvl_workers_inflight(lane->ring_worker) > 0)
             return true;
     }
     return false;
@@ -140,12 +144,6 @@ static bool is_busy(const struct cuda_thread *thread) {
 
 static uint64_t pins_due_in_ns(const struct cuda_thread *thread) {
     return thread->has_pins ? kvl_cuda_pins_due_in_ns(thread->tier) : UINT64_MAX;
-}
-
-static void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
 }
 
 /* Under the mutex, which it gives up: until the owner has something, or memory may be pinned. */
@@ -176,25 +174,27 @@ static void pause_busy(const struct cuda_thread *thread, uint64_t *idle_since_ns
     }
     for (int i = 0; i < 64; i++) {
         for (uint32_t lane = 0; lane < thread->lane_count; lane++)
-            if (kvl_cuda_lane_has_landed(&thread->lanes[lane]))
+            if (kvl_cuda_lane_has_landed(&thread->lanes[lane]) ||
+                kvl_cuda_hashers_have_news(&thread->lanes[lane]))
                 return;
-        relax();
+        kvl_cuda_relax();
     }
 }
 
 /* ---- a thread ------------------------------------------------------------------------------- */
 
-static bool poll_workers(struct kvl_workers *workers) {
-    return workers != NULL && kvl_workers_inflight(workers) > 0 && kvl_workers_poll(workers) > 0;
+static bool poll_ring_worker(struct kvl_workers *workers) {
+    return kvl_workers_inflight(workers) > 0 && kvl_workers_poll(workers) > 0;
 }
 
 /* What is done is told before new copies are made, which take the driver a while. */
 static bool land(struct cuda_lane *lane) {
     if (lane->purging || atomic_load(&lane->tier->lost))
         kvl_cuda_lane_purge(lane);
+    lane->purging = false;
     bool progress = kvl_cuda_lane_land(lane);
-    progress = poll_workers(lane->ring_worker) || progress;
-    progress = poll_workers(lane->hash_workers) || progress;
+    progress = poll_ring_worker(lane->ring_worker) || progress;
+    progress = kvl_cuda_hashers_poll(lane) || progress;
     send_outbox(lane);
     return progress;
 }
@@ -210,20 +210,29 @@ static bool advance(struct cuda_thread *thread) {
     return (thread->has_pins && kvl_cuda_pins_advance(thread->tier)) || progress;
 }
 
-/* It sleeps only after a round in which there was nothing to do: the end of one piece makes room
- * for the next. */
-static void run(struct cuda_thread *thread) {
+/* Takes what the owner has, and first waits for it where there is nothing else to do. Returns
+ * whether it is the end. */
+static bool hear_owner(struct cuda_thread *thread, bool is_idle) {
     struct cuda_tier *tier = thread->tier;
+    pthread_mutex_lock(&tier->mutex);
+    while (is_idle && inbox_is_empty(thread) && pins_due_in_ns(thread) != 0)
+        sleep_idle(thread);
+    atomic_store(&thread->called, false);
+    inbox_take(thread);
+    const bool stopping = tier->stopping;
+    pthread_mutex_unlock(&tier->mutex);
+    return stopping;
+}
+
+/* It sleeps only after a round in which there was nothing to do: the end of one piece makes room
+ * for the next. While it is busy it leaves the mutex to the owner, unless that calls. */
+static void run(struct cuda_thread *thread) {
     uint64_t idle_since_ns = 0;
-    bool progress = false;
+    bool progress = false, stopping = false;
     for (;;) {
-        pthread_mutex_lock(&tier->mutex);
-        while (
-            !progress && !is_busy(thread) && inbox_is_empty(thread) && pins_due_in_ns(thread) != 0)
-            sleep_idle(thread);
-        inbox_take(thread);
-        const bool stopping = tier->stopping;
-        pthread_mutex_unlock(&tier->mutex);
+        const bool is_idle = !progress && !is_busy(thread);
+        if (is_idle || atomic_load(&thread->called))
+            stopping = hear_owner(thread, is_idle);
         progress = advance(thread);
         if (progress)
             idle_since_ns = 0;
@@ -254,14 +263,6 @@ static void *thread_main(void *arg) {
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
-/* A link of 55 GB/s keeps 8 CPUs busy that hash 7 GB/s each, from memory; five of eight leave some
- * to the rest of the daemon. */
-static uint32_t default_hash_threads(void) {
-    const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    const uint32_t share = cpus > 2 ? (uint32_t)cpus * 5 / 8 : 1;
-    return share < HASH_THREADS_DEFAULT_MAX ? share : HASH_THREADS_DEFAULT_MAX;
-}
-
 /* Signals are the process's main thread's business. */
 static int start_thread(struct cuda_thread *thread) {
     sigset_t all, before;
@@ -273,13 +274,12 @@ static int start_thread(struct cuda_thread *thread) {
     return error;
 }
 
-static kvl_err make_workers(struct cuda_tier *tier) {
+static kvl_err make_workers(struct cuda_tier *tier, uint32_t hash_threads) {
     kvl_err err = KVL_OK;
     for (uint32_t i = 0; i < KVL_CUDA_LANES && err == KVL_OK; i++)
         err = kvl_workers_create("kvl-ring", 1, &tier->lanes[i].ring_worker);
     if (err == KVL_OK)
-        err = kvl_workers_create(
-            "kvl-hash", tier->hash_threads, &tier->lanes[KVL_CUDA_TO_HOST].hash_workers);
+        err = kvl_cuda_hashers_start(&tier->lanes[KVL_CUDA_TO_HOST], hash_threads);
     return err;
 }
 
@@ -299,16 +299,12 @@ static void give_lanes(struct cuda_tier *tier, uint32_t threads) {
 
 kvl_err kvl_cuda_threads_start(
     struct cuda_tier *tier, const struct kvl_cuda_tier_options *options, struct kvl_errmsg *msg) {
-    tier->hash_threads =
-        options->hash_threads != 0 ? options->hash_threads : default_hash_threads();
-    if (tier->hash_threads > KVL_CUDA_HASH_THREADS_MAX)
-        tier->hash_threads = KVL_CUDA_HASH_THREADS_MAX;
     tier->event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (tier->event_fd < 0)
         return kvl_fail(
             msg, kvl_err_from_errno(errno), "cannot make an eventfd: %s", strerror(errno));
     tier->spin_ns = UINT64_C(1000) * (options->spin_us != 0 ? options->spin_us : SPIN_US);
-    kvl_err err = make_workers(tier);
+    kvl_err err = make_workers(tier, options->hash_threads);
     give_lanes(tier, options->driver_threads);
     for (uint32_t i = 0; i < tier->thread_count && err == KVL_OK; i++)
         if (start_thread(&tier->threads[i]) != 0)
@@ -323,15 +319,14 @@ void kvl_cuda_threads_stop(struct cuda_tier *tier) {
     pthread_mutex_lock(&tier->mutex);
     tier->stopping = true;
     for (uint32_t i = 0; i < KVL_CUDA_LANES; i++)
-        pthread_cond_signal(&tier->threads[i].work);
+        kvl_cuda_thread_call(&tier->threads[i]);
     pthread_mutex_unlock(&tier->mutex);
     for (uint32_t i = 0; i < KVL_CUDA_LANES; i++)
         if (tier->threads[i].is_running)
             pthread_join(tier->threads[i].id, NULL);
-    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++) {
-        kvl_workers_destroy(tier->lanes[i].hash_workers);
+    kvl_cuda_hashers_stop(&tier->lanes[KVL_CUDA_TO_HOST]);
+    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++)
         kvl_workers_destroy(tier->lanes[i].ring_worker);
-    }
     if (tier->event_fd >= 0)
         close(tier->event_fd);
 }

@@ -52,7 +52,7 @@ static kvl_err cuda_submit(struct kvl_tier *base, struct kvl_io *io) {
     struct cuda_lane *lane = kvl_cuda_lane_of(tier, io);
     pthread_mutex_lock(&tier->mutex);
     cuda_moves_push(&lane->inbox[io->priority], move);
-    pthread_cond_signal(&lane->thread->work);
+    kvl_cuda_thread_call(lane->thread);
     pthread_mutex_unlock(&tier->mutex);
     return KVL_OK;
 }
@@ -66,7 +66,7 @@ static void cuda_cancel(struct kvl_tier *base, struct kvl_io *io) {
     struct cuda_lane *lane = kvl_cuda_lane_of(tier, io);
     pthread_mutex_lock(&tier->mutex);
     lane->canceling = true;
-    pthread_cond_signal(&lane->thread->work);
+    kvl_cuda_thread_call(lane->thread);
     pthread_mutex_unlock(&tier->mutex);
 }
 
@@ -220,7 +220,7 @@ kvl_err kvl_cuda_tier_pin_host(struct kvl_tier *base, void *address, uint64_t ra
     pthread_mutex_lock(&tier->mutex);
     pin->next = tier->new_pins;
     tier->new_pins = pin;
-    pthread_cond_signal(&tier->threads[tier->thread_count - 1].work);
+    kvl_cuda_thread_call(&tier->threads[tier->thread_count - 1]);
     pthread_mutex_unlock(&tier->mutex);
     return KVL_OK;
 }
@@ -236,8 +236,10 @@ static void tier_destroy(struct cuda_tier *tier) {
     kvl_cuda_arena_close(tier);
     kvl_cuda_driver_close(tier->own_driver);
     pthread_cond_destroy(&tier->told);
-    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++)
+    for (uint32_t i = 0; i < KVL_CUDA_LANES; i++) {
         pthread_cond_destroy(&tier->threads[i].work);
+        kvl_cuda_hashers_deinit(&tier->lanes[i]);
+    }
     pthread_mutex_destroy(&tier->mutex);
     free(tier->moves);
     free(tier);
@@ -278,6 +280,7 @@ static void locks_init(struct cuda_tier *tier) {
     for (uint32_t i = 0; i < KVL_CUDA_LANES; i++) {
         tier->threads[i].tier = tier;
         pthread_cond_init(&tier->threads[i].work, &monotonic);
+        kvl_cuda_hashers_init(&tier->lanes[i]);
     }
     pthread_cond_init(&tier->told, NULL);
     pthread_condattr_destroy(&monotonic);
