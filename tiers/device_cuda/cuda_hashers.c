@@ -141,10 +141,10 @@ bool kvl_cuda_hashers_have_news(const struct cuda_lane *lane) {
 
 /* ---- life ----------------------------------------------------------------------------------- */
 
-/* A link of 55 GB/s keeps 8 CPUs busy that hash 7 GB/s each, from memory; five of eight leave some
- * to the rest of the daemon. */
+/* A link of 55 GB/s keeps 8 CPUs busy that hash 7 GB/s each, as one does from memory; a quarter is
+ * for the threads that drive the copies, and for whoever asked for them. */
 static uint32_t default_threads(long cpus) {
-    const uint32_t share = cpus > 2 ? (uint32_t)cpus * 5 / 8 : 1;
+    const uint32_t share = cpus > 2 ? (uint32_t)cpus * 3 / 4 : 1;
     return share < THREADS_DEFAULT_MAX ? share : THREADS_DEFAULT_MAX;
 }
 

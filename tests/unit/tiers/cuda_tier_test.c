@@ -7,6 +7,7 @@
 #include <cmocka.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "cuda_tier_fixture.h"
 
@@ -235,6 +236,23 @@ static void what_was_copied_is_not_starved_of_a_cpu(void **state) {
         assert_int_equal(finish_io(&fixture->blocks[i]), KVL_OK);
 }
 
+/* Four threads that look for work, go to sleep and are woken, at every distance from a block that
+ * comes: none is left with nobody awake, and all are hashed right. */
+static void hash_threads_are_found_awake_or_woken(void **state) {
+    struct fixture *fixture = *state;
+    enum { ROUNDS = 240, STEP_US = 5 };
+    fixture->tier->ops->deinit(fixture->tier);
+    munmap(fixture->arena, 72 * MIB);
+    make_tier(fixture, STAGING_BYTES, 4);
+    struct block *block = make_block(fixture, 0, &fixture->layers);
+    assert_int_equal(store_block(block), KVL_OK);
+    for (uint32_t i = 0; i < ROUNDS; i++) {
+        nanosleep(&(struct timespec){.tv_nsec = (long)(i % 60) * STEP_US * 1000}, NULL);
+        assert_int_equal(load_block(block), KVL_OK);
+        assert_true(block->io.record.content_hash == block->right_hash);
+    }
+}
+
 /* The stream has work with two pieces, so the others become one. */
 static void what_trickles_in_waits_for_company(void **state) {
     struct fixture *fixture = *state;
@@ -349,6 +367,7 @@ int main(void) {
         WITH_TIER(nothing_ends_before_its_bytes_are_there),
         WITH_TIER(what_is_urgent_overtakes_all_but_what_is_on_its_way),
         WITH_TIER(what_was_copied_is_not_starved_of_a_cpu),
+        WITH_TIER(hash_threads_are_found_awake_or_woken),
         WITH_TIER(what_trickles_in_waits_for_company),
         WITH_TIER(both_ways_at_once_keep_their_bytes),
         WITH_TIER(a_piece_is_two_calls_of_the_driver),
