@@ -2,10 +2,11 @@
 """Compares kvloft-decode on the demo model with the references that llama.cpp made.
 
     golden_test.py (tokens | greedy | perplexity) --decode PATH [--model FILE] [--quick]
+        [--device DEVICE]
 
 Exit status 77 is a skip, with the reason on stderr: no model in the cache of scripts/fetch-model,
-or another edition of the license text than the references were made on. --quick (sanitizer
-builds): short prompts and few tokens. Standard library only.
+no such device, or another edition of the license text than the references were made on. --quick
+(sanitizer builds): short prompts and few tokens. Standard library only.
 """
 import argparse
 import hashlib
@@ -54,16 +55,17 @@ def license_checked():
 class Decode:
     """Runs kvloft-decode on a text and returns its JSON object."""
 
-    def __init__(self, program, model):
+    def __init__(self, program, model, device):
         self.program = program
         self.model = model
+        self.device = device
 
     def run(self, text, *options):
         with tempfile.NamedTemporaryFile(suffix=".txt") as file:
             file.write(text)
             file.flush()
             command = [self.program, "--model", self.model, "--prompt-file", file.name,
-                       *options, "--json"]
+                       "--device", self.device, *options, "--json"]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                   check=False)
         if done.returncode != 0:
@@ -186,10 +188,13 @@ def main():
     parser.add_argument("--decode", required=True, metavar="PATH")
     parser.add_argument("--model", default=prompts.cached_model(), metavar="FILE")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     if not os.path.exists(args.model):
         raise Skip(f"no model at {args.model}: run scripts/fetch-model")
-    CHECKS[args.check](Decode(args.decode, args.model), args.quick)
+    if args.device.startswith("cuda") and not os.path.exists("/dev/nvidiactl"):
+        raise Skip("no NVIDIA GPU")
+    CHECKS[args.check](Decode(args.decode, args.model, args.device), args.quick)
 
 
 if __name__ == "__main__":
