@@ -14,6 +14,10 @@ ADDED = re.compile(r"^add_test\((\S+) (.*)\)$", re.MULTILINE)
 LABELED = re.compile(r'^set_tests_properties\((\S+) PROPERTIES .*LABELS "([^"]*)"', re.MULTILINE)
 # Programs that scripts run by name, from the folder of programs.
 NAMED = re.compile(r'(?:BIN|self\.bin) / "([\w-]+)"|\$build/bin/([\w-]+)')
+# Tests that scripts/gpu-check keeps from racecheck.
+NOT_RACED = re.compile(r"^ +(\w+)\) continue ;;", re.MULTILINE)
+LAUNCHER = re.compile(r"^cudaError_t (kvl_cuda_\w+)\(", re.MULTILINE)
+KIND = re.compile(r"^ +(KVL_CUDA_GEMV_\w+),", re.MULTILINE)
 SCRIPTS = ["scripts/gpu-check", "bench/gpu_session.py", "tests/gpu/engine_gpu_test.py",
            "tests/e2e/harness.py"]
 
@@ -59,6 +63,22 @@ class GpuCheck(unittest.TestCase):
         self.assertTrue(commands)
         for command in commands:
             self.assertIn(command.split()[0], self.built)
+
+    def test_racecheck_watches_all_kernels_of_ours(self):
+        path = BUILD / "gpu_sanitized_tests.txt"
+        if not path.exists():
+            self.skipTest("built without CUDA: nothing runs under compute-sanitizer")
+        checked = {pathlib.Path(line.split()[0]).name for line in path.read_text().splitlines()}
+        without = set(NOT_RACED.findall((SOURCE / "scripts/gpu-check").read_text()))
+        self.assertTrue(without, "all is raced: have the script's words changed?")
+        self.assertLessEqual(without, checked, "what is left out is not checked at all")
+        self.assertLessEqual({"cuda_attention_test", "cuda_kernels_test"}, checked - without)
+        header = (SOURCE / "engine/cuda/kernels.h").read_text()
+        launchers, kinds = LAUNCHER.findall(header), KIND.findall(header)
+        self.assertTrue(len(launchers) > 9 and len(kinds) > 3, "have the header's words changed?")
+        tests = "".join(path.read_text() for path in (SOURCE / "tests/gpu/kernels").glob("*.c"))
+        for name in [f"{launcher}(" for launcher in launchers] + kinds:
+            self.assertIn(name, tests, "cuda_kernels_test does not run it")
 
 
 if __name__ == "__main__":
