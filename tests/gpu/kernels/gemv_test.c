@@ -115,7 +115,7 @@ static void check_gemv(struct gemv_case shape) {
     const uint32_t outputs = gate ? shape.rows / 2 : shape.rows;
     struct kvl_cuda_gemv args = put_world(&w);
     void *out = guarded_output(
-        has_norm(shape.kind) ? NULL : w.y, outputs * (y16 ? sizeof(uint16_t) : sizeof(float)));
+        adds(shape.kind) ? w.y : NULL, outputs * (y16 ? sizeof(uint16_t) : sizeof(float)));
     args.y = y16 ? NULL : out;
     args.y16 = y16 ? out : NULL;
     struct expected *expected = guarded_host(outputs * sizeof *expected);
