@@ -31,8 +31,8 @@
 #define PER_ROUND 10u
 #define SAMPLES (ROUNDS * PER_ROUND)
 #define CLIENTS 16u
-#define CROWD_ROUNDS 5u
-#define CROWD_US 600000.0
+#define CROWD_ROUNDS 15u
+#define CROWD_US 200000.0
 /* What a lookup sends and gets: headers, counts and lists as docs/wire.md has them. */
 #define REQUEST_BYTES(keys) (56u + 16u + (keys)*32u)
 #define REPLY_BYTES(keys) (56u + 24u + (keys))
@@ -285,9 +285,11 @@ static void conduct(const char *daemon_address, const char *plain_address) {
     while (!atomic_load(&crowd->stored))
         nap();
     for (uint32_t i = 0; i < 2; i++)
-        for (uint32_t round = 0; round < CROWD_ROUNDS; round++) {
-            crowd->limits[i][round] = crowd_rate(plain_address, true, crowd_keys[i]);
-            crowd->rates[i][round] = crowd_rate(daemon_address, false, crowd_keys[i]);
+        for (uint32_t turn = 0; turn < 2 * CROWD_ROUNDS; turn++) {
+            const bool is_plain = turn % 4 == 0 || turn % 4 == 3; /* either goes first as often */
+            double *rates = is_plain ? crowd->limits[i] : crowd->rates[i];
+            rates[turn / 2] =
+                crowd_rate(is_plain ? plain_address : daemon_address, is_plain, crowd_keys[i]);
         }
 }
 
