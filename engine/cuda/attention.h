@@ -2,13 +2,16 @@
  *
  * Queries are rotated already but not scaled; keys and values of every position below
  * position + tokens stand in the blocks when a call's kernels run. A query at position p attends to
- * positions 0 to p. Query head h reads KV head h / (heads / kv_heads).
+ * positions 0 to p, or to the last `window` of them. Query head h reads KV head
+ * h / (heads / kv_heads). Blocks that lie wholly behind the window of the call's first query are
+ * never read: their entries in the table may be anything, NULL too.
  *
  * Layout of a layer in a block (backend.h): K [kv_head][token][k_dim], then V
  * [kv_head][token][v_dim], elements of kv_dtype, from layer_offset_bytes on.
  *
  * Bits: a row's result depends only on its query, its position and the keys and values up to it:
- * not on how many rows a call has, nor on where the blocks lie. Prefill and decode may give other
+ * not on how many rows a call has, nor on where the blocks lie, nor on whether what its window has
+ * left behind is still there. Prefill and decode may give other
  * bits than one another. block_tokens decides which kernels run, and so about bits: those for
  * tensor cores take powers of two from 16 on, and give the same bits for all of these; the general
  * one (attention_general.h) serves all others, with bits of its own, alike for all of those.
@@ -45,6 +48,8 @@ struct kvl_cuda_attention {
     enum kvl_kv_dtype kv_dtype;
     uint64_t layer_offset_bytes; /* of this layer within a block */
     float scale;
+    uint32_t window;          /* tokens that each sees, its own included; 0: all before it */
+    float softcap;            /* scores s (scaled) become softcap * tanh(s / softcap); 0: none */
     uint32_t tokens;          /* decode: 1 */
     const uint32_t *position; /* device memory: of the first token, so that graphs can replay */
     uint32_t position_max;    /* upper bound of position + tokens, to size grids by */

@@ -2,41 +2,54 @@
 #include "attention_decode.h"
 #include "attention_launch.h"
 
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 __global__ void __launch_bounds__(KVL_DECODE_THREADS)
     decode_kernel(const __grid_constant__ kvl_attention_args args) {
-    kvl_decode<DIM, DTYPE>(args);
+    kvl_decode<DIM, DTYPE, LIMITED>(args);
 }
 
-template <int DIM>
+template <int DIM, bool LIMITED>
 __global__ void __launch_bounds__(DIM *KVL_COMBINE_GROUPS)
     combine_kernel(const __grid_constant__ kvl_attention_args args, uint32_t parts) {
-    kvl_decode_combine<DIM>(args, parts);
+    kvl_decode_combine<DIM, LIMITED>(args, parts);
 }
 
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 static cudaError_t launch(const kvl_attention_args &args, uint32_t parts, cudaStream_t stream) {
     const uint32_t slices = (args.group + KVL_DECODE_HEADS - 1) / KVL_DECODE_HEADS;
-    decode_kernel<DIM, DTYPE><<<dim3(parts, args.kv_heads * slices), KVL_DECODE_THREADS,
+    decode_kernel<DIM, DTYPE, LIMITED><<<dim3(parts, args.kv_heads * slices), KVL_DECODE_THREADS,
         kvl_decode_shape<DIM>::SHARED_BYTES, stream>>>(args);
     const cudaError_t err = cudaGetLastError();
     if (err != cudaSuccess) {
         return err;
     }
     const uint32_t threads = DIM * KVL_COMBINE_GROUPS;
-    combine_kernel<DIM><<<args.heads, threads, threads * sizeof(float2), stream>>>(args, parts);
+    combine_kernel<DIM, LIMITED>
+        <<<args.heads, threads, threads * sizeof(float2), stream>>>(args, parts);
     return cudaGetLastError();
 }
 
-template <int DIM>
+template <int DIM, bool LIMITED>
 static cudaError_t launch_dtype(const kvl_attention_args &args, uint32_t parts, cudaStream_t s) {
     switch (args.kv_dtype) {
     case KVL_KV_F16:
-        return launch<DIM, KVL_KV_F16>(args, parts, s);
+        return launch<DIM, KVL_KV_F16, LIMITED>(args, parts, s);
     case KVL_KV_BF16:
-        return launch<DIM, KVL_KV_BF16>(args, parts, s);
+        return launch<DIM, KVL_KV_BF16, LIMITED>(args, parts, s);
     default:
-        return launch<DIM, KVL_KV_F32>(args, parts, s);
+        return launch<DIM, KVL_KV_F32, LIMITED>(args, parts, s);
+    }
+}
+
+template <bool LIMITED>
+static cudaError_t launch_dim(const kvl_attention_args &args, uint32_t parts, cudaStream_t s) {
+    switch (args.k_dim) {
+    case 64:
+        return launch_dtype<64, LIMITED>(args, parts, s);
+    case 96:
+        return launch_dtype<96, LIMITED>(args, parts, s);
+    default:
+        return launch_dtype<128, LIMITED>(args, parts, s);
     }
 }
 
@@ -54,12 +67,6 @@ extern "C" cudaError_t kvl_cuda_attend_decode(
         return kvl_attention_launch_general(args, stream);
     }
     const uint32_t parts = (uint32_t)kvl_decode_parts(attention->position_max);
-    switch (args.k_dim) {
-    case 64:
-        return launch_dtype<64>(args, parts, stream);
-    case 96:
-        return launch_dtype<96>(args, parts, stream);
-    default:
-        return launch_dtype<128>(args, parts, stream);
-    }
+    return kvl_attention_is_limited(args) ? launch_dim<true>(args, parts, stream)
+                                          : launch_dim<false>(args, parts, stream);
 }

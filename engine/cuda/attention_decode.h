@@ -23,7 +23,9 @@
  *      (movmatrix) these are positions 2t, 2t+1 of head g, then 2t+8, 2t+9: b[0] and b[1].
  *
  * Positions behind the token read the token's own keys and values, score minus infinity and weigh
- * exactly 0, so nothing outside the context is ever read.
+ * exactly 0, so nothing outside the context is ever read. Likewise those that the window has left
+ * behind read its first position, as far as they share a step with it: other steps, warps and parts
+ * there are passed over, and parts there are not joined.
  *
  * Scratch: f32 out [part][head][v_dim], not divided by the sum; then {maximum, sum} [part][head].
  */
@@ -67,8 +69,10 @@ struct kvl_decode_place {
     uint32_t first_head, heads; /* of the CTA, within the KV head's group */
     uint32_t count;             /* of positions in all */
     uint32_t first, end;        /* the warp's positions */
+    uint32_t seen;              /* the first position that the token sees; not LIMITED: 0 */
 };
 
+template <bool LIMITED>
 KVL_DEVICE kvl_decode_place kvl_decode_place_of(const kvl_attention_args &a) {
     const uint32_t slices = (a.group + KVL_DECODE_HEADS - 1) / KVL_DECODE_HEADS;
     kvl_decode_place place;
@@ -80,6 +84,7 @@ KVL_DEVICE kvl_decode_place kvl_decode_place_of(const kvl_attention_args &a) {
     place.first =
         place.part * KVL_DECODE_PART + kvl_thread() / KVL_WARP_LANES * KVL_DECODE_WARP_TOKENS;
     place.end = kvl_min(place.first + KVL_DECODE_WARP_TOKENS, place.count);
+    place.seen = LIMITED ? kvl_first_seen(a, place.count - 1) : 0;
     return place;
 }
 
@@ -111,17 +116,25 @@ KVL_DEVICE void kvl_decode_begin(
     state.sum[0] = state.sum[1] = 0.0f;
 }
 
+/* The position itself, if the token sees it: else one that it does, of the same step where one is
+ * seen. */
+template <bool LIMITED>
+KVL_DEVICE uint32_t kvl_decode_position(const kvl_decode_place &place, uint32_t position) {
+    const uint32_t at = kvl_min(position, place.count - 1);
+    return LIMITED ? kvl_max(at, place.seen) : at;
+}
+
 /* Keys, or values, of a position in a block; the caller adds the element. */
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 KVL_DEVICE const uint8_t *kvl_decode_row(const kvl_attention_args &a, const uint8_t *rows,
     const kvl_decode_place &place, uint32_t position) {
-    const uint32_t token = kvl_min(position, place.count - 1) & (a.block_tokens - 1);
+    const uint32_t token = kvl_decode_position<LIMITED>(place, position) & (a.block_tokens - 1);
     return rows + token * (DIM * kvl_kv_type<DTYPE>::BYTES);
 }
 
 template <int DIM> struct kvl_decode_keys { uint4 rows[2][DIM / 32]; /* positions g and g + 8 */ };
 
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 KVL_DEVICE void kvl_decode_load_keys(const kvl_attention_args &a, const uint8_t *block,
     const kvl_decode_place &place, uint32_t step, kvl_decode_keys<DIM> &keys) {
     constexpr uint32_t ELEMENT = kvl_kv_type<DTYPE>::BYTES;
@@ -131,7 +144,8 @@ KVL_DEVICE void kvl_decode_load_keys(const kvl_attention_args &a, const uint8_t 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         const uint8_t *row =
-            kvl_decode_row<DIM, DTYPE>(a, rows, place, step + g + 8 * half) + 8 * t * ELEMENT;
+            kvl_decode_row<DIM, DTYPE, LIMITED>(a, rows, place, step + g + 8 * half) +
+            8 * t * ELEMENT;
 #pragma unroll
         for (int i = 0; i < DIM / 32; i++) {
             keys.rows[half][i] = kvl_load_kv_8<DTYPE>(row + 32 * i * ELEMENT);
@@ -153,7 +167,7 @@ template <int DTYPE> KVL_DEVICE void kvl_decode_load_words(const uint8_t *from, 
     to[0] = v.x, to[1] = v.y;
 }
 
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 KVL_DEVICE void kvl_decode_load_values(const kvl_attention_args &a, const uint8_t *block,
     const kvl_decode_place &place, uint32_t step, kvl_decode_values<DIM> &values) {
     using shape = kvl_decode_shape<DIM>;
@@ -164,7 +178,7 @@ KVL_DEVICE void kvl_decode_load_values(const kvl_attention_args &a, const uint8_
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         const uint32_t position = step + 2 * t + i % 2 + i / 2 * 8;
-        const uint8_t *row = kvl_decode_row<DIM, DTYPE>(a, rows, place, position);
+        const uint8_t *row = kvl_decode_row<DIM, DTYPE, LIMITED>(a, rows, place, position);
 #pragma unroll
         for (int run = 0; run < shape::RUNS; run++) {
             kvl_decode_load_words<DTYPE>(
@@ -188,16 +202,18 @@ KVL_DEVICE void kvl_decode_score(
     }
 }
 
-/* Scores become probabilities relative to the new maximum; what was summed is brought to it. */
+/* Scores become probabilities relative to the new maximum; what was summed is brought to it. The
+ * token sees positions `hidden` to `end` - 1 of the step, at least one. */
 template <int DIM>
-KVL_DEVICE void kvl_decode_softmax(
-    float scale_log2, uint32_t seen, float scores[4], kvl_decode_state<DIM> &state) {
+KVL_DEVICE void kvl_decode_softmax(float scale_log2, uint32_t hidden, uint32_t end, float scores[4],
+    kvl_decode_state<DIM> &state) {
     const uint32_t g = kvl_thread() % KVL_WARP_LANES / 4;
+    const bool sees_low = g >= hidden && g < end, sees_high = g + 8 >= hidden && g + 8 < end;
     float shrink[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        const float low = g < seen ? scores[h] * scale_log2 : -INFINITY;
-        const float high = g + 8 < seen ? scores[2 + h] * scale_log2 : -INFINITY;
+        const float low = sees_low ? scores[h] * scale_log2 : -INFINITY;
+        const float high = sees_high ? scores[2 + h] * scale_log2 : -INFINITY;
         float max = fmaxf(low, high);
         max = fmaxf(max, kvl_shuffle_xor(max, 4));
         max = fmaxf(max, kvl_shuffle_xor(max, 8));
@@ -238,9 +254,16 @@ KVL_DEVICE void kvl_decode_gather(
     }
 }
 
+KVL_DEVICE void kvl_decode_cap(const kvl_attention_args &a, float scores[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        scores[i] = kvl_cap_score(a, scores[i]);
+    }
+}
+
 /* A warp's positions. The keys of the next step are on their way while this one's values are
  * multiplied. */
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 KVL_DEVICE void kvl_decode_attend(
     const kvl_attention_args &a, const kvl_decode_place &place, kvl_decode_state<DIM> &state) {
     constexpr bool BF16 = kvl_kv_type<DTYPE>::BF16;
@@ -248,24 +271,34 @@ KVL_DEVICE void kvl_decode_attend(
     const uint8_t *blocks[STEPS];
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
-        const uint32_t position = kvl_min(place.first + s * KVL_DECODE_STEP, place.count - 1);
+        const uint32_t position =
+            kvl_decode_position<LIMITED>(place, place.first + s * KVL_DECODE_STEP);
         blocks[s] = a.blocks[position >> a.block_shift];
     }
     kvl_decode_keys<DIM> keys;
-    kvl_decode_load_keys<DIM, DTYPE>(a, blocks[0], place, place.first, keys);
+    kvl_decode_load_keys<DIM, DTYPE, LIMITED>(a, blocks[0], place, place.first, keys);
 #pragma unroll
     for (int s = 0; s < STEPS; s++) {
         const uint32_t step = place.first + s * KVL_DECODE_STEP;
-        if (step < place.end) { /* the same for all lanes */
+        if (LIMITED && step + KVL_DECODE_STEP <= place.seen) { /* behind the window */
+            if (s + 1 < STEPS) {
+                kvl_decode_load_keys<DIM, DTYPE, LIMITED>(
+                    a, blocks[s + 1], place, step + KVL_DECODE_STEP, keys);
+            }
+        } else if (step < place.end) { /* the same for all lanes */
             kvl_decode_values<DIM> values;
-            kvl_decode_load_values<DIM, DTYPE>(a, blocks[s], place, step, values);
+            kvl_decode_load_values<DIM, DTYPE, LIMITED>(a, blocks[s], place, step, values);
             float scores[4];
             kvl_decode_score<DIM, BF16>(keys, state, scores);
             if (s + 1 < STEPS) {
-                kvl_decode_load_keys<DIM, DTYPE>(
+                kvl_decode_load_keys<DIM, DTYPE, LIMITED>(
                     a, blocks[s + 1], place, step + KVL_DECODE_STEP, keys);
             }
-            kvl_decode_softmax<DIM>(a.scale_log2, place.count - step, scores, state);
+            if (LIMITED && a.cap_log2 != 0.0f) {
+                kvl_decode_cap(a, scores);
+            }
+            const uint32_t hidden = LIMITED ? kvl_max(place.seen, step) - step : 0;
+            kvl_decode_softmax<DIM>(a.scale_log2, hidden, place.count - step, scores, state);
             kvl_decode_gather<DIM, BF16>(scores, values, state);
         }
     }
@@ -337,35 +370,45 @@ KVL_DEVICE void kvl_decode_store(const kvl_attention_args &a, const kvl_decode_p
     }
 }
 
-template <int DIM, int DTYPE> KVL_DEVICE void kvl_decode(const kvl_attention_args &a) {
-    const kvl_decode_place place = kvl_decode_place_of(a);
-    if (place.part * KVL_DECODE_PART >= place.count) {
+template <int DIM, int DTYPE, bool LIMITED>
+KVL_DEVICE void kvl_decode(const kvl_attention_args &a) {
+    const kvl_decode_place place = kvl_decode_place_of<LIMITED>(a);
+    if (place.part * KVL_DECODE_PART >= place.count ||
+        (LIMITED && (place.part + 1) * KVL_DECODE_PART <= place.seen)) {
         return;
     }
     kvl_decode_state<DIM> state;
     kvl_decode_begin<DIM, kvl_kv_type<DTYPE>::BF16>(a, place, state);
-    if (place.first < place.end) {
-        kvl_decode_attend<DIM, DTYPE>(a, place, state);
+    if (place.first < place.end && (!LIMITED || place.end > place.seen)) {
+        kvl_decode_attend<DIM, DTYPE, LIMITED>(a, place, state);
     }
     kvl_decode_share<DIM>(state);
     kvl_barrier();
     kvl_decode_store<DIM>(a, place);
 }
 
+/* The group's first part that the token sees something of. */
+KVL_DEVICE uint32_t kvl_combine_first(const kvl_attention_args &a, uint32_t group) {
+    const uint32_t part = kvl_first_seen(a, *a.position) / KVL_DECODE_PART;
+    return part + (group - part) % KVL_COMBINE_GROUPS; /* eight: a wrapped difference will do */
+}
+
 /* Joins the parts of one head; block x is the head. Thread (group, element) adds the parts group,
- * group + 8, ... of an element, and the first group then adds the groups in order.
+ * group + 8, ... of an element, and the first group then adds the groups in order. Parts behind the
+ * window have left nothing; the others keep their groups.
  * Shared memory: f32 {out, sum} [group][element]. `parts_max`: of the first kernel's grid. */
-template <int DIM>
+template <int DIM, bool LIMITED>
 KVL_DEVICE void kvl_decode_combine(const kvl_attention_args &a, uint32_t parts_max) {
     const uint32_t head = kvl_block_x();
     const uint32_t element = kvl_thread() % DIM, group = kvl_thread() / DIM;
     const uint32_t parts = *a.position / KVL_DECODE_PART + 1;
+    const uint32_t first = LIMITED ? kvl_combine_first(a, group) : group;
     const float *sums = kvl_decode_part_sums(a, parts_max, 0, head);
     const uint64_t stride = (uint64_t)a.heads * 2;
     float2 *shared = (float2 *)kvl_shared_pointer(0);
     float max = -INFINITY;
 #pragma unroll 8
-    for (uint32_t part = group; part < parts; part += KVL_COMBINE_GROUPS) {
+    for (uint32_t part = first; part < parts; part += KVL_COMBINE_GROUPS) {
         max = fmaxf(max, sums[part * stride]);
     }
     shared[kvl_thread()].x = max;
@@ -377,7 +420,7 @@ KVL_DEVICE void kvl_decode_combine(const kvl_attention_args &a, uint32_t parts_m
     kvl_barrier(); /* all have read it */
     float out = 0.0f, sum = 0.0f;
 #pragma unroll 8
-    for (uint32_t part = group; part < parts; part += KVL_COMBINE_GROUPS) {
+    for (uint32_t part = first; part < parts; part += KVL_COMBINE_GROUPS) {
         const float weight = kvl_exp2(sums[part * stride] - max);
         out = fmaf(weight, kvl_decode_part_out(a, part, head)[element], out);
         sum = fmaf(weight, sums[part * stride + 1], sum);

@@ -25,9 +25,12 @@ struct kvl_attention_args {
     uint32_t group; /* query heads a KV head */
     uint32_t k_dim, v_dim;
     uint32_t tokens;
-    float scale_log2; /* scale * log2(e) */
+    float scale_log2; /* scale * log2(e); with a cap 1: what is capped is scaled already */
     enum kvl_kv_dtype kv_dtype;
-    float *parts; /* decode: see attention_decode.h */
+    float *parts;    /* decode: see attention_decode.h */
+    uint32_t window; /* tokens that each sees; 0: all before it */
+    float cap_log2;  /* cap * log2(e); 0: scores have none */
+    float cap_scale; /* scale / cap */
 };
 
 /* dtype is a template's argument in the tensor-core kernels: f32 is rounded to f16 on load, and
@@ -69,6 +72,29 @@ template <bool BF16> KVL_DEVICE uint4 kvl_load_query_8(const uint8_t *from) {
 
 KVL_DEVICE uint32_t kvl_min(uint32_t a, uint32_t b) {
     return a < b ? a : b;
+}
+KVL_DEVICE uint32_t kvl_max(uint32_t a, uint32_t b) {
+    return a < b ? b : a;
+}
+
+/* ---- windows and caps: in kernels of their own (LIMITED), so that the others' code stays ---- */
+
+/* The first position that the token at `position` sees. */
+KVL_DEVICE uint32_t kvl_first_seen(const kvl_attention_args &a, uint32_t position) {
+    return a.window == 0 || position < a.window ? 0 : position - a.window + 1;
+}
+
+/* cap * tanh(x) * log2(e) of x = score * scale / cap: where x is large, tanh(x) = 1 - 2 / (e^(2x) +
+ * 1), else its series, since that difference would leave too few digits. Every step is spelled out,
+ * so that all places round alike. */
+KVL_DEVICE float kvl_cap_score(const kvl_attention_args &a, float score) {
+    const float x = score * a.cap_scale, square = x * x;
+    const float half = kvl_reciprocal(kvl_exp2(x * 2.8853900817779268f) + 1.0f);
+    float series = fmaf(square, 62.0f / 2835.0f, -17.0f / 315.0f);
+    series = fmaf(square, series, 2.0f / 15.0f);
+    series = fmaf(square, series, -1.0f / 3.0f);
+    series = fmaf(square * x, series, x) * a.cap_log2;
+    return fabsf(x) < 0.25f ? series : fmaf(-2.0f * a.cap_log2, half, a.cap_log2);
 }
 
 #endif

@@ -3,6 +3,8 @@
 #include "attention_general.h"
 #include "attention_launch.h"
 
+static const float LOG2_E = 1.4426950408889634f;
+
 static bool is_power_of_two(uint32_t n) {
     return n != 0 && (n & (n - 1)) == 0;
 }
@@ -12,7 +14,7 @@ bool kvl_attention_supported(const struct kvl_cuda_attention *attention) {
     return a->block_tokens > 0 && a->kv_heads > 0 && a->heads > 0 && a->heads % a->kv_heads == 0 &&
            a->heads <= 65535 /* a grid's y */ && a->k_dim > 0 && a->v_dim > 0 &&
            a->k_dim <= KVL_GENERAL_DIM_MAX && a->v_dim <= KVL_GENERAL_DIM_MAX &&
-           kvl_kv_dtype_bytes(a->kv_dtype) != 0;
+           kvl_kv_dtype_bytes(a->kv_dtype) != 0 && a->softcap >= 0;
 }
 
 bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention) {
@@ -20,6 +22,10 @@ bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention) {
     return a->k_dim == a->v_dim && (a->k_dim == 64 || a->k_dim == 96 || a->k_dim == 128) &&
            a->block_tokens >= 16 && is_power_of_two(a->block_tokens) &&
            a->layer_offset_bytes % 16 == 0;
+}
+
+bool kvl_attention_is_limited(const kvl_attention_args &args) {
+    return args.window != 0 || args.cap_log2 != 0;
 }
 
 kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attention) {
@@ -41,7 +47,13 @@ kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attent
     args.k_dim = a->k_dim;
     args.v_dim = a->v_dim;
     args.tokens = a->tokens;
-    args.scale_log2 = a->scale * 1.4426950408889634f;
+    args.scale_log2 = a->scale * LOG2_E;
+    args.window = a->window;
+    if (a->softcap != 0) {
+        args.scale_log2 = 1.0f;
+        args.cap_log2 = a->softcap * LOG2_E;
+        args.cap_scale = a->scale / a->softcap;
+    }
     args.kv_dtype = a->kv_dtype;
     args.parts = (float *)a->scratch;
     return args;

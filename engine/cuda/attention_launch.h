@@ -10,6 +10,8 @@ bool kvl_attention_supported(const struct kvl_cuda_attention *attention);
  * two from 16 on, and addresses of 16 bytes' alignment. The other calls take the general kernel. */
 bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention);
 kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attention);
+/* Whether the call has a window or a cap, which kernels of their own know. */
+bool kvl_attention_is_limited(const kvl_attention_args &args);
 /* Both phases; bits are the same in both. */
 cudaError_t kvl_attention_launch_general(const kvl_attention_args &args, cudaStream_t stream);
 

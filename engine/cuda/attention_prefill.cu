@@ -5,48 +5,69 @@
 
 /* Two CTAs an SM: 255 registers a thread, and the shared memory of two fits from sm_80 on for 64
  * and 96, from sm_90 on for 128. */
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 __global__ void __launch_bounds__(kvl_prefill_shape<DIM>::THREADS, 2)
     prefill_kernel(const __grid_constant__ kvl_attention_args args) {
-    kvl_prefill<DIM, DTYPE>(args);
+    kvl_prefill<DIM, DTYPE, LIMITED>(args);
 }
 
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 static cudaError_t launch(const kvl_attention_args &args, cudaStream_t stream) {
     using shape = kvl_prefill_shape<DIM>;
     /* Per device and cheap, so at every call; legal while a graph is captured. */
-    const cudaError_t err = cudaFuncSetAttribute(prefill_kernel<DIM, DTYPE>,
+    const cudaError_t err = cudaFuncSetAttribute(prefill_kernel<DIM, DTYPE, LIMITED>,
         cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shape::SHARED_BYTES);
     if (err != cudaSuccess) {
         return err;
     }
     const uint64_t rows = (uint64_t)args.tokens * args.group;
     const dim3 grid((uint32_t)((rows + shape::ROWS - 1) / shape::ROWS), args.kv_heads);
-    prefill_kernel<DIM, DTYPE><<<grid, shape::THREADS, shape::SHARED_BYTES, stream>>>(args);
+    prefill_kernel<DIM, DTYPE, LIMITED>
+        <<<grid, shape::THREADS, shape::SHARED_BYTES, stream>>>(args);
     return cudaGetLastError();
 }
 
-template <int DIM> static cudaError_t launch_dtype(const kvl_attention_args &args, cudaStream_t s) {
+template <int DIM, bool LIMITED>
+static cudaError_t launch_dtype(const kvl_attention_args &args, cudaStream_t s) {
     switch (args.kv_dtype) {
     case KVL_KV_F16:
-        return launch<DIM, KVL_KV_F16>(args, s);
+        return launch<DIM, KVL_KV_F16, LIMITED>(args, s);
     case KVL_KV_BF16:
-        return launch<DIM, KVL_KV_BF16>(args, s);
+        return launch<DIM, KVL_KV_BF16, LIMITED>(args, s);
     default:
-        return launch<DIM, KVL_KV_F32>(args, s);
+        return launch<DIM, KVL_KV_F32, LIMITED>(args, s);
     }
 }
 
+template <bool LIMITED>
+static cudaError_t launch_dim(const kvl_attention_args &args, cudaStream_t s) {
+    switch (args.k_dim) {
+    case 64:
+        return launch_dtype<64, LIMITED>(args, s);
+    case 96:
+        return launch_dtype<96, LIMITED>(args, s);
+    default:
+        return launch_dtype<128, LIMITED>(args, s);
+    }
+}
+
+template <bool LIMITED>
 __global__ void __launch_bounds__(KVL_GENERAL_THREADS)
     general_kernel(const __grid_constant__ kvl_attention_args args) {
-    kvl_general(args);
+    kvl_general<LIMITED>(args);
+}
+
+template <bool LIMITED>
+static cudaError_t launch_general(const kvl_attention_args &args, cudaStream_t stream) {
+    const uint64_t rows = (uint64_t)args.tokens * args.heads;
+    general_kernel<LIMITED><<<(uint32_t)((rows + KVL_GENERAL_WARPS - 1) / KVL_GENERAL_WARPS),
+        KVL_GENERAL_THREADS, kvl_general_shared_bytes(args), stream>>>(args);
+    return cudaGetLastError();
 }
 
 cudaError_t kvl_attention_launch_general(const kvl_attention_args &args, cudaStream_t stream) {
-    const uint64_t rows = (uint64_t)args.tokens * args.heads;
-    general_kernel<<<(uint32_t)((rows + KVL_GENERAL_WARPS - 1) / KVL_GENERAL_WARPS),
-        KVL_GENERAL_THREADS, kvl_general_shared_bytes(args), stream>>>(args);
-    return cudaGetLastError();
+    return kvl_attention_is_limited(args) ? launch_general<true>(args, stream)
+                                          : launch_general<false>(args, stream);
 }
 
 extern "C" cudaError_t kvl_cuda_attend_prefill(
@@ -61,12 +82,6 @@ extern "C" cudaError_t kvl_cuda_attend_prefill(
     if (!kvl_attention_is_fast(attention)) {
         return kvl_attention_launch_general(args, stream);
     }
-    switch (args.k_dim) {
-    case 64:
-        return launch_dtype<64>(args, stream);
-    case 96:
-        return launch_dtype<96>(args, stream);
-    default:
-        return launch_dtype<128>(args, stream);
-    }
+    return kvl_attention_is_limited(args) ? launch_dim<true>(args, stream)
+                                          : launch_dim<false>(args, stream);
 }

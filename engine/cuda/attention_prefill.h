@@ -16,7 +16,13 @@
  * Bits: products, maximum, and sums of a row are done in an order that its position alone decides.
  * A tile behind a row's position changes nothing: probabilities are exactly 0, the maximum stays,
  * and what was summed is multiplied by exactly 1. So it matters not whether a warp skips it. Rows
- * of values behind the last position are zero, whatever memory holds there. */
+ * of values behind the last position are zero, whatever memory holds there.
+ *
+ * With a window (LIMITED) a CTA begins at the first tile that its first row sees something of, and
+ * a warp at that of its own. A tile that a row's window has left behind comes before all that the
+ * row sees: its maximum is still minus infinity, its sums are +0, and they stay so. So here too it
+ * matters not who passes it over. Positions before the CTA's first row's window are zeros in shared
+ * memory and not read; addresses are those of blocks that the row sees. */
 #ifndef KVL_CUDA_ATTENTION_PREFILL_H
 #define KVL_CUDA_ATTENTION_PREFILL_H
 
@@ -44,10 +50,12 @@ struct kvl_prefill_place {
     uint32_t first_row, rows; /* the CTA's first one, and of all CTAs of the KV head */
     uint32_t kv_head;
     uint32_t start, end; /* positions of the chunk's first token, and behind its last */
-    uint32_t tiles;      /* that its last row needs */
+    uint32_t tiles;      /* behind the last one that its last row needs */
+    uint32_t seen;       /* the first position that its first row sees; not LIMITED: 0 */
 };
 
-template <int DIM> KVL_DEVICE kvl_prefill_place kvl_prefill_place_of(const kvl_attention_args &a) {
+template <int DIM, bool LIMITED>
+KVL_DEVICE kvl_prefill_place kvl_prefill_place_of(const kvl_attention_args &a) {
     using shape = kvl_prefill_shape<DIM>;
     kvl_prefill_place place;
     /* The last rows see the most: started first, they leave no SM waiting at the end. */
@@ -58,6 +66,7 @@ template <int DIM> KVL_DEVICE kvl_prefill_place kvl_prefill_place_of(const kvl_a
     place.end = place.start + a.tokens;
     const uint32_t last = kvl_min(place.first_row + shape::ROWS, place.rows) - 1;
     place.tiles = (place.start + last / a.group) / shape::TILE + 1;
+    place.seen = LIMITED ? kvl_first_seen(a, place.start + place.first_row / a.group) : 0;
     return place;
 }
 
@@ -83,21 +92,25 @@ KVL_DEVICE void kvl_prefill_load_queries(
     }
 }
 
-/* Brings the addresses of a tile's blocks; behind the end that of the last block. */
-template <int DIM>
+/* Brings the addresses of a tile's blocks; behind the end that of the last block, and before the
+ * window that of the first. */
+template <int DIM, bool LIMITED>
 KVL_DEVICE void kvl_prefill_fetch_addresses(
     const kvl_attention_args &a, const kvl_prefill_place &place, uint32_t tile) {
     using shape = kvl_prefill_shape<DIM>;
     const uint32_t run = kvl_thread();
     if (run < shape::RUNS) {
-        const uint32_t position = kvl_min(tile * shape::TILE + run * shape::RUN, place.end - 1);
+        uint32_t position = kvl_min(tile * shape::TILE + run * shape::RUN, place.end - 1);
+        if (LIMITED) {
+            position = kvl_max(position, place.seen);
+        }
         kvl_copy_async_8(kvl_shared_base() + shape::ADDRESSES + (tile % 3 * shape::RUNS + run) * 8,
             a.blocks + (position >> a.block_shift));
     }
 }
 
 /* Brings the keys, or the values, of a tile whose addresses are there. */
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 KVL_DEVICE void kvl_prefill_fetch_rows(const kvl_attention_args &a, const kvl_prefill_place &place,
     uint32_t tile, uint64_t offset_bytes, uint32_t to) {
     using shape = kvl_prefill_shape<DIM>;
@@ -113,7 +126,7 @@ KVL_DEVICE void kvl_prefill_fetch_rows(const kvl_attention_args &a, const kvl_pr
         const uint32_t token = (in_block + row) & (a.block_tokens - 1);
         const uint8_t *from = block + offset_bytes + (token * DIM + chunk * 8) * ELEMENT;
         const uint32_t at = to + row * shape::ROW_BYTES + chunk * 16;
-        const bool valid = first + row < place.end;
+        const bool valid = first + row < place.end && (!LIMITED || first + row >= place.seen);
         if (DTYPE == KVL_KV_F32) {
             *(uint4 *)kvl_shared_pointer(at) =
                 valid ? kvl_load_kv_8<DTYPE>(from) : make_uint4(0, 0, 0, 0);
@@ -123,17 +136,18 @@ KVL_DEVICE void kvl_prefill_fetch_rows(const kvl_attention_args &a, const kvl_pr
     }
 }
 
-template <int DIM, int DTYPE>
+template <int DIM, int DTYPE, bool LIMITED>
 KVL_DEVICE void kvl_prefill_fetch_tile(
     const kvl_attention_args &a, const kvl_prefill_place &place, uint32_t tile) {
     using shape = kvl_prefill_shape<DIM>;
     constexpr uint32_t ELEMENT = kvl_kv_type<DTYPE>::BYTES;
     const uint64_t of_head = (uint64_t)place.kv_head * a.block_tokens * DIM * ELEMENT;
     const uint32_t keys = shape::KEYS + tile % 2 * 2 * shape::TILE_BYTES;
-    kvl_prefill_fetch_rows<DIM, DTYPE>(a, place, tile, a.keys_offset_bytes + of_head, keys);
-    kvl_prefill_fetch_rows<DIM, DTYPE>(
+    kvl_prefill_fetch_rows<DIM, DTYPE, LIMITED>(
+        a, place, tile, a.keys_offset_bytes + of_head, keys);
+    kvl_prefill_fetch_rows<DIM, DTYPE, LIMITED>(
         a, place, tile, a.values_offset_bytes + of_head, keys + shape::TILE_BYTES);
-    kvl_prefill_fetch_addresses<DIM>(a, place, tile + 1);
+    kvl_prefill_fetch_addresses<DIM, LIMITED>(a, place, tile + 1);
 }
 
 /* A lane's part of its warp's 32 rows: fragments C of rows 0-15 and 16-31. Half h of fragment m is
@@ -201,8 +215,41 @@ KVL_DEVICE void kvl_prefill_mask(const kvl_attention_args &a, const kvl_prefill_
     }
 }
 
+/* Minus infinity for what a row's window has left behind. */
+KVL_DEVICE void kvl_prefill_mask_hidden(const kvl_attention_args &a, const kvl_prefill_place &place,
+    uint32_t warp_row, uint32_t tile, kvl_prefill_scores &scores) {
+    const uint32_t lane = kvl_thread() % KVL_WARP_LANES;
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const uint32_t seen =
+                kvl_first_seen(a, kvl_prefill_position(a, place, warp_row, lane, m, h));
+#pragma unroll
+            for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
+                const uint32_t column = tile * KVL_ATTENTION_TILE + n * 8 + lane % 4 * 2;
+                scores[m][n][2 * h] = column >= seen ? scores[m][n][2 * h] : -INFINITY;
+                scores[m][n][2 * h + 1] = column + 1 >= seen ? scores[m][n][2 * h + 1] : -INFINITY;
+            }
+        }
+    }
+}
+
+KVL_DEVICE void kvl_prefill_cap(const kvl_attention_args &a, kvl_prefill_scores &scores) {
+#pragma unroll
+    for (int m = 0; m < 2; m++) {
+#pragma unroll
+        for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
+#pragma unroll
+            for (int e = 0; e < 4; e++) {
+                scores[m][n][e] = kvl_cap_score(a, scores[m][n][e]);
+            }
+        }
+    }
+}
+
 /* Scores become probabilities relative to the new maximum; what was summed is brought to it. */
-template <int DIM>
+template <int DIM, bool LIMITED>
 KVL_DEVICE void kvl_prefill_softmax(
     float scale_log2, kvl_prefill_scores &scores, kvl_prefill_rows<DIM> &rows) {
 #pragma unroll
@@ -217,8 +264,12 @@ KVL_DEVICE void kvl_prefill_softmax(
             max = fmaxf(max, kvl_shuffle_xor(max, 1));
             max = fmaxf(max, kvl_shuffle_xor(max, 2));
             max = fmaxf(rows.max[m][h], max * scale_log2);
-            const float shrink = kvl_exp2(rows.max[m][h] - max);
+            const float old_max = rows.max[m][h];
             rows.max[m][h] = max;
+            if (LIMITED) { /* a row that has seen nothing yet: all of it is 0, not NaN */
+                max = max == -INFINITY ? 0.0f : max;
+            }
+            const float shrink = kvl_exp2(old_max - max);
             float sum = 0.0f;
 #pragma unroll
             for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
@@ -305,7 +356,7 @@ template <int DIM> KVL_DEVICE void kvl_prefill_clear(kvl_prefill_rows<DIM> &rows
 }
 
 /* All of a warp's rows over one tile that is in shared memory. */
-template <int DIM, bool BF16>
+template <int DIM, bool BF16, bool LIMITED>
 KVL_DEVICE void kvl_prefill_attend_tile(const kvl_attention_args &a, const kvl_prefill_place &place,
     uint32_t warp_row, uint32_t tile, kvl_prefill_rows<DIM> &rows) {
     using shape = kvl_prefill_shape<DIM>;
@@ -318,43 +369,56 @@ KVL_DEVICE void kvl_prefill_attend_tile(const kvl_attention_args &a, const kvl_p
     kvl_prefill_scores scores;
     kvl_prefill_score<DIM, BF16>(
         queries, keys + of_b.row * shape::ROW_BYTES + of_b.column * 2, scores);
+    if (LIMITED && a.cap_log2 != 0.0f) {
+        kvl_prefill_cap(a, scores);
+    }
     if (tile * shape::TILE + shape::TILE - 1 > place.start + warp_row / a.group) {
         kvl_prefill_mask(a, place, warp_row, tile, scores);
     }
-    kvl_prefill_softmax<DIM>(a.scale_log2, scores, rows);
+    if (LIMITED) {
+        const uint32_t last = (warp_row + shape::ROWS_A_WARP - 1) / a.group;
+        if (tile * shape::TILE < kvl_first_seen(a, place.start + last)) {
+            kvl_prefill_mask_hidden(a, place, warp_row, tile, scores);
+        }
+    }
+    kvl_prefill_softmax<DIM, LIMITED>(a.scale_log2, scores, rows);
     kvl_prefill_gather<DIM, BF16>(
         scores, keys + shape::TILE_BYTES + of_a.row * shape::ROW_BYTES + of_a.column * 2, rows);
 }
 
-template <int DIM, int DTYPE> KVL_DEVICE void kvl_prefill(const kvl_attention_args &a) {
+template <int DIM, int DTYPE, bool LIMITED>
+KVL_DEVICE void kvl_prefill(const kvl_attention_args &a) {
     using shape = kvl_prefill_shape<DIM>;
     constexpr bool BF16 = kvl_kv_type<DTYPE>::BF16;
-    const kvl_prefill_place place = kvl_prefill_place_of<DIM>(a);
+    const kvl_prefill_place place = kvl_prefill_place_of<DIM, LIMITED>(a);
     const uint32_t warp_row = place.first_row + kvl_thread() / KVL_WARP_LANES * shape::ROWS_A_WARP;
     /* Tiles of this warp: none when all its rows are behind the last token. */
     const uint32_t last = kvl_min(warp_row + shape::ROWS_A_WARP, place.rows) - 1;
     const uint32_t tiles =
         warp_row < place.rows ? (place.start + last / a.group) / shape::TILE + 1 : 0;
-    kvl_prefill_fetch_addresses<DIM>(a, place, 0);
+    const uint32_t first = place.seen / shape::TILE; /* of the CTA */
+    const uint32_t warp_first =
+        LIMITED ? kvl_first_seen(a, place.start + warp_row / a.group) / shape::TILE : 0;
+    kvl_prefill_fetch_addresses<DIM, LIMITED>(a, place, first);
     kvl_copy_async_commit();
     kvl_prefill_load_queries<DIM, BF16>(a, place);
     kvl_copy_async_wait();
     kvl_barrier();
-    kvl_prefill_fetch_tile<DIM, DTYPE>(a, place, 0);
+    kvl_prefill_fetch_tile<DIM, DTYPE, LIMITED>(a, place, first);
     kvl_copy_async_commit();
     kvl_prefill_rows<DIM> rows;
     kvl_prefill_clear(rows);
 #pragma unroll 1
-    for (uint32_t tile = 0; tile < place.tiles; tile++) {
+    for (uint32_t tile = first; tile < place.tiles; tile++) {
         kvl_copy_async_wait();
         /* Shows the tile to all, after all have read the one whose place the next one takes. */
         kvl_barrier();
         if (tile + 1 < place.tiles) {
-            kvl_prefill_fetch_tile<DIM, DTYPE>(a, place, tile + 1);
+            kvl_prefill_fetch_tile<DIM, DTYPE, LIMITED>(a, place, tile + 1);
             kvl_copy_async_commit();
         }
-        if (tile < tiles) {
-            kvl_prefill_attend_tile<DIM, BF16>(a, place, warp_row, tile, rows);
+        if (tile < tiles && (!LIMITED || tile >= warp_first)) {
+            kvl_prefill_attend_tile<DIM, BF16, LIMITED>(a, place, warp_row, tile, rows);
         }
     }
     kvl_prefill_store<DIM>(a, place, warp_row, rows);

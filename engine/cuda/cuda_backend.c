@@ -78,29 +78,24 @@ static kvl_err refuse_shape(const struct kvl_hparams *h, struct kvl_errmsg *msg)
     return KVL_OK;
 }
 
+static bool has_post_norms(const struct kvl_model *model) {
+    return kvl_cuda_has_weight(model, &model->layers[0].attention_post_norm);
+}
+
 static kvl_err refuse_features(const struct kvl_model *model, struct kvl_errmsg *msg) {
     const struct kvl_hparams *h = &model->hparams;
-    if (h->attention_softcap != 0) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "the CUDA backend has no cap on attention scores, which %s needs; use --device cpu",
-            h->architecture);
-    }
-    if (h->window != 0) {
-        return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-            "the CUDA backend has no sliding windows, which %s needs; use --device cpu",
-            h->architecture);
-    }
     if (h->embedding_scale == 0 || h->attention_scale == 0 || h->rope_magnitude == 0 ||
-        (h->rope_dims > 0 && h->rope_frequencies == NULL)) {
+        (h->rope_dims > 0 &&
+            (h->rope_frequencies == NULL || h->rope_frequencies_windowed == NULL))) {
         return kvl_fail(msg, KVL_ERR_INVALID, "the model's scales and frequencies are not set");
     }
     for (uint32_t i = 0; i < h->layers; i++) {
-        if (kvl_cuda_has_weight(model, &model->layers[i].attention_post_norm) ||
-            kvl_cuda_has_weight(model, &model->layers[i].ffn_post_norm)) {
+        const struct kvl_layer *layer = &model->layers[i];
+        if (kvl_cuda_has_weight(model, &layer->attention_post_norm) != has_post_norms(model) ||
+            kvl_cuda_has_weight(model, &layer->ffn_post_norm) != has_post_norms(model)) {
             return kvl_fail(msg, KVL_ERR_UNSUPPORTED,
-                "the CUDA backend has no norms behind attention and feed-forward, which %s needs; "
-                "use --device cpu",
-                h->architecture);
+                "the CUDA backend needs norms behind attention and feed-forward of all layers or "
+                "of none");
         }
     }
     return refuse_shape(h, msg);
@@ -121,11 +116,15 @@ static void lay_out_scratch(struct kvl_cuda *cuda) {
     cuda->gate_up_rows = kvl_cuda_take(arena, rows * layer->gate_up.rows * 2);
     cuda->ffn = kvl_cuda_take(arena, rows * h->ffn_width * 2);
     cuda->ffn_f32 = kvl_cuda_take(arena, (uint64_t)h->ffn_width * 4);
+    cuda->given = has_post_norms(cuda->model) ? kvl_cuda_take(arena, rows * h->width * 4) : NULL;
     cuda->angles = kvl_cuda_take(arena, rows * h->rope_dims * 4);
+    cuda->windowed_angles = h->rope_frequencies_windowed == h->rope_frequencies
+                                ? cuda->angles
+                                : kvl_cuda_take(arena, rows * h->rope_dims * 4);
     cuda->logits = kvl_cuda_take(arena, (uint64_t)KVL_CUDA_LOGITS_ROWS * cuda->output.rows * 4);
     cuda->best = kvl_cuda_take(arena, sizeof *cuda->best);
     cuda->attention_scratch = kvl_cuda_take(arena, cuda->attention_scratch_bytes);
-    cuda->step = kvl_cuda_take(arena, kvl_cuda_step_bytes((uint64_t)cuda->context_max + 1));
+    cuda->step = kvl_cuda_take(arena, kvl_cuda_step_bytes(kvl_cuda_table_entries(cuda)));
     cuda->prompt = kvl_cuda_take(
         arena, ((uint64_t)cuda->prompt_chunks_max + cuda->context_max) * sizeof *cuda->prompt);
 }
@@ -157,7 +156,7 @@ static kvl_err take_pinned(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
         void *pointer; /* where it goes */
         uint64_t bytes;
     } pieces[] = {
-        {&cuda->host_step, kvl_cuda_step_bytes((uint64_t)cuda->context_max + 1)},
+        {&cuda->host_step, kvl_cuda_step_bytes(kvl_cuda_table_entries(cuda))},
         {&cuda->host_prompt, ((uint64_t)cuda->prompt_chunks_max + cuda->context_max) * 4},
         {&cuda->host_logits, (uint64_t)cuda->output.rows * 4},
         {&cuda->host_best, sizeof *cuda->host_best},
@@ -204,6 +203,9 @@ static uint32_t hash_products(const struct kvl_cuda *cuda) {
 static kvl_err choose_products(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
     enum { TILES = KVL_CUDA_CHUNK_TOKENS / KVL_CUDA_ROW_TILE };
     const struct kvl_cuda_layer *layer = &cuda->layers[0];
+    /* Of what is normalized before it is added, the sum is not made by the product. */
+    const enum kvl_cuda_output joins =
+        has_post_norms(cuda->model) ? KVL_CUDA_OUTPUT_F32 : KVL_CUDA_OUTPUT_ADD_F32;
     const struct {
         struct kvl_cuda_product *product;
         const struct kvl_cuda_matrix *w;
@@ -211,9 +213,9 @@ static kvl_err choose_products(struct kvl_cuda *cuda, struct kvl_errmsg *msg) {
         uint32_t tiles_max;
     } products[] = {
         {&cuda->qkv, &layer->qkv, KVL_CUDA_OUTPUT_F16, TILES},
-        {&cuda->attention_out, &layer->attention_out, KVL_CUDA_OUTPUT_ADD_F32, TILES},
+        {&cuda->attention_out, &layer->attention_out, joins, TILES},
         {&cuda->gate_up, &layer->gate_up, KVL_CUDA_OUTPUT_F16, TILES},
-        {&cuda->down, &layer->down, KVL_CUDA_OUTPUT_ADD_F32, TILES},
+        {&cuda->down, &layer->down, joins, TILES},
         {&cuda->logits_product, &cuda->output, KVL_CUDA_OUTPUT_F32,
             KVL_CUDA_LOGITS_ROWS / KVL_CUDA_ROW_TILE},
     };

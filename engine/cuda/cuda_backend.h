@@ -36,19 +36,23 @@ struct kvl_cuda_matrix {
 
 struct kvl_cuda_layer {
     float *attention_norm, *ffn_norm; /* [width] */
-    float *qkv_bias;                  /* [rows of qkv]; NULL: none */
-    float *q_norm, *k_norm;           /* [k_dim]; NULL: none */
-    struct kvl_cuda_matrix qkv;       /* q, k and v one after another */
+    /* [width], of what the halves of the layer give; NULL: that is added as it is. All layers have
+     * both, or none has one. */
+    float *attention_post_norm, *ffn_post_norm;
+    float *qkv_bias;            /* [rows of qkv]; NULL: none */
+    float *q_norm, *k_norm;     /* [k_dim]; NULL: none */
+    struct kvl_cuda_matrix qkv; /* q, k and v one after another */
     struct kvl_cuda_matrix attention_out;
     struct kvl_cuda_matrix gate_up; /* gates, then ups */
     struct kvl_cuda_matrix down;
 };
 
-/* What changes from one decode step to the next: one copy to the device. */
+/* What changes from one decode step to the next: one copy to the device, and another where layers
+ * of group 1 have a table of their own. */
 struct kvl_cuda_step {
     uint32_t token;
     uint32_t position;
-    uint8_t *blocks[]; /* [context_max + 1] */
+    uint8_t *blocks[]; /* of layer group 0 [context_max + 1], then of layer group 1 */
 };
 
 struct kvl_cuda_graph {
@@ -105,7 +109,7 @@ struct kvl_cuda {
     struct kvl_cuda_matrix embedding, output;
     float *output_norm;
     struct kvl_cuda_layer *layers;
-    double *frequencies; /* [rope_dims / 2] */
+    double *frequencies, *windowed_frequencies; /* [rope_dims / 2]; mostly the same pointer */
     struct kvl_cuda_product qkv, attention_out, gate_up, down, logits_product;
 
     /* One chunk's activations, [token][...] */
@@ -115,10 +119,12 @@ struct kvl_cuda {
     __half *q;        /* [heads][k_dim] */
     __half *attended; /* [heads][v_dim] */
     __half *gate_up_rows;
-    __half *ffn;    /* [ffn_width] */
-    float *ffn_f32; /* [ffn_width] of one token: decode */
-    float *angles;  /* [rope_dims] */
-    float *logits;  /* [KVL_CUDA_LOGITS_ROWS][output.rows] */
+    __half *ffn;            /* [ffn_width] */
+    float *ffn_f32;         /* [ffn_width] of one token: decode */
+    float *given;           /* [width] what half a layer adds, where that is normalized; or NULL */
+    float *angles;          /* [rope_dims] */
+    float *windowed_angles; /* of windowed layers; mostly the same pointer */
+    float *logits;          /* [KVL_CUDA_LOGITS_ROWS][output.rows] */
     unsigned long long *best;
     void *attention_scratch;
     uint64_t attention_scratch_bytes;
@@ -147,6 +153,13 @@ static inline struct kvl_cuda *kvl_cuda_of(struct kvl_backend *backend) {
 static inline uint64_t kvl_cuda_step_bytes(uint64_t blocks) {
     return sizeof(struct kvl_cuda_step) + blocks * sizeof(uint8_t *);
 }
+/* Where a layer group's table begins in step->blocks, and how many entries there are in all. */
+static inline uint64_t kvl_cuda_table_at(const struct kvl_cuda *cuda, uint32_t group) {
+    return group * ((uint64_t)cuda->context_max + 1);
+}
+static inline uint64_t kvl_cuda_table_entries(const struct kvl_cuda *cuda) {
+    return kvl_cuda_table_at(cuda, kvl_layer_group_count(&cuda->model->hparams));
+}
 
 /* weights.c: takes device memory for all weights and fills it. Blocks; uses options' threads.
  * Errors: NOMEM (says how much is needed and free), UNSUPPORTED, IO. */
@@ -171,11 +184,16 @@ KVL_MUST_CHECK kvl_err kvl_cuda_forward(
 /* warm.c: launches, and so loads, the kernels that such batches need. */
 KVL_MUST_CHECK kvl_err kvl_cuda_warm(
     struct kvl_cuda *cuda, uint32_t block_tokens, enum kvl_kv_dtype kv_dtype);
-/* The fields that a call's layers share; the caller fills in q, out, tokens and what follows. */
+/* What a call's layer has; the caller fills in tokens, position and position_max. */
 struct kvl_cuda_attention kvl_cuda_attention_of(
     const struct kvl_cuda *cuda, const struct kvl_batch *batch, uint32_t layer);
 struct kvl_cuda_place kvl_cuda_place_of(
     const struct kvl_cuda *cuda, const struct kvl_batch *batch, uint32_t layer);
+/* The angles of tokens from *position (device memory) on, for all kinds of layers. */
+KVL_MUST_CHECK kvl_err kvl_cuda_find_angles(
+    struct kvl_cuda *cuda, const uint32_t *position, uint32_t tokens);
+/* x += norm of what half a layer has given. */
+KVL_MUST_CHECK kvl_err kvl_cuda_join_given(struct kvl_cuda *cuda, const float *norm, uint32_t rows);
 
 /* decode.c: a step of one token, its logits in cuda->logits and the best of them in cuda->best. */
 KVL_MUST_CHECK kvl_err kvl_cuda_decode(struct kvl_cuda *cuda, const struct kvl_batch *batch);

@@ -23,14 +23,7 @@ static kvl_err begin_step(struct kvl_cuda *cuda) {
                            .tokens = 1,
                            .rows = 1},
         cuda->stream));
-    TRY(kvl_cuda_angles(&(struct kvl_cuda_angles){.frequencies = cuda->frequencies,
-                            .position = &cuda->step->position,
-                            .angles = cuda->angles,
-                            .magnitude = h->rope_magnitude,
-                            .pairs = h->rope_dims / 2,
-                            .tokens = 1},
-        cuda->stream));
-    return KVL_OK;
+    return kvl_cuda_find_angles(cuda, &cuda->step->position, 1);
 }
 
 static struct kvl_cuda_gemv gemv_of(const struct kvl_cuda *cuda, enum kvl_cuda_gemv_kind kind,
@@ -46,6 +39,17 @@ static struct kvl_cuda_gemv gemv_of(const struct kvl_cuda *cuda, enum kvl_cuda_g
         .gelu = h->activation == KVL_ACTIVATION_GELU_TANH,
         .y = cuda->x,
         .programmatic = cuda->programmatic};
+}
+
+/* x += product, or, with a norm, x += norm(product); the product is one that adds. */
+static kvl_err join(struct kvl_cuda *cuda, struct kvl_cuda_gemv *product, const float *norm) {
+    if (norm != NULL) {
+        product->kind =
+            product->kind == KVL_CUDA_GEMV_ADD_F16 ? KVL_CUDA_GEMV_SET_F16 : KVL_CUDA_GEMV_SET_F32;
+        product->y = cuda->given;
+    }
+    TRY(kvl_cuda_gemv(product, cuda->stream));
+    return norm != NULL ? kvl_cuda_join_given(cuda, norm, 1) : KVL_OK;
 }
 
 static kvl_err attend(
@@ -66,8 +70,7 @@ static kvl_err attend(
     TRY(kvl_cuda_attend_decode(&attention, cuda->stream));
     struct kvl_cuda_gemv out = gemv_of(cuda, KVL_CUDA_GEMV_ADD_F16, &weights->attention_out, NULL);
     out.x16 = cuda->attended;
-    TRY(kvl_cuda_gemv(&out, cuda->stream));
-    return KVL_OK;
+    return join(cuda, &out, weights->attention_post_norm);
 }
 
 static kvl_err feed_forward(struct kvl_cuda *cuda, uint32_t layer) {
@@ -78,8 +81,7 @@ static kvl_err feed_forward(struct kvl_cuda *cuda, uint32_t layer) {
     TRY(kvl_cuda_gemv(&gate, cuda->stream));
     struct kvl_cuda_gemv down = gemv_of(cuda, KVL_CUDA_GEMV_ADD_F32, &weights->down, NULL);
     down.x = cuda->ffn_f32;
-    TRY(kvl_cuda_gemv(&down, cuda->stream));
-    return KVL_OK;
+    return join(cuda, &down, weights->ffn_post_norm);
 }
 
 static kvl_err end_step(struct kvl_cuda *cuda) {

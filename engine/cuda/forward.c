@@ -33,10 +33,16 @@ struct chunk {
 
 /* ---- what both phases share ---- */
 
+/* Within a block of the layer's group. */
 static uint64_t layer_offset(
     const struct kvl_hparams *h, const struct kvl_batch *batch, uint32_t layer) {
-    return (uint64_t)layer * h->kv_heads * batch->block_tokens * (h->k_dim + h->v_dim) *
-           kvl_kv_dtype_bytes(batch->kv_dtype);
+    return (uint64_t)kvl_layer_place(h, layer).index * h->kv_heads * batch->block_tokens *
+           (h->k_dim + h->v_dim) * kvl_kv_dtype_bytes(batch->kv_dtype);
+}
+
+static uint8_t *const *table_of(const struct kvl_cuda *cuda, uint32_t layer) {
+    const struct kvl_layer_place place = kvl_layer_place(&cuda->model->hparams, layer);
+    return cuda->step->blocks + kvl_cuda_table_at(cuda, place.group);
 }
 
 struct kvl_cuda_attention kvl_cuda_attention_of(
@@ -45,7 +51,7 @@ struct kvl_cuda_attention kvl_cuda_attention_of(
     return (struct kvl_cuda_attention){
         .q = cuda->q,
         .out = cuda->attended,
-        .blocks = cuda->step->blocks,
+        .blocks = table_of(cuda, layer),
         .block_tokens = batch->block_tokens,
         .heads = h->heads,
         .kv_heads = h->kv_heads,
@@ -55,6 +61,8 @@ struct kvl_cuda_attention kvl_cuda_attention_of(
         .kv_dtype = batch->kv_dtype,
         .layer_offset_bytes = layer_offset(h, batch, layer),
         .scale = h->attention_scale,
+        .window = kvl_layer_window(h, layer),
+        .softcap = h->attention_softcap,
         .scratch = cuda->attention_scratch,
         .scratch_bytes = cuda->attention_scratch_bytes,
     };
@@ -70,9 +78,9 @@ struct kvl_cuda_place kvl_cuda_place_of(
         .bias = weights->qkv_bias,
         .q_norm = weights->q_norm,
         .k_norm = weights->k_norm,
-        .angles = cuda->angles,
+        .angles = kvl_layer_window(h, layer) != 0 ? cuda->windowed_angles : cuda->angles,
         .q = cuda->q,
-        .blocks = cuda->step->blocks,
+        .blocks = table_of(cuda, layer),
         .layer_offset_bytes = layer_offset(h, batch, layer),
         .kv_dtype = batch->kv_dtype,
         .epsilon = h->rms_epsilon,
@@ -84,6 +92,39 @@ struct kvl_cuda_place kvl_cuda_place_of(
         .rope_dims = h->rope_dims,
         .halves = h->rope_pairing == KVL_ROPE_HALVES,
     };
+}
+
+static kvl_err find_angles(struct kvl_cuda *cuda, const double *frequencies, float *angles,
+    const uint32_t *position, uint32_t tokens) {
+    const struct kvl_hparams *h = &cuda->model->hparams;
+    TRY(kvl_cuda_angles(&(struct kvl_cuda_angles){.frequencies = frequencies,
+                            .position = position,
+                            .angles = angles,
+                            .magnitude = h->rope_magnitude,
+                            .pairs = h->rope_dims / 2,
+                            .tokens = tokens},
+        cuda->stream));
+    return KVL_OK;
+}
+
+kvl_err kvl_cuda_find_angles(struct kvl_cuda *cuda, const uint32_t *position, uint32_t tokens) {
+    TRY_ERR(find_angles(cuda, cuda->frequencies, cuda->angles, position, tokens));
+    if (cuda->windowed_angles == cuda->angles) {
+        return KVL_OK;
+    }
+    return find_angles(cuda, cuda->windowed_frequencies, cuda->windowed_angles, position, tokens);
+}
+
+kvl_err kvl_cuda_join_given(struct kvl_cuda *cuda, const float *norm, uint32_t rows) {
+    const struct kvl_hparams *h = &cuda->model->hparams;
+    TRY(kvl_cuda_join(&(struct kvl_cuda_join){.x = cuda->x,
+                          .given = cuda->given,
+                          .weights = norm,
+                          .epsilon = h->rms_epsilon,
+                          .width = h->width,
+                          .rows = rows},
+        cuda->stream));
+    return KVL_OK;
 }
 
 /* ---- a chunk's layers ---- */
@@ -101,13 +142,7 @@ static kvl_err embed(const struct chunk *c) {
                            .tokens = c->tokens,
                            .rows = c->rows},
         cuda->stream));
-    TRY(kvl_cuda_angles(&(struct kvl_cuda_angles){.frequencies = cuda->frequencies,
-                            .position = c->position,
-                            .angles = cuda->angles,
-                            .magnitude = h->rope_magnitude,
-                            .pairs = h->rope_dims / 2,
-                            .tokens = c->tokens},
-        cuda->stream));
+    TRY_ERR(kvl_cuda_find_angles(cuda, c->position, c->tokens));
     /* Attention writes the tokens' rows only. */
     TRY(cudaMemsetAsync((uint8_t *)(void *)cuda->attended + c->tokens * attended_bytes, 0,
         (c->rows - c->tokens) * attended_bytes, cuda->stream));
@@ -134,6 +169,17 @@ static kvl_err multiply(const struct chunk *c, const struct kvl_cuda_product *pr
         cuda->blas, product, w->data, x, y, c->rows, cuda->stream, &cuda->last);
 }
 
+/* x += w y, or, with a norm, x += norm(w y) */
+static kvl_err join(const struct chunk *c, const struct kvl_cuda_product *product,
+    const struct kvl_cuda_matrix *w, const __half *y, const float *norm) {
+    struct kvl_cuda *cuda = c->cuda;
+    if (norm == NULL) {
+        return multiply(c, product, w, y, cuda->x);
+    }
+    TRY_ERR(multiply(c, product, w, y, cuda->given));
+    return kvl_cuda_join_given(cuda, norm, c->rows);
+}
+
 /* q of the chunk; k and v go into the blocks. */
 static kvl_err project(const struct chunk *c, uint32_t layer) {
     struct kvl_cuda *cuda = c->cuda;
@@ -149,13 +195,14 @@ static kvl_err project(const struct chunk *c, uint32_t layer) {
 
 static kvl_err attend(const struct chunk *c, uint32_t layer) {
     struct kvl_cuda *cuda = c->cuda;
+    const struct kvl_cuda_layer *weights = &cuda->layers[layer];
     struct kvl_cuda_attention attention = kvl_cuda_attention_of(cuda, c->batch, layer);
     attention.tokens = c->tokens;
     attention.position = c->position;
     attention.position_max = c->batch->position + c->offset + c->tokens;
     TRY(kvl_cuda_attend_prefill(&attention, cuda->stream));
-    return multiply(
-        c, &cuda->attention_out, &cuda->layers[layer].attention_out, cuda->attended, cuda->x);
+    return join(c, &cuda->attention_out, &weights->attention_out, cuda->attended,
+        weights->attention_post_norm);
 }
 
 static kvl_err feed_forward(const struct chunk *c, uint32_t layer) {
@@ -170,7 +217,7 @@ static kvl_err feed_forward(const struct chunk *c, uint32_t layer) {
                           .rows = c->rows,
                           .gelu = h->activation == KVL_ACTIVATION_GELU_TANH},
         cuda->stream));
-    return multiply(c, &cuda->down, &weights->down, cuda->ffn, cuda->x);
+    return join(c, &cuda->down, &weights->down, cuda->ffn, weights->ffn_post_norm);
 }
 
 static bool has_logits(const struct chunk *c) {
@@ -366,6 +413,9 @@ static bool is_valid(const struct kvl_cuda *cuda, const struct kvl_batch *batch)
         (batch->phase == KVL_PHASE_DECODE && batch->count != 1)) {
         return false;
     }
+    if (batch->window_blocks == NULL && kvl_layer_group_count(&cuda->model->hparams) > 1) {
+        return false;
+    }
     for (uint32_t i = 0; i < batch->count; i++) {
         if (batch->tokens[i] >= cuda->model->hparams.vocab) {
             return false;
@@ -383,6 +433,13 @@ static kvl_err send_step(struct kvl_cuda *cuda, const struct kvl_batch *batch) {
     memcpy(step->blocks, batch->blocks, blocks * sizeof *step->blocks);
     TRY(cudaMemcpyAsync(
         cuda->step, step, kvl_cuda_step_bytes(blocks), cudaMemcpyHostToDevice, cuda->stream));
+    if (kvl_layer_group_count(&cuda->model->hparams) == 1) {
+        return KVL_OK;
+    }
+    const uint64_t at = kvl_cuda_table_at(cuda, 1);
+    memcpy(step->blocks + at, batch->window_blocks, blocks * sizeof *step->blocks);
+    TRY(cudaMemcpyAsync(cuda->step->blocks + at, step->blocks + at, blocks * sizeof *step->blocks,
+        cudaMemcpyHostToDevice, cuda->stream));
     return KVL_OK;
 }
 

@@ -186,21 +186,27 @@ __global__ void __launch_bounds__(THREADS) gemv_norm_gate(const struct kvl_cuda_
     }
 }
 
-template <typename X>
-__device__ inline void add_product(const struct kvl_cuda_gemv &args, const X *x) {
+template <bool ADD, typename X>
+__device__ inline void store_product(const struct kvl_cuda_gemv &args, const X *x) {
     float factor;
     const float sum = multiply<ROWS, false, false>(args, x, &factor);
     const uint32_t row = blockIdx.x * ROWS + threadIdx.x;
     if (threadIdx.x < ROWS && row < args.rows) {
-        args.y[row] += sum;
+        args.y[row] = ADD ? args.y[row] + sum : sum;
     }
 }
 
 __global__ void __launch_bounds__(THREADS) gemv_add_f16(const struct kvl_cuda_gemv args) {
-    add_product(args, args.x16);
+    store_product<true>(args, args.x16);
 }
 __global__ void __launch_bounds__(THREADS) gemv_add_f32(const struct kvl_cuda_gemv args) {
-    add_product(args, args.x);
+    store_product<true>(args, args.x);
+}
+__global__ void __launch_bounds__(THREADS) gemv_set_f16(const struct kvl_cuda_gemv args) {
+    store_product<false>(args, args.x16);
+}
+__global__ void __launch_bounds__(THREADS) gemv_set_f32(const struct kvl_cuda_gemv args) {
+    store_product<false>(args, args.x);
 }
 
 } // namespace
@@ -219,8 +225,8 @@ cudaError_t kvl_cuda_gemv_code(struct kvl_cuda_code *out) {
 }
 
 cudaError_t kvl_cuda_gemv(const struct kvl_cuda_gemv *args, cudaStream_t stream) {
-    static void (*const kernels[])(const struct kvl_cuda_gemv) = {
-        gemv_norm_f16, gemv_norm_f32, gemv_norm_gate, gemv_add_f16, gemv_add_f32};
+    static void (*const kernels[])(const struct kvl_cuda_gemv) = {gemv_norm_f16, gemv_norm_f32,
+        gemv_norm_gate, gemv_add_f16, gemv_add_f32, gemv_set_f16, gemv_set_f32};
     const bool gate = args->kind == KVL_CUDA_GEMV_NORM_GATE;
     const uint32_t outputs = gate ? args->rows / 2 : args->rows;
     const uint32_t each = gate ? GATE_ROWS / 2 : ROWS;

@@ -73,6 +73,33 @@ __global__ void __launch_bounds__(BLOCK) norm_row(const struct kvl_cuda_norm arg
     }
 }
 
+/* Spelled out, so that the loop's copies round alike. */
+__device__ inline float4 join_four(float4 x, float4 given, float4 weights, float factor) {
+    return make_float4(fmaf(given.x * factor, weights.x, x.x),
+        fmaf(given.y * factor, weights.y, x.y), fmaf(given.z * factor, weights.z, x.z),
+        fmaf(given.w * factor, weights.w, x.w));
+}
+
+__global__ void __launch_bounds__(BLOCK) join_row(const struct kvl_cuda_join args) {
+    const uint32_t fours = args.width / 4;
+    float4 *x = reinterpret_cast<float4 *>(args.x + (size_t)blockIdx.x * args.width);
+    const float4 *given =
+        reinterpret_cast<const float4 *>(args.given + (size_t)blockIdx.x * args.width);
+    const float4 *weights = reinterpret_cast<const float4 *>(args.weights);
+    float squares = 0;
+    for (uint32_t i = threadIdx.x; i < fours; i += BLOCK) {
+        const float4 y = given[i];
+        squares = fmaf(y.x, y.x, squares);
+        squares = fmaf(y.y, y.y, squares);
+        squares = fmaf(y.z, y.z, squares);
+        squares = fmaf(y.w, y.w, squares);
+    }
+    const float factor = rsqrtf(block_sum(squares) / (float)args.width + args.epsilon);
+    for (uint32_t i = threadIdx.x; i < fours; i += BLOCK) {
+        x[i] = join_four(x[i], given[i], weights[i], factor);
+    }
+}
+
 /* ---- place ---- */
 
 /* Where a head's vector goes: q as f16, k and v into a block as its element type. */
@@ -269,6 +296,11 @@ cudaError_t kvl_cuda_angles(const struct kvl_cuda_angles *args, cudaStream_t str
 
 cudaError_t kvl_cuda_norm(const struct kvl_cuda_norm *args, cudaStream_t stream) {
     norm_row<<<args->rows, BLOCK, 0, stream>>>(*args);
+    return cudaGetLastError();
+}
+
+cudaError_t kvl_cuda_join(const struct kvl_cuda_join *args, cudaStream_t stream) {
+    join_row<<<args->rows, BLOCK, 0, stream>>>(*args);
     return cudaGetLastError();
 }
 

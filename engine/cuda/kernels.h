@@ -42,6 +42,16 @@ struct kvl_cuda_norm {
 };
 cudaError_t kvl_cuda_norm(const struct kvl_cuda_norm *args, cudaStream_t stream);
 
+/* x += given / sqrt(mean of squares of given + epsilon) * weights; width is a multiple of 8. */
+struct kvl_cuda_join {
+    float *x;           /* [rows][width] */
+    const float *given; /* [rows][width] */
+    const float *weights;
+    float epsilon;
+    uint32_t width, rows;
+};
+cudaError_t kvl_cuda_join(const struct kvl_cuda_join *args, cudaStream_t stream);
+
 /* Takes the rows of the QKV product apart: adds biases, normalizes heads where the model does,
  * rotates q and k, and writes k and v into the blocks. */
 struct kvl_cuda_place {
@@ -89,6 +99,8 @@ enum kvl_cuda_gemv_kind {
     KVL_CUDA_GEMV_NORM_GATE, /* y = activation(gate) * up; w: gates first, rows counts both */
     KVL_CUDA_GEMV_ADD_F16,   /* y += w x16 */
     KVL_CUDA_GEMV_ADD_F32,   /* y += w x */
+    KVL_CUDA_GEMV_SET_F16,   /* y = w x16 */
+    KVL_CUDA_GEMV_SET_F32,   /* y = w x */
 };
 struct kvl_cuda_gemv {
     enum kvl_cuda_gemv_kind kind;

@@ -72,6 +72,13 @@ KVL_DEVICE float kvl_exp2(float x) {
     return y;
 }
 
+/* 1 / x, off by at most one unit in the last place; 0 for infinity. */
+KVL_DEVICE float kvl_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 KVL_DEVICE kvl_shared kvl_shared_base(void) {
     return (kvl_shared)__cvta_generic_to_shared(kvl_shared_memory);
 }

@@ -68,6 +68,10 @@ static void lay_out_layer(struct kvl_cuda_arena *arena, const struct kvl_model *
                           kvl_cuda_has_weight(model, &from->v_bias);
     to->attention_norm = take_floats(arena, true, h->width);
     to->ffn_norm = take_floats(arena, true, h->width);
+    to->attention_post_norm =
+        take_floats(arena, kvl_cuda_has_weight(model, &from->attention_post_norm), h->width);
+    to->ffn_post_norm =
+        take_floats(arena, kvl_cuda_has_weight(model, &from->ffn_post_norm), h->width);
     to->qkv_bias = take_floats(arena, has_bias, qkv_rows);
     to->q_norm = take_floats(arena, kvl_cuda_has_weight(model, &from->q_norm), h->k_dim);
     to->k_norm = take_floats(arena, kvl_cuda_has_weight(model, &from->k_norm), h->k_dim);
@@ -93,6 +97,11 @@ static void lay_out(struct kvl_cuda *cuda) {
     cuda->output_norm = take_floats(&cuda->weights, true, h->width);
     cuda->frequencies =
         kvl_cuda_take(&cuda->weights, (uint64_t)(h->rope_dims / 2 + 1) * sizeof(double));
+    cuda->windowed_frequencies = cuda->frequencies;
+    if (h->rope_frequencies_windowed != h->rope_frequencies) {
+        cuda->windowed_frequencies =
+            kvl_cuda_take(&cuda->weights, (uint64_t)(h->rope_dims / 2 + 1) * sizeof(double));
+    }
     for (uint32_t i = 0; i < h->layers; i++) {
         lay_out_layer(&cuda->weights, model, &model->layers[i], &cuda->layers[i]);
     }
@@ -210,6 +219,8 @@ static kvl_err load_layer_vectors(
     } vectors[] = {
         {&from->attention_norm, to->attention_norm},
         {&from->ffn_norm, to->ffn_norm},
+        {&from->attention_post_norm, to->attention_post_norm},
+        {&from->ffn_post_norm, to->ffn_post_norm},
         {&from->q_bias, bias},
         {&from->k_bias, bias == NULL ? NULL : bias + k_at},
         {&from->v_bias, bias == NULL ? NULL : bias + v_at},
@@ -249,6 +260,17 @@ static kvl_err load_layer(
     return load_layer_vectors(l, from, to);
 }
 
+static kvl_err load_frequencies(struct loading *l) {
+    const struct kvl_cuda *cuda = l->cuda;
+    const struct kvl_hparams *h = &cuda->model->hparams;
+    const size_t bytes = h->rope_dims / 2 * sizeof(double);
+    KVL_CUDA_TRY(
+        l->msg, cudaMemcpy(cuda->frequencies, h->rope_frequencies, bytes, cudaMemcpyHostToDevice));
+    KVL_CUDA_TRY(l->msg, cudaMemcpy(cuda->windowed_frequencies, h->rope_frequencies_windowed, bytes,
+                             cudaMemcpyHostToDevice));
+    return KVL_OK;
+}
+
 static kvl_err load_all(struct loading *l) {
     struct kvl_cuda *cuda = l->cuda;
     const struct kvl_model *model = cuda->model;
@@ -263,11 +285,7 @@ static kvl_err load_all(struct loading *l) {
     for (uint32_t i = 0; err == KVL_OK && i < h->layers; i++) {
         err = load_layer(l, &model->layers[i], &cuda->layers[i]);
     }
-    if (err == KVL_OK && h->rope_dims > 0) {
-        KVL_CUDA_TRY(l->msg, cudaMemcpy(cuda->frequencies, h->rope_frequencies,
-                                 h->rope_dims / 2 * sizeof(double), cudaMemcpyHostToDevice));
-    }
-    return err;
+    return err == KVL_OK && h->rope_dims > 0 ? load_frequencies(l) : err;
 }
 
 static uint64_t widest(const struct kvl_hparams *h) {

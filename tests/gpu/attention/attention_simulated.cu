@@ -12,54 +12,66 @@ namespace {
 
 simulated_manner manner;
 
-template <int DIM, int DTYPE> void prefill_thread(const void *arg) {
-    kvl_prefill<DIM, DTYPE>(*(const kvl_attention_args *)arg);
+template <int DIM, int DTYPE, bool LIMITED> void prefill_thread(const void *arg) {
+    kvl_prefill<DIM, DTYPE, LIMITED>(*(const kvl_attention_args *)arg);
 }
-template <int DIM, int DTYPE> void decode_thread(const void *arg) {
-    kvl_decode<DIM, DTYPE>(*(const kvl_attention_args *)arg);
+template <int DIM, int DTYPE, bool LIMITED> void decode_thread(const void *arg) {
+    kvl_decode<DIM, DTYPE, LIMITED>(*(const kvl_attention_args *)arg);
 }
-void general_thread(const void *arg) {
-    kvl_general(*(const kvl_attention_args *)arg);
+template <bool LIMITED> void general_thread(const void *arg) {
+    kvl_general<LIMITED>(*(const kvl_attention_args *)arg);
 }
 
 uint32_t parts_of_grid;
-template <int DIM> void combine_thread(const void *arg) {
-    kvl_decode_combine<DIM>(*(const kvl_attention_args *)arg, parts_of_grid);
+template <int DIM, bool LIMITED> void combine_thread(const void *arg) {
+    kvl_decode_combine<DIM, LIMITED>(*(const kvl_attention_args *)arg, parts_of_grid);
 }
 
-template <int DIM, int DTYPE> void prefill(const kvl_attention_args &args) {
+template <int DIM, int DTYPE, bool LIMITED> void prefill(const kvl_attention_args &args) {
     using shape = kvl_prefill_shape<DIM>;
     const uint32_t rows = args.tokens * args.group;
     simulated_launch({(rows + shape::ROWS - 1) / shape::ROWS, args.kv_heads, shape::THREADS,
                          shape::SHARED_BYTES},
-        manner, prefill_thread<DIM, DTYPE>, &args);
+        manner, prefill_thread<DIM, DTYPE, LIMITED>, &args);
 }
 
-template <int DIM, int DTYPE> void decode(const kvl_attention_args &args) {
+template <int DIM, int DTYPE, bool LIMITED> void decode(const kvl_attention_args &args) {
     const uint32_t slices = (args.group + KVL_DECODE_HEADS - 1) / KVL_DECODE_HEADS;
     simulated_launch({parts_of_grid, args.kv_heads * slices, KVL_DECODE_THREADS,
                          kvl_decode_shape<DIM>::SHARED_BYTES},
-        manner, decode_thread<DIM, DTYPE>, &args);
+        manner, decode_thread<DIM, DTYPE, LIMITED>, &args);
     const uint32_t threads = DIM * KVL_COMBINE_GROUPS;
     simulated_launch({args.heads, 1, threads, threads * (uint32_t)sizeof(float2)}, manner,
-        combine_thread<DIM>, &args);
+        combine_thread<DIM, LIMITED>, &args);
 }
 
-template <int DIM, int DTYPE> void attend(const kvl_attention_args &args, enum kvl_phase phase) {
+template <int DIM, int DTYPE, bool LIMITED>
+void attend(const kvl_attention_args &args, enum kvl_phase phase) {
     if (phase == KVL_PHASE_PREFILL) {
-        prefill<DIM, DTYPE>(args);
+        prefill<DIM, DTYPE, LIMITED>(args);
     } else {
-        decode<DIM, DTYPE>(args);
+        decode<DIM, DTYPE, LIMITED>(args);
     }
 }
 
-template <int DIM> void attend_dtype(const kvl_attention_args &args, enum kvl_phase phase) {
+template <int DIM, bool LIMITED>
+void attend_dtype(const kvl_attention_args &args, enum kvl_phase phase) {
     if (args.kv_dtype == KVL_KV_F16) {
-        attend<DIM, KVL_KV_F16>(args, phase);
+        attend<DIM, KVL_KV_F16, LIMITED>(args, phase);
     } else if (args.kv_dtype == KVL_KV_BF16) {
-        attend<DIM, KVL_KV_BF16>(args, phase);
+        attend<DIM, KVL_KV_BF16, LIMITED>(args, phase);
     } else {
-        attend<DIM, KVL_KV_F32>(args, phase);
+        attend<DIM, KVL_KV_F32, LIMITED>(args, phase);
+    }
+}
+
+template <bool LIMITED> void attend_dim(const kvl_attention_args &args, enum kvl_phase phase) {
+    if (args.k_dim == 64) {
+        attend_dtype<64, LIMITED>(args, phase);
+    } else if (args.k_dim == 96) {
+        attend_dtype<96, LIMITED>(args, phase);
+    } else {
+        attend_dtype<128, LIMITED>(args, phase);
     }
 }
 
@@ -67,7 +79,8 @@ void general(const kvl_attention_args &args) {
     const uint32_t rows = args.tokens * args.heads;
     simulated_launch({(rows + KVL_GENERAL_WARPS - 1) / KVL_GENERAL_WARPS, 1, KVL_GENERAL_THREADS,
                          kvl_general_shared_bytes(args)},
-        manner, general_thread, &args);
+        manner, kvl_attention_is_limited(args) ? general_thread<true> : general_thread<false>,
+        &args);
 }
 
 } // namespace
@@ -81,12 +94,10 @@ void attention_simulated_attend(const struct kvl_cuda_attention *attention, enum
     parts_of_grid = (uint32_t)kvl_decode_parts(attention->position_max);
     if (!kvl_attention_is_fast(attention)) {
         general(args);
-    } else if (args.k_dim == 64) {
-        attend_dtype<64>(args, phase);
-    } else if (args.k_dim == 96) {
-        attend_dtype<96>(args, phase);
+    } else if (kvl_attention_is_limited(args)) {
+        attend_dim<true>(args, phase);
     } else {
-        attend_dtype<128>(args, phase);
+        attend_dim<false>(args, phase);
     }
 }
 

@@ -137,6 +137,129 @@ static void other_sizes_take_the_general_kernel(void **state) {
     }
 }
 
+/* ---- windows and caps ---- */
+
+struct limits {
+    uint32_t window;
+    float softcap;
+};
+
+static void open_limited(struct attention_world *world, const struct attention_shape *shape,
+    struct limits limits, uint64_t seed) {
+    attention_world_init(world, &simulated, shape, seed);
+    world->window = limits.window;
+    world->softcap = limits.softcap;
+}
+
+/* Two ways of cutting, so that a token's window has left other blocks behind. */
+static void check_limited_prefill(
+    const struct attention_shape *shape, struct limits limits, uint32_t one, uint32_t other) {
+    struct attention_world world;
+    open_limited(&world, shape, limits, 3);
+    attention_simulated_manner(true, false);
+    uint16_t *first = prefill_in_chunks(&world, one);
+    attention_simulated_manner(false, true);
+    uint16_t *second = prefill_in_chunks(&world, other);
+    attention_check_equal(&world, 0, second, first, shape->context, "in other chunks");
+    free(first);
+    free(second);
+    attention_world_deinit(&world);
+}
+
+static void check_limited_decode(const struct attention_shape *shape, struct limits limits) {
+    struct attention_world world;
+    open_limited(&world, shape, limits, 4);
+    uint16_t *out = malloc(attention_token_elements(&world) * sizeof *out);
+    assert_non_null(out);
+    const uint32_t tokens[] = {0, 17, 255, 256, 319, 511, 512, 575, 599};
+    for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
+        const struct attention_call call = {.first = tokens[i],
+            .tokens = 1,
+            .phase = KVL_PHASE_DECODE,
+            .position_max = i % 2 == 0 ? 1000 : 0};
+        attention_simulated_manner(i % 2 == 0, i % 3 == 0);
+        attention_run(&world, &call, out);
+        attention_check_token(&world, tokens[i], out);
+    }
+    free(out);
+    attention_world_deinit(&world);
+}
+
+static void windows_and_caps_are_right_in_prefill(void **state) {
+    (void)state;
+    const struct {
+        struct attention_shape shape;
+        struct limits limits;
+    } cases[] = {
+        {{4, 2, 64, 64, 16, KVL_KV_F16, 290}, {20, 0}}, /* less than a tile */
+        {{4, 2, 64, 64, 16, KVL_KV_F16, 200}, {1, 0}},
+        {{2, 1, 64, 64, 64, KVL_KV_BF16, 290}, {64, 3.0f}}, /* a tile */
+        {{1, 1, 96, 96, 32, KVL_KV_F16, 290}, {100, 0}},    /* no whole number of tiles */
+        {{3, 1, 128, 128, 64, KVL_KV_F32, 200}, {65, 2.5f}},
+        {{1, 1, 128, 128, 16, KVL_KV_F16, 270}, {128, 0}},
+        {{2, 1, 64, 64, 32, KVL_KV_F16, 150}, {1000, 0}}, /* more than the context */
+        {{2, 2, 128, 128, 64, KVL_KV_BF16, 100}, {0, 4.0f}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        check_limited_prefill(&cases[i].shape, cases[i].limits, 1000, 37);
+    }
+    const struct attention_shape one_by_one = {4, 1, 64, 64, 16, KVL_KV_F16, 140};
+    check_limited_prefill(&one_by_one, (struct limits){37, 3.0f}, 140, 1);
+}
+
+static void windows_and_caps_are_right_in_decode(void **state) {
+    (void)state;
+    const struct {
+        struct attention_shape shape;
+        struct limits limits;
+    } cases[] = {
+        {{4, 1, 64, 64, 16, KVL_KV_F16, 600}, {1, 0}},
+        {{8, 1, 128, 128, 64, KVL_KV_F16, 600}, {64, 3.0f}},
+        {{6, 2, 96, 96, 32, KVL_KV_BF16, 600}, {100, 0}},
+        {{3, 1, 64, 64, 128, KVL_KV_F32, 600}, {256, 0}},
+        {{2, 2, 128, 128, 16, KVL_KV_F16, 600}, {257, 2.5f}},
+        {{12, 1, 64, 64, 64, KVL_KV_BF16, 600}, {1000, 0}},
+        {{2, 1, 96, 96, 64, KVL_KV_F16, 600}, {0, 4.0f}},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        check_limited_decode(&cases[i].shape, cases[i].limits);
+    }
+}
+
+/* The first part that is joined is not the first of its group. */
+static void parts_behind_a_window_are_not_joined(void **state) {
+    (void)state;
+    const struct attention_shape shape = {1, 1, 64, 64, 64, KVL_KV_F16, 4700};
+    struct attention_world world;
+    attention_simulated_manner(true, false);
+    open_limited(&world, &shape, (struct limits){0, 0}, 6);
+    uint16_t *out = malloc(attention_token_elements(&world) * sizeof *out);
+    assert_non_null(out);
+    for (world.window = 300; world.window < 3000; world.window += 2400) {
+        const struct attention_call last = {.first = 4699, .tokens = 1, .phase = KVL_PHASE_DECODE};
+        attention_run(&world, &last, out);
+        attention_check_token(&world, last.first, out);
+    }
+    free(out);
+    attention_world_deinit(&world);
+}
+
+static void the_general_kernel_has_windows_and_caps(void **state) {
+    (void)state;
+    const struct attention_shape shapes[] = {
+        {4, 2, 8, 8, 16, KVL_KV_F16, 600},
+        {3, 1, 16, 24, 5, KVL_KV_BF16, 600},
+        {1, 1, 256, 256, 64, KVL_KV_F32, 600},
+    };
+    const struct limits limits[] = {{20, 0}, {32, 3.0f}, {70, 2.0f}};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct attention_shape shorter = shapes[i];
+        shorter.context = 130;
+        check_limited_prefill(&shorter, limits[i], 130, 13);
+        check_limited_decode(&shapes[i], limits[i]);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prefill_has_the_right_values_in_every_chunking),
@@ -144,6 +267,10 @@ int main(void) {
         cmocka_unit_test(decode_has_the_right_values_at_every_place),
         cmocka_unit_test(more_parts_than_groups_are_joined),
         cmocka_unit_test(other_sizes_take_the_general_kernel),
+        cmocka_unit_test(windows_and_caps_are_right_in_prefill),
+        cmocka_unit_test(windows_and_caps_are_right_in_decode),
+        cmocka_unit_test(parts_behind_a_window_are_not_joined),
+        cmocka_unit_test(the_general_kernel_has_windows_and_caps),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

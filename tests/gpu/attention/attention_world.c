@@ -96,6 +96,8 @@ static struct kvl_cuda_attention attention_of(const struct attention_world *worl
         .kv_dtype = s->kv_dtype,
         .layer_offset_bytes = LAYER * world->layer_bytes,
         .scale = 1.0f / sqrtf((float)s->k_dim),
+        .window = world->window,
+        .softcap = world->softcap,
         .tokens = s->context,
         .position = world->position,
         .position_max = 4 * s->context + 1000,
@@ -110,18 +112,13 @@ static void take_memory(struct attention_world *world) {
     world->arena_host = must_have(arena_bytes(world));
     world->arena = d->take(arena_bytes(world));
     world->table = d->take(world->blocks * sizeof *world->table);
-    uint8_t **table = must_have(world->blocks * sizeof *table);
-    for (uint32_t i = 0; i < world->blocks; i++) {
-        table[i] = world->arena + block_offset(world, i);
-        if (d->readable) {
-            d->readable(table[i], LAYERS * world->layer_bytes);
-        }
+    world->table_host = must_have(world->blocks * sizeof *world->table_host);
+    for (uint32_t i = 0; d->readable && i < world->blocks; i++) {
+        d->readable(world->arena + block_offset(world, i), LAYERS * world->layer_bytes);
     }
-    d->put(world->table, table, world->blocks * sizeof *table);
     if (d->readable) {
-        d->readable(world->table, world->blocks * sizeof *table);
+        d->readable(world->table, world->blocks * sizeof *world->table);
     }
-    free(table);
     world->q_device = d->take((size_t)s->context * s->heads * s->k_dim * 2);
     world->out_bytes = (uint64_t)s->context * s->heads * s->v_dim * 2;
     world->out_device = d->take(world->out_bytes + 2 * GUARD_BYTES);
@@ -163,8 +160,8 @@ void attention_world_deinit(struct attention_world *world) {
     for (size_t i = 0; i < sizeof of_device / sizeof *of_device; i++) {
         d->give(of_device[i]);
     }
-    void *const of_host[] = {
-        world->q, world->q_half, world->k, world->v, world->slot_of, world->arena_host};
+    void *const of_host[] = {world->q, world->q_half, world->k, world->v, world->slot_of,
+        world->arena_host, world->table_host};
     for (size_t i = 0; i < sizeof of_host / sizeof *of_host; i++) {
         free(of_host[i]);
     }
@@ -209,6 +206,20 @@ static void write_context(struct attention_world *world, uint32_t count) {
     world->written = count;
 }
 
+/* The first token that this one sees. */
+static uint32_t first_seen(const struct attention_world *world, uint32_t token) {
+    return world->window == 0 || token < world->window ? 0 : token - world->window + 1;
+}
+
+/* Blocks wholly behind the first token's window are not there. */
+static void write_table(struct attention_world *world, uint32_t first_token) {
+    const uint32_t first = first_seen(world, first_token) / world->shape.block_tokens;
+    for (uint32_t i = 0; i < world->blocks; i++) {
+        world->table_host[i] = i < first ? NULL : world->arena + block_offset(world, i);
+    }
+    world->device->put(world->table, world->table_host, world->blocks * sizeof *world->table_host);
+}
+
 static void check_untouched(const uint8_t *bytes, uint64_t count, const char *where) {
     for (uint64_t i = 0; i < count; i++) {
         if (bytes[i] != 0xff) {
@@ -225,6 +236,7 @@ void attention_run(
     const uint64_t bytes = (uint64_t)call->tokens * s->heads * s->v_dim * 2;
     assert_true(call->first + call->tokens <= s->context);
     write_context(world, call->first + call->tokens);
+    write_table(world, call->first);
     spoil(world, world->out_device, world->out_bytes + 2 * GUARD_BYTES);
     spoil(world, world->scratch, world->scratch_bytes + 256);
     d->put(world->q_device, world->q_half + call->first * q_token, call->tokens * q_token * 2);
@@ -247,25 +259,34 @@ uint32_t attention_token_elements(const struct attention_world *world) {
 
 /* ---- what it should be, in double ---- */
 
-/* Softmax of one query over tokens [0, seen). */
-static void expected_weights(const struct attention_world *world, const float *q, uint32_t kv_head,
-    uint32_t seen, double *weights) {
+static double expected_score(
+    const struct attention_world *world, const float *q, uint32_t kv_head, uint32_t token) {
     const struct attention_shape *s = &world->shape;
+    const float *k = world->k + ((size_t)kv_head * s->context + token) * s->k_dim;
+    const double cap = world->softcap;
+    double dot = 0;
+    for (uint32_t d = 0; d < s->k_dim; d++) {
+        dot += (double)q[d] * k[d];
+    }
+    const double score = dot / sqrt(s->k_dim);
+    return cap == 0 ? score : cap * tanh(score / cap);
+}
+
+/* Softmax of one query over the tokens that `token` sees; 0 for those before. */
+static void expected_weights(const struct attention_world *world, const float *q, uint32_t kv_head,
+    uint32_t token, double *weights) {
+    const uint32_t first = first_seen(world, token);
     double max = -INFINITY, sum = 0;
-    for (uint32_t i = 0; i < seen; i++) {
-        const float *k = world->k + ((size_t)kv_head * s->context + i) * s->k_dim;
-        double dot = 0;
-        for (uint32_t d = 0; d < s->k_dim; d++) {
-            dot += (double)q[d] * k[d];
-        }
-        weights[i] = dot / sqrt(s->k_dim);
+    memset(weights, 0, first * sizeof *weights);
+    for (uint32_t i = first; i <= token; i++) {
+        weights[i] = expected_score(world, q, kv_head, i);
         max = fmax(max, weights[i]);
     }
-    for (uint32_t i = 0; i < seen; i++) {
+    for (uint32_t i = first; i <= token; i++) {
         weights[i] = exp(weights[i] - max);
         sum += weights[i];
     }
-    for (uint32_t i = 0; i < seen; i++) {
+    for (uint32_t i = first; i <= token; i++) {
         weights[i] /= sum;
     }
 }
@@ -287,9 +308,9 @@ static void check_head(const struct attention_world *world, uint32_t token, uint
         const double allowed = 16 * unit * sqrt(noise) + 0x1p-10 * fabs(expected) + 1e-5;
         if (!(fabs(got - expected) <= allowed)) { /* also when it is NaN */
             fail_msg("token %u, head %u, element %u: %.9g instead of %.9g, allowed +-%.3g "
-                     "(heads %u/%u, dims %u/%u, block %u, dtype %d)",
+                     "(heads %u/%u, dims %u/%u, block %u, dtype %d, window %u, cap %g)",
                 token, head, d, got, expected, allowed, s->heads, s->kv_heads, s->k_dim, s->v_dim,
-                s->block_tokens, (int)s->kv_dtype);
+                s->block_tokens, (int)s->kv_dtype, world->window, (double)world->softcap);
         }
     }
 }
@@ -300,7 +321,7 @@ void attention_check_token(
     double *weights = must_have((token + 1) * sizeof *weights);
     for (uint32_t head = 0; head < s->heads; head++) {
         const float *q = world->q + ((size_t)token * s->heads + head) * s->k_dim;
-        expected_weights(world, q, head / (s->heads / s->kv_heads), token + 1, weights);
+        expected_weights(world, q, head / (s->heads / s->kv_heads), token, weights);
         check_head(world, token, head, weights, out + (size_t)head * s->v_dim);
     }
     free(weights);
@@ -313,10 +334,10 @@ void attention_check_equal(const struct attention_world *world, uint32_t first_t
     for (size_t i = 0; i < elements; i++) {
         if (got[i] != expected[i]) {
             fail_msg("%s: token %zu, head %zu, element %zu: bits %04x instead of %04x "
-                     "(heads %u/%u, dims %u/%u, block %u, dtype %d)",
+                     "(heads %u/%u, dims %u/%u, block %u, dtype %d, window %u, cap %g)",
                 what, first_token + i / s->v_dim / s->heads, i / s->v_dim % s->heads, i % s->v_dim,
                 got[i], expected[i], s->heads, s->kv_heads, s->k_dim, s->v_dim, s->block_tokens,
-                (int)s->kv_dtype);
+                (int)s->kv_dtype, world->window, (double)world->softcap);
         }
     }
 }

@@ -3,6 +3,7 @@
  *
  * Blocks stand in random order in one arena that is NaN everywhere else: between blocks, in the
  * layer before, and in tokens that were not written yet. Nothing of that may show in a result.
+ * Blocks that lie wholly behind the window of a call's first token are NULL in the table.
  *
  * Tolerance: elements of 16 bits are rounded relatively by at most u = 2^-11 (f16; f32 keys and
  * values are rounded to it) or 2^-9 (bf16). What is rounded on the way (queries, keys, values,
@@ -43,13 +44,16 @@ struct attention_world {
     struct attention_shape shape;
     float *q, *k, *v;     /* [context][heads][k_dim], [kv_head][context][dim]; as stored */
     uint16_t *q_half;     /* q as f16 */
+    uint32_t window;      /* of calls and checks to come; 0: none */
+    float softcap;        /* likewise */
     uint32_t written;     /* tokens in the arena */
     uint64_t layer_bytes; /* of a block */
     uint64_t slot_bytes;  /* from block to block in the arena */
     uint32_t blocks;
     uint32_t *slot_of; /* block to slot */
     uint8_t *arena_host, *arena;
-    uint8_t **table; /* device */
+    uint8_t **table; /* device; on the host: */
+    uint8_t **table_host;
     void *q_device, *out_device, *scratch, *position;
     uint64_t scratch_bytes, out_bytes;
 };

@@ -80,6 +80,9 @@ KVL_DEVICE float kvl_shuffle_xor(float value, uint32_t mask) {
 KVL_DEVICE float kvl_exp2(float x) {
     return exp2f(x);
 }
+KVL_DEVICE float kvl_reciprocal(float x) {
+    return 1.0f / x;
+}
 KVL_DEVICE kvl_shared kvl_shared_base(void) {
     return 0;
 }
