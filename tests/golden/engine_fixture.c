@@ -60,25 +60,38 @@ static void make_random_model(struct fixture *fixture) {
     unlink(path);
 }
 
-static void load_tiny_model(struct fixture *fixture) {
+/* A block of 64 tokens takes 2 MiB in all layer groups; where there are two, 1 MiB in each. */
+static void widen(struct tiny_shape *shape) {
+    shape->layers = 8;
+    shape->width = 256;
+    shape->ffn_width = 512;
+    shape->heads = shape->kv_heads = 16;
+    shape->k_dim = shape->v_dim = shape->rope_dims = 64;
+    shape->vocab = 512;
+    shape->type = shape->embedding_type = KVL_GGML_F16;
+}
+
+static void load_tiny_model(struct fixture *fixture, const char *architecture) {
     struct kvl_errmsg msg = {{0}};
     struct tiny_shape shape = tiny_shape_default();
-    const char *architecture = getenv("KVL_ARCHITECTURE");
     if (architecture != NULL)
         shape.architecture = architecture;
     if (strncmp(shape.architecture, "gemma", 5) == 0)
         shape.layers = 5; /* two that see everything, three with a window */
+    if (fixture->backend == kvl_backend_cuda)
+        widen(&shape);
     char *path = tiny_model_file(&shape);
     need(kvl_model_load(path, &fixture->model, &msg), "model", &msg);
     free(path);
 }
 
 void fixture_init(struct fixture *fixture) {
+    const char *architecture = getenv("KVL_ARCHITECTURE");
     *fixture = (struct fixture){.backend = find_backend()};
-    if (fixture->backend == kvl_backend_cuda)
+    if (fixture->backend == kvl_backend_cuda && architecture == NULL)
         make_random_model(fixture);
     else
-        load_tiny_model(fixture);
+        load_tiny_model(fixture, architecture);
     char folder[] = "/tmp/kvloft-identity-XXXXXX";
     if (mkdtemp(folder) == NULL)
         need(KVL_ERR_IO, "temporary folder", NULL);
@@ -115,8 +128,6 @@ uint64_t fixture_slot_bytes(const struct fixture *fixture) {
 
 void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk) {
-    if (fixture->backend == kvl_backend_cuda && host_blocks < KVL_FAR_HOST_BLOCKS_MIN)
-        host_blocks = KVL_FAR_HOST_BLOCKS_MIN;
     fixture_start_bytes(fixture, device_blocks * fixture_slot_bytes(fixture),
         host_blocks * fixture_slot_bytes(fixture), with_disk);
 }
@@ -124,6 +135,9 @@ void fixture_start(
 void fixture_start_bytes(
     struct fixture *fixture, uint64_t device_bytes, uint64_t host_bytes, bool with_disk) {
     struct kvl_errmsg msg = {{0}};
+    const uint64_t least = KVL_FAR_HOST_BLOCKS_MIN * fixture_slot_bytes(fixture);
+    if (fixture->backend == kvl_backend_cuda && host_bytes < least)
+        host_bytes = least;
     struct kvl_service_options options = {
         .address = fixture->address,
         .device = fixture->backend == kvl_backend_cuda ? "cuda" : "cpu",

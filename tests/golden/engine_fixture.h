@@ -1,8 +1,8 @@
 /* engine_fixture.h - a random tiny model, the real service in this process, and engines on it.
  *
  * $KVL_TEST_BACKEND says in whose memory: cpu (default), far (far_backend.h), or cuda: a GPU's,
- * with a random model, whose service is the device tier on that GPU; without one the program ends
- * with 77.
+ * with a random model (or a wider tiny one, where an architecture is asked for), whose service is
+ * the device tier on that GPU; without one the program ends with 77.
  *
  * An engine here is what kvloft-decode has: a connection, a sequence, a backend. When the fixture
  * itself fails, it says why and fails the test (from another thread than the main one, it aborts
@@ -39,8 +39,8 @@ bool fixture_has_one_arithmetic(const struct fixture *fixture);
 bool fixture_runs_engines_side_by_side(const struct fixture *fixture);
 /* A slot of each layer group. */
 uint64_t fixture_slot_bytes(const struct fixture *fixture);
-/* Tiers with room for so many blocks; host 0: none, or on a GPU the least that it needs. The disk
- * folder stays from start to start. */
+/* Tiers with room for so many blocks; host: on a GPU at least what it needs. The disk folder stays
+ * from start to start. */
 void fixture_start(
     struct fixture *fixture, uint32_t device_blocks, uint32_t host_blocks, bool with_disk);
 void fixture_start_bytes(

@@ -156,6 +156,31 @@ static void test_tiny_mixed_bf16(void **state) {
     check_file("tiny_mixed", KVL_KV_BF16, MARGIN_BF16);
 }
 
+static void test_tiny_qwen2(void **state) {
+    (void)state;
+    check_file("tiny_qwen2", KVL_KV_F16, MARGIN);
+}
+
+static void test_tiny_qwen3(void **state) {
+    (void)state;
+    check_file("tiny_qwen3", KVL_KV_F16, MARGIN);
+}
+
+static void test_tiny_gemma(void **state) {
+    (void)state;
+    check_file("tiny_gemma", KVL_KV_F16, MARGIN);
+}
+
+static void test_tiny_gemma2(void **state) {
+    (void)state;
+    check_file("tiny_gemma2", KVL_KV_F16, MARGIN);
+}
+
+static void test_tiny_gemma3(void **state) {
+    (void)state;
+    check_file("tiny_gemma3", KVL_KV_F16, MARGIN);
+}
+
 static void check_random(const char *name, const char *shape) {
     struct kvl_errmsg msg = {{0}};
     struct kvl_model *model = NULL;
@@ -196,6 +221,11 @@ int main(void) {
         cmocka_unit_test(test_tiny_f32),
         cmocka_unit_test(test_tiny_mixed),
         cmocka_unit_test(test_tiny_mixed_bf16),
+        cmocka_unit_test(test_tiny_qwen2),
+        cmocka_unit_test(test_tiny_qwen3),
+        cmocka_unit_test(test_tiny_gemma),
+        cmocka_unit_test(test_tiny_gemma2),
+        cmocka_unit_test(test_tiny_gemma3),
         cmocka_unit_test(test_random_head_64),
         cmocka_unit_test(test_random_head_128_tied),
     };

@@ -131,6 +131,27 @@ static void agrees_with_the_cpu_at_head_size_64(void **state) {
     check_against_cpu("head size 64", &shape, KVL_KV_F32, f16_tolerance);
 }
 
+/* Head sizes of the tensor cores' kernels, and others; the tokens reach beyond the window. */
+static void agrees_with_the_cpu_on_every_architecture(void **state) {
+    (void)state;
+    static const char *const names[] = {"qwen2", "qwen3", "gemma", "gemma2", "gemma3"};
+    for (size_t i = gpu_is_small() ? 3 : 0; i < sizeof names / sizeof names[0]; i++) {
+        struct tiny_shape shape = tiny_shape_default();
+        shape.architecture = names[i];
+        shape.layers = 4;
+        check_against_cpu(names[i], &shape, KVL_KV_F16, f16_tolerance);
+    }
+    struct tiny_shape gemma2 = gpu_shape_windowed("gemma2"), gemma3 = gpu_shape_windowed("gemma3");
+    check_against_cpu("gemma2, heads of 64", &gemma2, KVL_KV_F16, f16_tolerance);
+    check_against_cpu("gemma3, heads of 64", &gemma3, KVL_KV_F16, f16_tolerance);
+    check_against_cpu("gemma3, heads of 64", &gemma3, KVL_KV_BF16, bf16_tolerance);
+    gemma2.layers = gemma3.layers = 2;
+    gemma2.k_dim = gemma2.v_dim = gemma2.rope_dims = 128;
+    check_against_cpu("gemma2, heads of 128", &gemma2, KVL_KV_F32, f16_tolerance);
+    gemma3.k_dim = gemma3.v_dim = gemma3.rope_dims = 256;
+    check_against_cpu("gemma3, heads of 256", &gemma3, KVL_KV_F16, f16_tolerance);
+}
+
 /* ---- the same bits ---- */
 
 /* Prefills `length` tokens at `start` again, behind the prefix that the first pass has left, with
@@ -204,13 +225,77 @@ static void bits_do_not_depend_on_block_size(void **state) {
     free(expected[1]);
 }
 
+enum { WINDOW = 70, WHOLE = 400 }; /* of the generated models; tokens */
+
+/* Prefills up to WHOLE in calls of `step`, decodes a token there, and compares with the same from a
+ * prefill in one call. */
+static void check_going_on(
+    struct gpu_context *c, uint32_t from, uint32_t step, const float *expected, float *logits) {
+    const uint32_t vocab = c->model->hparams.vocab;
+    for (uint32_t at = from; at <= WHOLE;) {
+        const uint32_t left = WHOLE - at, count = at == WHOLE ? 1 : left < step ? left : step;
+        gpu_run(c, &c->gpu,
+            (struct gpu_call){.position = at,
+                .count = count,
+                .logits_rows = count,
+                .phase = at == WHOLE ? KVL_PHASE_DECODE : KVL_PHASE_PREFILL,
+                .logits = logits + (size_t)at * vocab});
+        at += count;
+    }
+    gpu_assert_same_bits(c, expected + (size_t)from * vocab, logits + (size_t)from * vocab,
+        WHOLE + 1 - from, "from position", from);
+}
+
+/* What the window of position `from` has left behind is gone: no address, and NaN where it was. */
+static void leave_behind(struct gpu_context *c, uint32_t from) {
+    const uint64_t bytes =
+        kvl_group_block_bytes(&c->model->hparams, 1, c->block_tokens, c->kv_dtype);
+    for (uint32_t i = 0; i < (from + 1 - WINDOW) / c->block_tokens; i++) {
+        if (c->gpu.window_blocks[i] != NULL) {
+            assert_int_equal(cudaMemset(c->gpu.window_blocks[i], 0xFF, bytes), cudaSuccess);
+        }
+        c->gpu.window_blocks[i] = NULL;
+    }
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+}
+
+static void check_windowed_bits(const char *architecture, uint32_t k_dim) {
+    struct tiny_shape shape = gpu_shape_windowed(architecture);
+    shape.layers = 4;
+    shape.k_dim = shape.v_dim = shape.rope_dims = k_dim;
+    const struct gpu_setting setting = {16, KVL_KV_F16, false};
+    struct gpu_context *c = gpu_context_open(&shape, setting);
+    float *expected = gpu_logits(c, WHOLE + 1), *logits = gpu_logits(c, WHOLE + 1);
+    uint8_t *blocks[GPU_BLOCKS_MAX];
+    memcpy(blocks, c->gpu.window_blocks, sizeof blocks);
+    check_going_on(c, 0, WHOLE, expected, expected); /* makes it */
+    static const struct {
+        uint32_t from, step;
+    } ways[] = {{112, 37}, {160, 1000}, {221, 64}, {397, 1}, {399, 1}};
+    for (size_t i = gpu_is_small() ? 3 : 0; i < sizeof ways / sizeof ways[0]; i++) {
+        memcpy(c->gpu.window_blocks, blocks, sizeof blocks);
+        gpu_poison(c);
+        gpu_run(c, &c->gpu, (struct gpu_call){.count = ways[i].from});
+        leave_behind(c, ways[i].from);
+        check_going_on(c, ways[i].from, ways[i].step, expected, logits);
+    }
+    free(expected);
+    free(logits);
+    gpu_context_close(c);
+}
+
+static void windowed_bits_do_not_depend_on_what_is_left_behind(void **state) {
+    (void)state;
+    check_windowed_bits("gemma2", 64);
+    check_windowed_bits("gemma3", 128);
+    check_windowed_bits("gemma2", 16); /* the general kernel */
+}
+
 /* ---- decode ---- */
 
-static void decode_bits_do_not_depend_on_graphs(void **state) {
-    (void)state;
+static void check_graphs(const struct tiny_shape *shape) {
     enum { FIRST = 250, LAST = 262 }; /* across a class of graphs: 256 */
-    const struct tiny_shape shape = gpu_shape_middle();
-    struct gpu_context *c = gpu_context_open(&shape, (struct gpu_setting){64, KVL_KV_F16, false});
+    struct gpu_context *c = gpu_context_open(shape, (struct gpu_setting){64, KVL_KV_F16, false});
     const uint32_t vocab = c->model->hparams.vocab;
     const bool overlaps = c->cuda->programmatic;
     float *expected = gpu_logits(c, LAST - FIRST), *logits = gpu_logits(c, 1);
@@ -238,6 +323,13 @@ static void decode_bits_do_not_depend_on_graphs(void **state) {
     free(expected);
     free(logits);
     gpu_context_close(c);
+}
+
+static void decode_bits_do_not_depend_on_graphs(void **state) {
+    (void)state;
+    const struct tiny_shape middle = gpu_shape_middle(), windowed = gpu_shape_windowed("gemma2");
+    check_graphs(&middle);
+    check_graphs(&windowed);
 }
 
 static void the_greedy_token_is_the_largest_logit(void **state) {
@@ -281,7 +373,6 @@ struct restore {
 static kvl_err bring_layer(void *arg, uint32_t layer) {
     struct restore *r = arg;
     const struct gpu_context *c = r->c;
-    const uint64_t layer_bytes = c->block_bytes / c->model->hparams.layers;
     const struct timespec while_others_wait = {.tv_nsec = 2000000};
     r->failed_to_copy |= layer != r->asked;
     r->asked++;
@@ -290,10 +381,10 @@ static kvl_err bring_layer(void *arg, uint32_t layer) {
     }
     nanosleep(&while_others_wait, NULL);
     for (uint32_t i = 0; i < r->blocks; i++) {
-        const uint64_t offset = layer * layer_bytes;
+        const uint64_t offset = gpu_layer_offset(c, layer);
         r->failed_to_copy |=
             cudaMemcpyAsync(c->gpu.blocks[i] + offset, r->saved + i * c->block_bytes + offset,
-                layer_bytes, cudaMemcpyDeviceToDevice, r->stream) != cudaSuccess;
+                gpu_layer_bytes(c), cudaMemcpyDeviceToDevice, r->stream) != cudaSuccess;
     }
     r->failed_to_copy |= cudaStreamSynchronize(r->stream) != cudaSuccess;
     return KVL_OK;
@@ -313,9 +404,7 @@ static void save_blocks(struct restore *r) {
     assert_int_equal(cudaStreamCreateWithFlags(&r->stream, cudaStreamNonBlocking), cudaSuccess);
 }
 
-static void layers_wait_for_their_blocks(void **state) {
-    (void)state;
-    struct tiny_shape shape = gpu_shape_middle();
+static void check_waits(struct tiny_shape shape) {
     shape.layers = 8; /* more than are enqueued ahead */
     struct gpu_context *c = gpu_context_open(&shape, (struct gpu_setting){64, KVL_KV_F16, false});
     float *expected = gpu_logits(c, AFTER), *logits = gpu_logits(c, AFTER);
@@ -360,6 +449,12 @@ static void layers_wait_for_their_blocks(void **state) {
     free(expected);
     free(logits);
     gpu_context_close(c);
+}
+
+static void layers_wait_for_their_blocks(void **state) {
+    (void)state;
+    check_waits(gpu_shape_middle());
+    check_waits(gpu_shape_windowed("gemma3"));
 }
 
 /* CTest runs this also with CUDA_LAUNCH_BLOCKING=1, where a launch behind a wait does not return.
@@ -410,6 +505,15 @@ static void bad_calls_are_refused(void **state) {
     assert_int_equal(gpu_try(c, &c->gpu, (struct gpu_call){.count = 2}), KVL_ERR_INVALID);
     c->tokens[1] = 0;
     gpu_run(c, &c->gpu, (struct gpu_call){.count = 2, .logits_rows = 2, .logits = logits});
+    gpu_context_close(c);
+    const struct tiny_shape windowed = gpu_shape_windowed("gemma3");
+    c = gpu_context_open(&windowed, (struct gpu_setting){64, KVL_KV_F16, false});
+    const struct kvl_batch no_window = {.tokens = c->tokens,
+        .count = 1,
+        .block_tokens = 64,
+        .kv_dtype = KVL_KV_F16,
+        .blocks = c->gpu.blocks};
+    assert_int_equal(c->gpu.backend->ops->forward(c->gpu.backend, &no_window, 1), KVL_ERR_INVALID);
     const struct kvl_backend_options other = {.context_max = 64, .device = 99};
     struct kvl_backend *backend = NULL;
     struct kvl_errmsg msg = {{0}};
@@ -459,8 +563,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(agrees_with_the_cpu_on_a_tiny_model),
         cmocka_unit_test(agrees_with_the_cpu_at_head_size_64),
         cmocka_unit_test(agrees_with_the_cpu_on_a_middle_model),
+        cmocka_unit_test(agrees_with_the_cpu_on_every_architecture),
         cmocka_unit_test(prefill_bits_do_not_depend_on_the_call),
         cmocka_unit_test(bits_do_not_depend_on_block_size),
+        cmocka_unit_test(windowed_bits_do_not_depend_on_what_is_left_behind),
         cmocka_unit_test(decode_bits_do_not_depend_on_graphs),
         cmocka_unit_test(the_greedy_token_is_the_largest_logit),
         cmocka_unit_test(layers_wait_for_their_blocks),

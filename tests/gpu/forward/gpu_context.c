@@ -24,6 +24,18 @@ struct tiny_shape gpu_shape_middle(void) {
     return shape;
 }
 
+struct tiny_shape gpu_shape_windowed(const char *architecture) {
+    struct tiny_shape shape = gpu_shape_middle();
+    shape.architecture = architecture;
+    shape.layers = gpu_is_small() ? 2 : 8;
+    shape.width = 256;
+    shape.ffn_width = 512;
+    shape.heads = 4;
+    shape.k_dim = shape.v_dim = shape.rope_dims = 64;
+    shape.vocab = 512;
+    return shape;
+}
+
 static void *allocate(uint64_t bytes) {
     void *memory = calloc(1, bytes);
     assert_non_null(memory);
@@ -35,7 +47,7 @@ static const char *file_of(const struct tiny_shape *shape) {
     static struct {
         struct tiny_shape shape;
         char *path;
-    } made[16];
+    } made[24];
     static size_t count;
     for (size_t i = 0; i < count; i++) {
         if (memcmp(&made[i].shape, shape, sizeof *shape) == 0) {
@@ -62,6 +74,8 @@ static void open_side(
     for (uint32_t i = 0; i < c->block_count; i++) { /* scattered, as in a real arena */
         const uint32_t at = c->block_count % 7 == 0 ? i : i * 7 % c->block_count;
         side->blocks[i] = side->arena + at * c->block_bytes;
+        side->window_blocks[i] = side->blocks[i] + kvl_group_block_bytes(&c->model->hparams, 0,
+                                                       c->block_tokens, c->kv_dtype);
     }
 }
 
@@ -103,6 +117,17 @@ void gpu_context_close(struct gpu_context *c) {
     free(c);
 }
 
+uint64_t gpu_layer_bytes(const struct gpu_context *c) {
+    return c->block_bytes / c->model->hparams.layers;
+}
+
+uint64_t gpu_layer_offset(const struct gpu_context *c, uint32_t layer) {
+    const struct kvl_hparams *h = &c->model->hparams;
+    const struct kvl_layer_place place = kvl_layer_place(h, layer);
+    const uint32_t before = place.group == 0 ? 0 : kvl_layer_group(h, 0).layers;
+    return (before + place.index) * gpu_layer_bytes(c);
+}
+
 void gpu_poison(struct gpu_context *c) {
     assert_int_equal(cudaMemset(c->gpu.arena, 0xFF, c->gpu.arena_bytes), cudaSuccess);
     assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
@@ -117,6 +142,7 @@ kvl_err gpu_try(struct gpu_context *c, struct gpu_side *side, struct gpu_call ca
         .block_tokens = c->block_tokens,
         .kv_dtype = c->kv_dtype,
         .blocks = side->blocks,
+        .window_blocks = side->window_blocks,
         .logits_rows = call.logits_rows,
         .logits = call.logits,
         .greedy_token = call.greedy_token,

@@ -22,13 +22,14 @@ struct gpu_side {
     struct kvl_backend *backend;
     uint8_t *arena;
     uint64_t arena_bytes;
-    uint8_t *blocks[GPU_BLOCKS_MAX];
+    uint8_t *blocks[GPU_BLOCKS_MAX];        /* of layer group 0 */
+    uint8_t *window_blocks[GPU_BLOCKS_MAX]; /* of layer group 1, each behind the other's */
 };
 
 struct gpu_context {
     struct kvl_model *model;
     uint32_t block_tokens, block_count;
-    uint64_t block_bytes;
+    uint64_t block_bytes; /* of all layer groups */
     enum kvl_kv_dtype kv_dtype;
     struct gpu_side cpu; /* no backend: not asked for */
     struct gpu_side gpu;
@@ -45,9 +46,15 @@ struct gpu_setting {
 /* KVL_GPU_SMALL is set: less of everything, since a checker slows the kernels down. */
 bool gpu_is_small(void);
 struct tiny_shape gpu_shape_middle(void); /* width 1024, 8 layers, 4 query heads a KV head */
+/* Width 256, 8 layers of which every other one sees 70 tokens, heads of 64: gemma2 (scores are
+ * capped) or gemma3 (windowed layers turn by other angles). */
+struct tiny_shape gpu_shape_windowed(const char *architecture);
 
 struct gpu_context *gpu_context_open(const struct tiny_shape *shape, struct gpu_setting setting);
 void gpu_context_close(struct gpu_context *c);
+/* Where a layer's K and V begin, from blocks[i] on, whatever group it is of; and their bytes. */
+uint64_t gpu_layer_offset(const struct gpu_context *c, uint32_t layer);
+uint64_t gpu_layer_bytes(const struct gpu_context *c);
 /* Overwrites all blocks on the GPU with 0xFF: NaN in every KV type. */
 void gpu_poison(struct gpu_context *c);
 
