@@ -78,7 +78,7 @@ class Bits(Case):
         """What the session's engine left behind, to one tier; nothing of it stays above."""
         self.tool("demote", "--session", "s", "--tier", tier)
 
-    def test_restored_from_every_tier_and_after_a_kill(self):
+    def check_every_tier(self):
         expected = self.alone()
         self.assertEqual(expected["backend"], DEVICE.split(":")[0])
         self.assertTrue(expected["random_model"])
@@ -101,6 +101,13 @@ class Bits(Case):
         self.assert_same(again, expected)
         self.assertEqual(again["restored_tokens"]["disk"], WHOLE)
         self.assertEqual(self.tool("verify")["bad"], 0)
+
+    def test_restored_from_every_tier_and_after_a_kill(self):
+        self.check_every_tier()
+
+    def test_windowed_layers_restored_from_every_tier_and_after_a_kill(self):
+        self.shape.write_text(json.dumps({**SHAPE, "window": 150}))
+        self.check_every_tier()
 
     def test_a_session_goes_on_with_its_tail(self):
         self.start_daemon()
