@@ -9,7 +9,7 @@ __global__ void __launch_bounds__(KVL_DECODE_THREADS)
 }
 
 template <int DIM, bool LIMITED>
-__global__ void __launch_bounds__(DIM *KVL_COMBINE_GROUPS)
+__global__ void __launch_bounds__(kvl_decode_shape<DIM>::COMBINE_THREADS)
     combine_kernel(const __grid_constant__ kvl_attention_args args, uint32_t parts) {
     kvl_decode_combine<DIM, LIMITED>(args, parts);
 }
@@ -23,7 +23,7 @@ static cudaError_t launch(const kvl_attention_args &args, uint32_t parts, cudaSt
     if (err != cudaSuccess) {
         return err;
     }
-    const uint32_t threads = DIM * KVL_COMBINE_GROUPS;
+    const uint32_t threads = kvl_decode_shape<DIM>::COMBINE_THREADS;
     combine_kernel<DIM, LIMITED>
         <<<args.heads, threads, threads * sizeof(float2), stream>>>(args, parts);
     return cudaGetLastError();
@@ -48,8 +48,10 @@ static cudaError_t launch_dim(const kvl_attention_args &args, uint32_t parts, cu
         return launch_dtype<64, LIMITED>(args, parts, s);
     case 96:
         return launch_dtype<96, LIMITED>(args, parts, s);
-    default:
+    case 128:
         return launch_dtype<128, LIMITED>(args, parts, s);
+    default:
+        return launch_dtype<256, LIMITED>(args, parts, s);
     }
 }
 
@@ -63,7 +65,7 @@ extern "C" cudaError_t kvl_cuda_attend_decode(
         return cudaErrorInvalidValue;
     }
     const kvl_attention_args args = kvl_attention_args_of(attention);
-    if (!kvl_attention_is_fast(attention)) {
+    if (!kvl_attention_on_tensor_cores(attention)) {
         return kvl_attention_launch_general(args, stream);
     }
     const uint32_t parts = (uint32_t)kvl_decode_parts(attention->position_max);

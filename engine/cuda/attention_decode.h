@@ -42,7 +42,6 @@ enum {
     KVL_DECODE_STEP = 16,      /* positions a warp takes at a time */
     KVL_DECODE_HEADS = 8,      /* that a CTA takes */
     KVL_DECODE_PART_EXTRA = 2, /* floats a part and head besides its out */
-    KVL_COMBINE_GROUPS = 8,    /* threads that share one element of the result */
 };
 
 static inline uint64_t kvl_decode_parts(uint32_t position_max) {
@@ -61,6 +60,9 @@ template <int DIM> struct kvl_decode_shape {
     static constexpr uint32_t SHARED_BYTES =
         (SUMS + KVL_DECODE_WARPS * KVL_DECODE_HEADS * 2) * sizeof(float);
     static_assert(DIM % 32 == 0, "runs of 32 elements of K");
+    /* Threads that share one element of the result in joining parts: a CTA has 1,024 at most. */
+    static constexpr uint32_t COMBINE_GROUPS = DIM > 128 ? 4 : 8;
+    static constexpr uint32_t COMBINE_THREADS = DIM * COMBINE_GROUPS;
 };
 
 /* What a warp works on. */
@@ -387,40 +389,42 @@ KVL_DEVICE void kvl_decode(const kvl_attention_args &a) {
     kvl_decode_store<DIM>(a, place);
 }
 
-/* The group's first part that the token sees something of. */
-KVL_DEVICE uint32_t kvl_combine_first(const kvl_attention_args &a, uint32_t group) {
+/* The first part of a group of `groups`, a power of two, that the token sees something of. */
+KVL_DEVICE uint32_t kvl_combine_first(
+    const kvl_attention_args &a, uint32_t group, uint32_t groups) {
     const uint32_t part = kvl_first_seen(a, *a.position) / KVL_DECODE_PART;
-    return part + (group - part) % KVL_COMBINE_GROUPS; /* eight: a wrapped difference will do */
+    return part + (group - part) % groups; /* a wrapped difference will do */
 }
 
 /* Joins the parts of one head; block x is the head. Thread (group, element) adds the parts group,
- * group + 8, ... of an element, and the first group then adds the groups in order. Parts behind the
- * window have left nothing; the others keep their groups.
- * Shared memory: f32 {out, sum} [group][element]. `parts_max`: of the first kernel's grid. */
+ * group + groups, ... of an element, and the first group then adds the groups in order. Parts
+ * behind the window have left nothing; the others keep their groups. Shared memory: f32 {out, sum}
+ * [group][element]. `parts_max`: of the first kernel's grid. */
 template <int DIM, bool LIMITED>
 KVL_DEVICE void kvl_decode_combine(const kvl_attention_args &a, uint32_t parts_max) {
+    constexpr uint32_t GROUPS = kvl_decode_shape<DIM>::COMBINE_GROUPS;
     const uint32_t head = kvl_block_x();
     const uint32_t element = kvl_thread() % DIM, group = kvl_thread() / DIM;
     const uint32_t parts = *a.position / KVL_DECODE_PART + 1;
-    const uint32_t first = LIMITED ? kvl_combine_first(a, group) : group;
+    const uint32_t first = LIMITED ? kvl_combine_first(a, group, GROUPS) : group;
     const float *sums = kvl_decode_part_sums(a, parts_max, 0, head);
     const uint64_t stride = (uint64_t)a.heads * 2;
     float2 *shared = (float2 *)kvl_shared_pointer(0);
     float max = -INFINITY;
 #pragma unroll 8
-    for (uint32_t part = first; part < parts; part += KVL_COMBINE_GROUPS) {
+    for (uint32_t part = first; part < parts; part += GROUPS) {
         max = fmaxf(max, sums[part * stride]);
     }
     shared[kvl_thread()].x = max;
     kvl_barrier();
 #pragma unroll
-    for (uint32_t other = 0; other < KVL_COMBINE_GROUPS; other++) {
+    for (uint32_t other = 0; other < GROUPS; other++) {
         max = fmaxf(max, shared[other * DIM].x);
     }
     kvl_barrier(); /* all have read it */
     float out = 0.0f, sum = 0.0f;
 #pragma unroll 8
-    for (uint32_t part = first; part < parts; part += KVL_COMBINE_GROUPS) {
+    for (uint32_t part = first; part < parts; part += GROUPS) {
         const float weight = kvl_exp2(sums[part * stride] - max);
         out = fmaf(weight, kvl_decode_part_out(a, part, head)[element], out);
         sum = fmaf(weight, sums[part * stride + 1], sum);
@@ -428,7 +432,7 @@ KVL_DEVICE void kvl_decode_combine(const kvl_attention_args &a, uint32_t parts_m
     shared[kvl_thread()] = make_float2(out, sum);
     kvl_barrier();
     if (group == 0) {
-        for (uint32_t other = 1; other < KVL_COMBINE_GROUPS; other++) {
+        for (uint32_t other = 1; other < GROUPS; other++) {
             out += shared[other * DIM + element].x;
             sum += shared[other * DIM + element].y;
         }

@@ -17,11 +17,19 @@ bool kvl_attention_supported(const struct kvl_cuda_attention *attention) {
            kvl_kv_dtype_bytes(a->kv_dtype) != 0 && a->softcap >= 0;
 }
 
-bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention) {
-    const struct kvl_cuda_attention *a = attention;
-    return a->k_dim == a->v_dim && (a->k_dim == 64 || a->k_dim == 96 || a->k_dim == 128) &&
-           a->block_tokens >= 16 && is_power_of_two(a->block_tokens) &&
+static bool suits_tensor_cores(const struct kvl_cuda_attention *a) {
+    return a->k_dim == a->v_dim && a->block_tokens >= 16 && is_power_of_two(a->block_tokens) &&
            a->layer_offset_bytes % 16 == 0;
+}
+
+bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention) {
+    const uint32_t dim = attention->k_dim;
+    return suits_tensor_cores(attention) && (dim == 64 || dim == 96 || dim == 128);
+}
+
+bool kvl_attention_on_tensor_cores(const struct kvl_cuda_attention *attention) {
+    return kvl_attention_is_fast(attention) ||
+           (suits_tensor_cores(attention) && attention->k_dim == 256);
 }
 
 bool kvl_attention_is_limited(const kvl_attention_args &args) {
@@ -63,7 +71,7 @@ extern "C" uint64_t kvl_cuda_attention_scratch_bytes(const struct kvl_cuda_atten
     if (!kvl_attention_supported(attention)) {
         return UINT64_MAX;
     }
-    if (!kvl_attention_is_fast(attention)) {
+    if (!kvl_attention_on_tensor_cores(attention)) {
         return 0;
     }
     return kvl_decode_parts(attention->position_max) * attention->heads *

@@ -6,8 +6,11 @@
 
 /* Whether any kernel does. */
 bool kvl_attention_supported(const struct kvl_cuda_attention *attention);
-/* Whether the tensor-core kernels do: K and V of 64, 96 or 128 elements, block_tokens a power of
- * two from 16 on, and addresses of 16 bytes' alignment. The other calls take the general kernel. */
+/* Whether the tensor-core kernels do: K and V of 64, 96, 128 or 256 elements, block_tokens a power
+ * of two from 16 on, and addresses of 16 bytes' alignment. The other calls take the general kernel.
+ */
+bool kvl_attention_on_tensor_cores(const struct kvl_cuda_attention *attention);
+/* Likewise, of 64, 96 or 128 elements: their kernels go through the same tiles. */
 bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention);
 kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attention);
 /* Whether the call has a window or a cap, which kernels of their own know. */

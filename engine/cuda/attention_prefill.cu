@@ -4,7 +4,7 @@
 #include "attention_prefill.h"
 
 /* Two CTAs an SM: 255 registers a thread, and the shared memory of two fits from sm_80 on for 64
- * and 96, from sm_90 on for 128. */
+ * and 96, from sm_90 on for 128 and 256. */
 template <int DIM, int DTYPE, bool LIMITED>
 __global__ void __launch_bounds__(kvl_prefill_shape<DIM>::THREADS, 2)
     prefill_kernel(const __grid_constant__ kvl_attention_args args) {
@@ -46,8 +46,10 @@ static cudaError_t launch_dim(const kvl_attention_args &args, cudaStream_t s) {
         return launch_dtype<64, LIMITED>(args, s);
     case 96:
         return launch_dtype<96, LIMITED>(args, s);
-    default:
+    case 128:
         return launch_dtype<128, LIMITED>(args, s);
+    default:
+        return launch_dtype<256, LIMITED>(args, s);
     }
 }
 
@@ -79,7 +81,7 @@ extern "C" cudaError_t kvl_cuda_attend_prefill(
         return cudaSuccess;
     }
     const kvl_attention_args args = kvl_attention_args_of(attention);
-    if (!kvl_attention_is_fast(attention)) {
+    if (!kvl_attention_on_tensor_cores(attention)) {
         return kvl_attention_launch_general(args, stream);
     }
     return kvl_attention_is_limited(args) ? launch_dim<true>(args, stream)

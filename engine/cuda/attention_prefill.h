@@ -3,13 +3,14 @@
  *
  * A row is one query: row r of a KV head is token r / group, query head r % group of those that
  * share the KV head, so that they share its loads. A CTA takes 128 rows of one KV head, each of its
- * four warps 32 of them, and goes through tiles of 64 positions from position 0 on. While a tile is
- * multiplied, the copy unit brings the next one. Shared memory:
+ * four warps 32 of them, and goes through tiles of 64 positions from position 0 on; with 256
+ * elements, half as many rows and positions, for want of registers and shared memory. While a tile
+ * is multiplied, the copy unit brings the next one. Shared memory:
  *
  *   queries [128 rows] | keys, values [64 rows] of even tiles | the same of odd tiles | addresses
  *
  * A row has k_dim elements and 16 bytes more, so that ldmatrix finds the same column of eight
- * successive rows in different banks. `addresses` holds the blocks of a tile's four runs of 16
+ * successive rows in different banks. `addresses` holds the blocks of a tile's runs of 16
  * positions, for three tiles: the one in use, the next, and the one after that, whose addresses
  * come along with the next tile's bytes.
  *
@@ -31,9 +32,10 @@
 template <int DIM> struct kvl_prefill_shape {
     static constexpr uint32_t WARPS = 4;
     static constexpr uint32_t THREADS = WARPS * KVL_WARP_LANES;
-    static constexpr uint32_t ROWS_A_WARP = 32; /* two A fragments */
+    static constexpr int FRAGMENTS = DIM > 128 ? 1 : 2; /* A fragments, of 16 rows, a warp */
+    static constexpr uint32_t ROWS_A_WARP = 16 * FRAGMENTS;
     static constexpr uint32_t ROWS = WARPS * ROWS_A_WARP;
-    static constexpr uint32_t TILE = KVL_ATTENTION_TILE;
+    static constexpr uint32_t TILE = DIM > 128 ? KVL_ATTENTION_TILE / 2 : KVL_ATTENTION_TILE;
     static constexpr uint32_t ROW_CHUNKS = DIM / 8; /* of 16 bytes */
     static constexpr uint32_t ROW_BYTES = DIM * 2 + 16;
     static constexpr uint32_t KEYS = ROWS * ROW_BYTES; /* offsets in shared memory */
@@ -42,6 +44,7 @@ template <int DIM> struct kvl_prefill_shape {
     static constexpr uint32_t RUN = 16; /* positions with one address */
     static constexpr uint32_t RUNS = TILE / RUN;
     static constexpr uint32_t SHARED_BYTES = ADDRESSES + 3 * RUNS * 8;
+    typedef float scores[FRAGMENTS][TILE / 8][4]; /* a lane's: fragments C of 8 columns */
     static_assert(DIM % 16 == 0 && ROW_BYTES / 16 % 2 == 1, "rows in different banks");
 };
 
@@ -150,38 +153,42 @@ KVL_DEVICE void kvl_prefill_fetch_tile(
     kvl_prefill_fetch_addresses<DIM, LIMITED>(a, place, tile + 1);
 }
 
-/* A lane's part of its warp's 32 rows: fragments C of rows 0-15 and 16-31. Half h of fragment m is
- * row 16m + 8h + lane / 4. */
+/* A lane's part of its warp's rows: fragments C of rows 0-15 and, where there are two, 16-31. Half
+ * h of fragment m is row 16m + 8h + lane / 4. */
 template <int DIM> struct kvl_prefill_rows {
-    float out[2][DIM / 8][4];
-    float max[2][2]; /* times scale and log2(e) */
-    float sum[2][2]; /* of this lane's columns */
+    static constexpr int FRAGMENTS = kvl_prefill_shape<DIM>::FRAGMENTS;
+    float out[FRAGMENTS][DIM / 8][4];
+    float max[FRAGMENTS][2]; /* times scale and log2(e) */
+    float sum[FRAGMENTS][2]; /* of this lane's columns */
 };
 
-typedef float kvl_prefill_scores[2][KVL_ATTENTION_TILE / 8][4];
+typedef float kvl_prefill_scores[2][KVL_ATTENTION_TILE / 8][4]; /* with up to 128 elements */
 
 /* scores = queries keys^T; `queries` and `keys` are this lane's ldmatrix rows. */
 template <int DIM, bool BF16>
-KVL_DEVICE void kvl_prefill_score(kvl_shared queries, kvl_shared keys, kvl_prefill_scores &scores) {
+KVL_DEVICE void kvl_prefill_score(
+    kvl_shared queries, kvl_shared keys, typename kvl_prefill_shape<DIM>::scores &scores) {
     using shape = kvl_prefill_shape<DIM>;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < shape::FRAGMENTS; m++) {
 #pragma unroll
-        for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
+        for (int n = 0; n < shape::TILE / 8; n++) {
             scores[m][n][0] = scores[m][n][1] = scores[m][n][2] = scores[m][n][3] = 0.0f;
         }
     }
 #pragma unroll
     for (int k = 0; k < DIM / 16; k++) {
-        uint32_t q[2][4];
-        kvl_ldmatrix(q[0], queries + k * 32);
-        kvl_ldmatrix(q[1], queries + 16 * shape::ROW_BYTES + k * 32);
+        uint32_t q[shape::FRAGMENTS][4];
 #pragma unroll
-        for (int n = 0; n < KVL_ATTENTION_TILE / 16; n++) {
+        for (int m = 0; m < shape::FRAGMENTS; m++) {
+            kvl_ldmatrix(q[m], queries + m * 16 * shape::ROW_BYTES + k * 32);
+        }
+#pragma unroll
+        for (int n = 0; n < shape::TILE / 16; n++) {
             uint32_t b[4];
             kvl_ldmatrix(b, keys + n * 16 * shape::ROW_BYTES + k * 32);
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
+            for (int m = 0; m < shape::FRAGMENTS; m++) {
                 kvl_mma<BF16>(scores[m][2 * n], q[m], b[0], b[1]);
                 kvl_mma<BF16>(scores[m][2 * n + 1], q[m], b[2], b[3]);
             }
@@ -196,17 +203,18 @@ KVL_DEVICE uint32_t kvl_prefill_position(const kvl_attention_args &a,
 }
 
 /* Minus infinity for what lies behind a row's position. */
+template <int FRAGMENTS, int EIGHTHS>
 KVL_DEVICE void kvl_prefill_mask(const kvl_attention_args &a, const kvl_prefill_place &place,
-    uint32_t warp_row, uint32_t tile, kvl_prefill_scores &scores) {
+    uint32_t warp_row, uint32_t tile, float (&scores)[FRAGMENTS][EIGHTHS][4]) {
     const uint32_t lane = kvl_thread() % KVL_WARP_LANES;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < FRAGMENTS; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t position = kvl_prefill_position(a, place, warp_row, lane, m, h);
 #pragma unroll
-            for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
-                const uint32_t column = tile * KVL_ATTENTION_TILE + n * 8 + lane % 4 * 2;
+            for (int n = 0; n < EIGHTHS; n++) {
+                const uint32_t column = tile * (8 * EIGHTHS) + n * 8 + lane % 4 * 2;
                 scores[m][n][2 * h] = column <= position ? scores[m][n][2 * h] : -INFINITY;
                 scores[m][n][2 * h + 1] =
                     column + 1 <= position ? scores[m][n][2 * h + 1] : -INFINITY;
@@ -216,18 +224,19 @@ KVL_DEVICE void kvl_prefill_mask(const kvl_attention_args &a, const kvl_prefill_
 }
 
 /* Minus infinity for what a row's window has left behind. */
+template <int FRAGMENTS, int EIGHTHS>
 KVL_DEVICE void kvl_prefill_mask_hidden(const kvl_attention_args &a, const kvl_prefill_place &place,
-    uint32_t warp_row, uint32_t tile, kvl_prefill_scores &scores) {
+    uint32_t warp_row, uint32_t tile, float (&scores)[FRAGMENTS][EIGHTHS][4]) {
     const uint32_t lane = kvl_thread() % KVL_WARP_LANES;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < FRAGMENTS; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const uint32_t seen =
                 kvl_first_seen(a, kvl_prefill_position(a, place, warp_row, lane, m, h));
 #pragma unroll
-            for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
-                const uint32_t column = tile * KVL_ATTENTION_TILE + n * 8 + lane % 4 * 2;
+            for (int n = 0; n < EIGHTHS; n++) {
+                const uint32_t column = tile * (8 * EIGHTHS) + n * 8 + lane % 4 * 2;
                 scores[m][n][2 * h] = column >= seen ? scores[m][n][2 * h] : -INFINITY;
                 scores[m][n][2 * h + 1] = column + 1 >= seen ? scores[m][n][2 * h + 1] : -INFINITY;
             }
@@ -235,11 +244,13 @@ KVL_DEVICE void kvl_prefill_mask_hidden(const kvl_attention_args &a, const kvl_p
     }
 }
 
-KVL_DEVICE void kvl_prefill_cap(const kvl_attention_args &a, kvl_prefill_scores &scores) {
+template <int FRAGMENTS, int EIGHTHS>
+KVL_DEVICE void kvl_prefill_cap(
+    const kvl_attention_args &a, float (&scores)[FRAGMENTS][EIGHTHS][4]) {
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < FRAGMENTS; m++) {
 #pragma unroll
-        for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
+        for (int n = 0; n < EIGHTHS; n++) {
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 scores[m][n][e] = kvl_cap_score(a, scores[m][n][e]);
@@ -249,16 +260,17 @@ KVL_DEVICE void kvl_prefill_cap(const kvl_attention_args &a, kvl_prefill_scores 
 }
 
 /* Scores become probabilities relative to the new maximum; what was summed is brought to it. */
-template <int DIM, bool LIMITED>
-KVL_DEVICE void kvl_prefill_softmax(
-    float scale_log2, kvl_prefill_scores &scores, kvl_prefill_rows<DIM> &rows) {
+template <int DIM, bool LIMITED = false>
+KVL_DEVICE void kvl_prefill_softmax(float scale_log2,
+    typename kvl_prefill_shape<DIM>::scores &scores, kvl_prefill_rows<DIM> &rows) {
+    using shape = kvl_prefill_shape<DIM>;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < kvl_prefill_shape<DIM>::FRAGMENTS; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float max = fmaxf(scores[m][0][2 * h], scores[m][0][2 * h + 1]);
 #pragma unroll
-            for (int n = 1; n < KVL_ATTENTION_TILE / 8; n++) {
+            for (int n = 1; n < shape::TILE / 8; n++) {
                 max = fmaxf(max, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
             }
             max = fmaxf(max, kvl_shuffle_xor(max, 1));
@@ -272,7 +284,7 @@ KVL_DEVICE void kvl_prefill_softmax(
             const float shrink = kvl_exp2(old_max - max);
             float sum = 0.0f;
 #pragma unroll
-            for (int n = 0; n < KVL_ATTENTION_TILE / 8; n++) {
+            for (int n = 0; n < shape::TILE / 8; n++) {
 #pragma unroll
                 for (int e = 2 * h; e < 2 * h + 2; e++) {
                     scores[m][n][e] = kvl_exp2(fmaf(scores[m][n][e], scale_log2, -max));
@@ -292,14 +304,14 @@ KVL_DEVICE void kvl_prefill_softmax(
 
 /* out += probabilities values. Fragments C of 16 columns are, packed, one fragment A. */
 template <int DIM, bool BF16>
-KVL_DEVICE void kvl_prefill_gather(
-    const kvl_prefill_scores &scores, kvl_shared values, kvl_prefill_rows<DIM> &rows) {
+KVL_DEVICE void kvl_prefill_gather(const typename kvl_prefill_shape<DIM>::scores &scores,
+    kvl_shared values, kvl_prefill_rows<DIM> &rows) {
     using shape = kvl_prefill_shape<DIM>;
 #pragma unroll
-    for (int k = 0; k < KVL_ATTENTION_TILE / 16; k++) {
-        uint32_t p[2][4];
+    for (int k = 0; k < shape::TILE / 16; k++) {
+        uint32_t p[shape::FRAGMENTS][4];
 #pragma unroll
-        for (int m = 0; m < 2; m++) {
+        for (int m = 0; m < kvl_prefill_shape<DIM>::FRAGMENTS; m++) {
             p[m][0] = kvl_pack<BF16>(scores[m][2 * k][0], scores[m][2 * k][1]);
             p[m][1] = kvl_pack<BF16>(scores[m][2 * k][2], scores[m][2 * k][3]);
             p[m][2] = kvl_pack<BF16>(scores[m][2 * k + 1][0], scores[m][2 * k + 1][1]);
@@ -310,7 +322,7 @@ KVL_DEVICE void kvl_prefill_gather(
             uint32_t b[4];
             kvl_ldmatrix_trans(b, values + k * 16 * shape::ROW_BYTES + n * 32);
 #pragma unroll
-            for (int m = 0; m < 2; m++) {
+            for (int m = 0; m < kvl_prefill_shape<DIM>::FRAGMENTS; m++) {
                 kvl_mma<BF16>(rows.out[m][2 * n], p[m], b[0], b[1]);
                 kvl_mma<BF16>(rows.out[m][2 * n + 1], p[m], b[2], b[3]);
             }
@@ -323,7 +335,7 @@ KVL_DEVICE void kvl_prefill_store(const kvl_attention_args &a, const kvl_prefill
     uint32_t warp_row, const kvl_prefill_rows<DIM> &rows) {
     const uint32_t lane = kvl_thread() % KVL_WARP_LANES;
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < kvl_prefill_shape<DIM>::FRAGMENTS; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float sum = rows.sum[m][h];
@@ -345,7 +357,7 @@ KVL_DEVICE void kvl_prefill_store(const kvl_attention_args &a, const kvl_prefill
 
 template <int DIM> KVL_DEVICE void kvl_prefill_clear(kvl_prefill_rows<DIM> &rows) {
 #pragma unroll
-    for (int m = 0; m < 2; m++) {
+    for (int m = 0; m < kvl_prefill_shape<DIM>::FRAGMENTS; m++) {
         rows.max[m][0] = rows.max[m][1] = -INFINITY;
         rows.sum[m][0] = rows.sum[m][1] = 0.0f;
 #pragma unroll
@@ -366,7 +378,7 @@ KVL_DEVICE void kvl_prefill_attend_tile(const kvl_attention_args &a, const kvl_p
     const kvl_shared queries =
         shared + (warp_row - place.first_row + of_a.row) * shape::ROW_BYTES + of_a.column * 2;
     const kvl_shared keys = shared + shape::KEYS + tile % 2 * 2 * shape::TILE_BYTES;
-    kvl_prefill_scores scores;
+    typename shape::scores scores;
     kvl_prefill_score<DIM, BF16>(
         queries, keys + of_b.row * shape::ROW_BYTES + of_b.column * 2, scores);
     if (LIMITED && a.cap_log2 != 0.0f) {

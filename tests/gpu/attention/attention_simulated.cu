@@ -40,7 +40,7 @@ template <int DIM, int DTYPE, bool LIMITED> void decode(const kvl_attention_args
     simulated_launch({parts_of_grid, args.kv_heads * slices, KVL_DECODE_THREADS,
                          kvl_decode_shape<DIM>::SHARED_BYTES},
         manner, decode_thread<DIM, DTYPE, LIMITED>, &args);
-    const uint32_t threads = DIM * KVL_COMBINE_GROUPS;
+    const uint32_t threads = kvl_decode_shape<DIM>::COMBINE_THREADS;
     simulated_launch({args.heads, 1, threads, threads * (uint32_t)sizeof(float2)}, manner,
         combine_thread<DIM, LIMITED>, &args);
 }
@@ -70,8 +70,10 @@ template <bool LIMITED> void attend_dim(const kvl_attention_args &args, enum kvl
         attend_dtype<64, LIMITED>(args, phase);
     } else if (args.k_dim == 96) {
         attend_dtype<96, LIMITED>(args, phase);
-    } else {
+    } else if (args.k_dim == 128) {
         attend_dtype<128, LIMITED>(args, phase);
+    } else {
+        attend_dtype<256, LIMITED>(args, phase);
     }
 }
 
@@ -92,7 +94,7 @@ void attention_simulated_manner(bool late_copies, bool last_warp_first) {
 void attention_simulated_attend(const struct kvl_cuda_attention *attention, enum kvl_phase phase) {
     const kvl_attention_args args = kvl_attention_args_of(attention);
     parts_of_grid = (uint32_t)kvl_decode_parts(attention->position_max);
-    if (!kvl_attention_is_fast(attention)) {
+    if (!kvl_attention_on_tensor_cores(attention)) {
         general(args);
     } else if (kvl_attention_is_limited(args)) {
         attend_dim<true>(args, phase);

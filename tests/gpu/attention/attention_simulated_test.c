@@ -91,6 +91,9 @@ static void prefill_has_the_right_values_in_every_chunking(void **state) {
         {4, 1, 128, 128, 64, KVL_KV_F16, 140},
         {2, 1, 128, 128, 128, KVL_KV_BF16, 150},
         {2, 2, 128, 128, 16, KVL_KV_F32, 70},
+        {3, 1, 256, 256, 16, KVL_KV_F16, 110},
+        {1, 1, 256, 256, 64, KVL_KV_BF16, 100},
+        {1, 1, 256, 256, 32, KVL_KV_F32, 70},
     };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         check_prefill(&shapes[i], 1000, 37);
@@ -106,10 +109,15 @@ static void single_tokens_are_prefilled_to_the_same_bits(void **state) {
 static void decode_has_the_right_values_at_every_place(void **state) {
     (void)state;
     const struct attention_shape shapes[] = {
-        {4, 1, 64, 64, 16, KVL_KV_F16, 600}, {8, 1, 128, 128, 64, KVL_KV_F16, 600},
-        {7, 1, 128, 128, 32, KVL_KV_BF16, 600}, {6, 2, 96, 96, 128, KVL_KV_F16, 600},
-        {2, 2, 96, 96, 16, KVL_KV_F32, 600}, {3, 1, 64, 64, 64, KVL_KV_F32, 600},
+        {4, 1, 64, 64, 16, KVL_KV_F16, 600},
+        {8, 1, 128, 128, 64, KVL_KV_F16, 600},
+        {7, 1, 128, 128, 32, KVL_KV_BF16, 600},
+        {6, 2, 96, 96, 128, KVL_KV_F16, 600},
+        {2, 2, 96, 96, 16, KVL_KV_F32, 600},
+        {3, 1, 64, 64, 64, KVL_KV_F32, 600},
         {12, 1, 64, 64, 64, KVL_KV_BF16, 600}, /* two CTAs share a KV head */
+        {4, 2, 256, 256, 16, KVL_KV_F16, 600},
+        {2, 1, 256, 256, 64, KVL_KV_F32, 600},
     };
     const uint32_t tokens[] = {0, 1, 15, 16, 63, 64, 255, 256, 300, 511, 512, 599};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
@@ -199,6 +207,8 @@ static void windows_and_caps_are_right_in_prefill(void **state) {
         {{1, 1, 128, 128, 16, KVL_KV_F16, 270}, {128, 0}},
         {{2, 1, 64, 64, 32, KVL_KV_F16, 150}, {1000, 0}}, /* more than the context */
         {{2, 2, 128, 128, 64, KVL_KV_BF16, 100}, {0, 4.0f}},
+        {{2, 1, 256, 256, 16, KVL_KV_F16, 140}, {33, 3.0f}},
+        {{1, 1, 256, 256, 64, KVL_KV_BF16, 140}, {70, 0}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         check_limited_prefill(&cases[i].shape, cases[i].limits, 1000, 37);
@@ -220,6 +230,7 @@ static void windows_and_caps_are_right_in_decode(void **state) {
         {{2, 2, 128, 128, 16, KVL_KV_F16, 600}, {257, 2.5f}},
         {{12, 1, 64, 64, 64, KVL_KV_BF16, 600}, {1000, 0}},
         {{2, 1, 96, 96, 64, KVL_KV_F16, 600}, {0, 4.0f}},
+        {{8, 2, 256, 256, 32, KVL_KV_F16, 600}, {100, 3.0f}},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         check_limited_decode(&cases[i].shape, cases[i].limits);
@@ -249,7 +260,7 @@ static void the_general_kernel_has_windows_and_caps(void **state) {
     const struct attention_shape shapes[] = {
         {4, 2, 8, 8, 16, KVL_KV_F16, 600},
         {3, 1, 16, 24, 5, KVL_KV_BF16, 600},
-        {1, 1, 256, 256, 64, KVL_KV_F32, 600},
+        {1, 1, 80, 80, 64, KVL_KV_F32, 600},
     };
     const struct limits limits[] = {{20, 0}, {32, 3.0f}, {70, 2.0f}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {

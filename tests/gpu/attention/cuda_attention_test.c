@@ -54,9 +54,10 @@ static void attend_by_graph(const struct kvl_cuda_attention *attention, enum kvl
     enqueue(attention, phase);
     check(cudaStreamEndCapture(stream, &graph), "end of capture");
     check(cudaGraphInstantiate(&executable, graph, 0), "cudaGraphInstantiate");
-    const uint32_t other = 0;
     uint32_t position;
     get(&position, attention->position, sizeof position);
+    /* Behind a window there may be no blocks. */
+    const uint32_t other = attention->window == 0 ? 0 : position + 1;
     for (int replay = 0; replay < 2; replay++) { /* the second one counts */
         put((void *)(uintptr_t)attention->position, replay ? &position : &other, sizeof other);
         check(cudaGraphLaunch(executable, stream), "cudaGraphLaunch");
@@ -220,6 +221,7 @@ static void a_row_has_the_same_bits_in_every_chunk(void **state) {
         {3, 1, 64, 64, 16, KVL_KV_BF16, 290},
         {8, 2, 96, 96, 128, KVL_KV_F32, 290},
         {4, 2, 16, 16, 16, KVL_KV_F16, 140},
+        {4, 2, 256, 256, 32, KVL_KV_F16, 140},
     };
     if (is_small) {
         check_chunkings(&shapes[0], 130, 130);
@@ -231,6 +233,79 @@ static void a_row_has_the_same_bits_in_every_chunk(void **state) {
     }
     check_chunkings(&llama_8b, 1024, 1024);
     check_chunkings(&llama_8b, 777, 777);
+}
+
+/* ---- windows and caps ---- */
+
+struct limits {
+    uint32_t window;
+    float softcap;
+};
+
+static void open_limited(struct attention_world *world, const struct attention_shape *shape,
+    struct limits limits, uint64_t seed) {
+    attention_world_init(world, &gpu, shape, seed);
+    world->window = limits.window;
+    world->softcap = limits.softcap;
+}
+
+/* Less than a tile, a tile, no whole number of them, a part of decoding, more than the context. */
+static const struct limits all_limits[] = {
+    {1, 0}, {20, 0}, {64, 3.0f}, {100, 2.5f}, {129, 0}, {256, 4.0f}, {5000, 0}, {0, 3.0f}};
+enum { LIMITS = sizeof all_limits / sizeof *all_limits };
+
+static void check_limited(const struct attention_shape *shape, struct limits limits) {
+    struct attention_world world;
+    open_limited(&world, shape, limits, shape->heads + shape->k_dim);
+    check_chunk(&world, 0, 150, 4);
+    check_chunk(&world, 150, shape->context - 150, 5); /* what lies behind the window is gone */
+    check_chunk(&world, shape->context - 1, 1, 1);
+    check_decode(&world, 15, 4 * shape->context);
+    check_decode(&world, 300, shape->context);
+    check_decode(&world, shape->context - 1, shape->context + 1);
+    attention_world_deinit(&world);
+}
+
+static void windows_and_caps_have_the_right_values(void **state) {
+    (void)state;
+    const uint32_t dims[] = {64, 96, 128, 16, 256};
+    for (uint32_t i = 0; i < 5 * 3 * LIMITS; i += is_small ? 23 : 3) {
+        const uint32_t dim = dims[i / LIMITS % 5], group = i % 7 + 1, kv_heads = i % 2 + 1;
+        const struct attention_shape shape = {
+            .heads = group * kv_heads,
+            .kv_heads = kv_heads,
+            .k_dim = dim,
+            .v_dim = dim,
+            .block_tokens = 16u << (i % 4),
+            .kv_dtype = dtypes[i / LIMITS / 5],
+            .context = 600 + i % 8 * 5,
+        };
+        check_limited(&shape, all_limits[i % LIMITS]);
+    }
+}
+
+static void a_windowed_row_has_the_same_bits_in_every_chunk(void **state) {
+    (void)state;
+    const struct attention_shape shapes[] = {
+        {4, 1, 128, 128, 64, KVL_KV_F16, 290},
+        {3, 1, 64, 64, 16, KVL_KV_BF16, 290},
+        {8, 2, 96, 96, 128, KVL_KV_F32, 290},
+        {4, 2, 16, 16, 16, KVL_KV_F16, 140},
+        {4, 2, 256, 256, 32, KVL_KV_BF16, 140},
+    };
+    const uint32_t steps[] = {130, 64, 17, 1};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct attention_world world;
+        open_limited(&world, &shapes[i], (struct limits){70, i % 2 == 0 ? 3.0f : 0.0f}, 8);
+        uint16_t *whole = prefill_in_chunks(&world, shapes[i].context, 0);
+        for (size_t step = 0; step < (is_small ? 2 : sizeof steps / sizeof *steps); step++) {
+            uint16_t *out = prefill_in_chunks(&world, steps[step], steps[step] / 3);
+            attention_check_equal(&world, 0, out, whole, shapes[i].context, "windowed chunks");
+            free(out);
+        }
+        free(whole);
+        attention_world_deinit(&world);
+    }
 }
 
 static void block_length_does_not_change_the_bits(void **state) {
@@ -263,11 +338,12 @@ static void block_length_does_not_change_the_bits(void **state) {
 
 static void a_graph_replays_at_any_position(void **state) {
     (void)state;
-    const struct attention_shape shapes[] = {
-        {8, 2, 128, 128, 64, KVL_KV_F16, 1100}, {4, 2, 16, 16, 16, KVL_KV_F16, 1100}};
+    const struct attention_shape shapes[] = {{8, 2, 128, 128, 64, KVL_KV_F16, 1100},
+        {4, 2, 16, 16, 16, KVL_KV_F16, 1100}, {4, 2, 64, 64, 16, KVL_KV_F16, 1100},
+        {2, 1, 256, 256, 64, KVL_KV_F16, 1100}};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         struct attention_world world;
-        attention_world_init(&world, &gpu, &shapes[i], 7);
+        open_limited(&world, &shapes[i], (struct limits){i == 2 ? 300 : 0, 0}, 7);
         const uint32_t elements = attention_token_elements(&world);
         uint16_t *out = take_results(&world, 2);
         for (uint32_t token = 0; token < 1100; token += 157) {
@@ -301,6 +377,9 @@ static void wrong_calls_are_refused(void **state) {
     assert_int_equal(kvl_cuda_attend_decode(&attention, stream), cudaErrorNotSupported);
     attention.kv_heads = 2;
     assert_int_equal(kvl_cuda_attend_decode(&attention, stream), cudaErrorInvalidValue);
+    attention.softcap = -1.0f;
+    assert_int_equal(kvl_cuda_attend_decode(&attention, stream), cudaErrorNotSupported);
+    attention.softcap = 0;
     attention.k_dim = 100000;
     assert_int_equal(kvl_cuda_attend_prefill(&attention, stream), cudaErrorNotSupported);
 }
@@ -336,6 +415,8 @@ int main(void) {
         cmocka_unit_test(long_contexts_have_the_right_values),
         cmocka_unit_test(decode_has_the_right_values_at_every_length),
         cmocka_unit_test(a_row_has_the_same_bits_in_every_chunk),
+        cmocka_unit_test(windows_and_caps_have_the_right_values),
+        cmocka_unit_test(a_windowed_row_has_the_same_bits_in_every_chunk),
         cmocka_unit_test(block_length_does_not_change_the_bits),
         cmocka_unit_test(a_graph_replays_at_any_position),
         cmocka_unit_test(wrong_calls_are_refused),
