@@ -141,6 +141,51 @@ static void norm_divides_by_the_root_of_the_mean(void **state) {
     }
 }
 
+/* Later rows are ever smaller, so that epsilon decides about them. */
+static void check_join(uint32_t width, uint32_t rows) {
+    const float epsilon = 0.01f;
+    const uint64_t count = (uint64_t)width * rows;
+    uint64_t seed = width + rows;
+    const float *x = random_floats(&seed, count, 3.0f);
+    float *given = random_floats(&seed, count, 1.0f);
+    const float *weights = random_floats(&seed, width, 2.0f);
+    struct expected *expected = guarded_host(count * sizeof *expected);
+    for (uint32_t row = 0; row < rows; row++) {
+        double squares = 0;
+        for (uint32_t c = 0; c < width; c++) {
+            given[row * width + c] *= 1.0f / (float)(1 + row);
+            squares += (double)given[row * width + c] * given[row * width + c];
+        }
+        for (uint32_t c = 0; c < width; c++) {
+            const double added =
+                given[row * width + c] / sqrt(squares / width + epsilon) * weights[c];
+            expected[row * width + c] =
+                (struct expected){x[row * width + c] + added, 4e-6 * fabs(added)};
+        }
+    }
+    const struct kvl_cuda_join args = {
+        .x = guarded_output(x, count * sizeof *x),
+        .given = guarded_input(given, count * sizeof *given),
+        .weights = guarded_input(weights, width * sizeof *weights),
+        .epsilon = epsilon,
+        .width = width,
+        .rows = rows,
+    };
+    char what[96];
+    snprintf(what, sizeof what, "join, %u rows of %u", rows, width);
+    const void *got = guarded_result(kvl_cuda_join(&args, guarded_stream()), args.x, what);
+    expect_elements(what, KVL_KV_F32, got, expected, count, width);
+}
+
+static void join_adds_what_is_normalized(void **state) {
+    static const uint32_t widths[] = {8, 2056, 24, 576, 1024, 4104};
+    for (uint32_t i = 0; i < (guarded_is_small() ? 2 : COUNT_OF(widths)); i++) {
+        check_join(widths[i], 1);
+        check_join(widths[i], 7);
+        assert_int_equal(guarded_release(state), 0);
+    }
+}
+
 static void check_gate(uint32_t width, uint32_t rows, bool gelu) {
     const uint64_t count = (uint64_t)width * rows;
     uint64_t seed = width + rows;
@@ -429,6 +474,7 @@ int main(int argc, char **argv) {
         TEST(embed_takes_rows_and_zeroes_the_rest),
         TEST(angles_are_right_far_out),
         TEST(norm_divides_by_the_root_of_the_mean),
+        TEST(join_adds_what_is_normalized),
         TEST(place_puts_heads_into_their_blocks),
         TEST(gate_multiplies_each_with_its_partner),
         TEST(softcap_stays_below_its_cap),

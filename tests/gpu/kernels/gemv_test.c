@@ -28,7 +28,7 @@ static bool has_norm(enum kvl_cuda_gemv_kind kind) {
            kind == KVL_CUDA_GEMV_NORM_GATE;
 }
 static bool takes_f16(enum kvl_cuda_gemv_kind kind) {
-    return kind == KVL_CUDA_GEMV_ADD_F16;
+    return kind == KVL_CUDA_GEMV_ADD_F16 || kind == KVL_CUDA_GEMV_SET_F16;
 }
 static bool adds(enum kvl_cuda_gemv_kind kind) {
     return kind == KVL_CUDA_GEMV_ADD_F16 || kind == KVL_CUDA_GEMV_ADD_F32;
@@ -137,7 +137,7 @@ static uint32_t columns_count(void) {
 
 void gemv_gives_sums_of_its_rows(void **state) {
     static const enum kvl_cuda_gemv_kind kinds[] = {KVL_CUDA_GEMV_NORM_F16, KVL_CUDA_GEMV_NORM_F32,
-        KVL_CUDA_GEMV_ADD_F16, KVL_CUDA_GEMV_ADD_F32};
+        KVL_CUDA_GEMV_ADD_F16, KVL_CUDA_GEMV_ADD_F32, KVL_CUDA_GEMV_SET_F16, KVL_CUDA_GEMV_SET_F32};
     static const uint32_t rows[] = {1, 5, 3, 4, 7, 130};
     for (uint32_t i = 0; i < sizeof kinds / sizeof kinds[0]; i++) {
         for (uint32_t j = 0; j < columns_count(); j++) {
