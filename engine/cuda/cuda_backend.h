@@ -184,7 +184,8 @@ KVL_MUST_CHECK kvl_err kvl_cuda_forward(
 /* warm.c: launches, and so loads, the kernels that such batches need. */
 KVL_MUST_CHECK kvl_err kvl_cuda_warm(
     struct kvl_cuda *cuda, uint32_t block_tokens, enum kvl_kv_dtype kv_dtype);
-/* What a call's layer has; the caller fills in tokens, position and position_max. */
+
+/* layer.c: what a call's layer has; the caller fills in tokens, position and position_max. */
 struct kvl_cuda_attention kvl_cuda_attention_of(
     const struct kvl_cuda *cuda, const struct kvl_batch *batch, uint32_t layer);
 struct kvl_cuda_place kvl_cuda_place_of(
