@@ -259,38 +259,50 @@ KVL_DEVICE void kvl_prefill_cap(
     }
 }
 
+/* Of half h of a fragment's rows: the largest of a row, in all lanes that hold some of it. */
+template <int EIGHTHS>
+KVL_DEVICE float kvl_prefill_max_of(const float (&scores)[EIGHTHS][4], int h) {
+    float max = fmaxf(scores[0][2 * h], scores[0][2 * h + 1]);
+#pragma unroll
+    for (int n = 1; n < EIGHTHS; n++) {
+        max = fmaxf(max, fmaxf(scores[n][2 * h], scores[n][2 * h + 1]));
+    }
+    max = fmaxf(max, kvl_shuffle_xor(max, 1));
+    return fmaxf(max, kvl_shuffle_xor(max, 2));
+}
+/* Of the same: scores become probabilities relative to `max`. Returns the sum of this lane's. */
+template <int EIGHTHS>
+KVL_DEVICE float kvl_prefill_weigh(
+    float scale_log2, float max, float (&scores)[EIGHTHS][4], int h) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < EIGHTHS; n++) {
+#pragma unroll
+        for (int e = 2 * h; e < 2 * h + 2; e++) {
+            scores[n][e] = kvl_exp2(fmaf(scores[n][e], scale_log2, -max));
+            sum += scores[n][e];
+        }
+    }
+    return sum;
+}
+
 /* Scores become probabilities relative to the new maximum; what was summed is brought to it. */
 template <int DIM, bool LIMITED = false>
 KVL_DEVICE void kvl_prefill_softmax(float scale_log2,
     typename kvl_prefill_shape<DIM>::scores &scores, kvl_prefill_rows<DIM> &rows) {
     using shape = kvl_prefill_shape<DIM>;
 #pragma unroll
-    for (int m = 0; m < kvl_prefill_shape<DIM>::FRAGMENTS; m++) {
+    for (int m = 0; m < shape::FRAGMENTS; m++) {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float max = fmaxf(scores[m][0][2 * h], scores[m][0][2 * h + 1]);
-#pragma unroll
-            for (int n = 1; n < shape::TILE / 8; n++) {
-                max = fmaxf(max, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
-            }
-            max = fmaxf(max, kvl_shuffle_xor(max, 1));
-            max = fmaxf(max, kvl_shuffle_xor(max, 2));
-            max = fmaxf(rows.max[m][h], max * scale_log2);
+            float max = fmaxf(rows.max[m][h], kvl_prefill_max_of(scores[m], h) * scale_log2);
             const float old_max = rows.max[m][h];
             rows.max[m][h] = max;
             if (LIMITED) { /* a row that has seen nothing yet: all of it is 0, not NaN */
                 max = max == -INFINITY ? 0.0f : max;
             }
             const float shrink = kvl_exp2(old_max - max);
-            float sum = 0.0f;
-#pragma unroll
-            for (int n = 0; n < shape::TILE / 8; n++) {
-#pragma unroll
-                for (int e = 2 * h; e < 2 * h + 2; e++) {
-                    scores[m][n][e] = kvl_exp2(fmaf(scores[m][n][e], scale_log2, -max));
-                    sum += scores[m][n][e];
-                }
-            }
+            const float sum = kvl_prefill_weigh(scale_log2, max, scores[m], h);
             /* Spelled out, so that every unrolled copy rounds alike, wherever a row stands. */
             rows.sum[m][h] = fmaf(rows.sum[m][h], shrink, sum);
 #pragma unroll

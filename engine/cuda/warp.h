@@ -104,6 +104,10 @@ KVL_DEVICE void kvl_copy_async_commit(void) {
 KVL_DEVICE void kvl_copy_async_wait(void) {
     asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
+/* The same, but for the last GROUPS that were committed. */
+template <int GROUPS> KVL_DEVICE void kvl_copy_async_wait_but(void) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(GROUPS) : "memory");
+}
 
 /* 16 bytes that nothing writes while the kernel runs, past the L1 cache: they are read once. */
 KVL_DEVICE uint4 kvl_load_once_16(const void *from) {
@@ -192,6 +196,11 @@ KVL_DEVICE float kvl_f32_of_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
     return value;
+}
+KVL_DEVICE uint32_t kvl_bits_of_f32(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
 }
 KVL_DEVICE float2 kvl_unpack_f16(uint32_t packed) {
     __half2 pair;

@@ -3,6 +3,7 @@
 
 #include "warp.h"
 
+#include <deque>
 #include <map>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,7 +25,8 @@ struct fiber {
     std::vector<uint8_t> stack;
     simulated_op waits_at = SIM_NONE;
     simulated_exchange *exchange = nullptr;
-    std::vector<copy> issued, committed;
+    std::vector<copy> issued;
+    std::deque<std::vector<copy>> committed; /* the oldest group first */
     bool done = false;
 };
 
@@ -275,16 +277,18 @@ void simulated_copy(uint32_t to, const void *from, uint32_t bytes, bool valid) {
 
 void simulated_copy_commit(void) {
     fiber &self = cta.fibers[cta.current];
-    self.committed.insert(self.committed.end(), self.issued.begin(), self.issued.end());
+    self.committed.push_back(self.issued);
     self.issued.clear();
 }
 
-void simulated_copy_wait(void) {
+void simulated_copy_wait(uint32_t groups_left) {
     fiber &self = cta.fibers[cta.current];
-    for (const copy &c : self.committed) {
-        land(c);
+    while (self.committed.size() > groups_left) {
+        for (const copy &c : self.committed.front()) {
+            land(c);
+        }
+        self.committed.pop_front();
     }
-    self.committed.clear();
 }
 
 void simulated_readable(const void *base, size_t bytes) {

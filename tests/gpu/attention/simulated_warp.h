@@ -46,7 +46,7 @@ char *simulated_shared(uint32_t offset, uint32_t bytes);
 void simulated_meet(simulated_op op, simulated_exchange *exchange);
 void simulated_copy(uint32_t to, const void *from, uint32_t bytes, bool valid);
 void simulated_copy_commit(void);
-void simulated_copy_wait(void);
+void simulated_copy_wait(uint32_t groups_left);
 void simulated_check_read(const void *from, size_t bytes);
 
 KVL_DEVICE uint32_t kvl_thread(void) {
@@ -99,7 +99,10 @@ KVL_DEVICE void kvl_copy_async_commit(void) {
     simulated_copy_commit();
 }
 KVL_DEVICE void kvl_copy_async_wait(void) {
-    simulated_copy_wait();
+    simulated_copy_wait(0);
+}
+template <int GROUPS> KVL_DEVICE void kvl_copy_async_wait_but(void) {
+    simulated_copy_wait(GROUPS);
 }
 KVL_DEVICE uint4 kvl_load_once_16(const void *from) {
     simulated_check_read(from, 16);
