@@ -35,6 +35,14 @@ extern "C" {
 
 #include "../backend.h"
 
+/* Which kernels prefill a call. Bits are the same. */
+enum kvl_attention_way {
+    KVL_ATTENTION_FASTEST,   /* as estimated */
+    KVL_ATTENTION_MANY_ROWS, /* attention_prefill.h, or attention_general.h */
+    KVL_ATTENTION_FEW_ROWS,  /* attention_few.h */
+    KVL_ATTENTION_EVERY, /* one after another: so every kernel that later calls take is loaded */
+};
+
 struct kvl_cuda_attention {
     const __half *q;        /* [tokens][heads][k_dim], rotated, not scaled; 16-byte aligned */
     __half *out;            /* [tokens][heads][v_dim]; 16-byte aligned */
@@ -55,6 +63,7 @@ struct kvl_cuda_attention {
     uint32_t position_max;    /* upper bound of position + tokens, to size grids by */
     void *scratch;            /* device memory, 256-byte aligned */
     uint64_t scratch_bytes;
+    enum kvl_attention_way way; /* prefill */
 };
 
 /* Device memory that calls need whose fields but pointers are those of the argument, with tokens
@@ -62,8 +71,9 @@ struct kvl_cuda_attention {
  * version for these head sizes, KV type or sharing of heads. */
 uint64_t kvl_cuda_attention_scratch_bytes(const struct kvl_cuda_attention *attention);
 /* Enqueue only; nothing is allocated and nothing waits, so both can be captured into a graph.
- * Errors: cudaErrorNotSupported as above; cudaErrorInvalidValue (scratch too small); what a launch
- * says. */
+ * Prefill makes do with any scratch: with less it takes more launches, or the way that needs none.
+ * Errors: cudaErrorNotSupported as above, or for FEW_ROWS (what attention_few_plan.h says);
+ * cudaErrorInvalidValue (decode: scratch too small); what a launch says. */
 cudaError_t kvl_cuda_attend_prefill(
     const struct kvl_cuda_attention *attention, cudaStream_t stream);
 cudaError_t kvl_cuda_attend_decode(const struct kvl_cuda_attention *attention, cudaStream_t stream);

@@ -61,7 +61,7 @@ extern "C" cudaError_t kvl_cuda_attend_decode(
         return cudaErrorNotSupported;
     }
     if (attention->tokens != 1 || attention->position_max == 0 ||
-        attention->scratch_bytes < kvl_cuda_attention_scratch_bytes(attention)) {
+        attention->scratch_bytes < kvl_attention_decode_scratch_bytes(attention)) {
         return cudaErrorInvalidValue;
     }
     const kvl_attention_args args = kvl_attention_args_of(attention);

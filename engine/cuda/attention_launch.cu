@@ -1,5 +1,6 @@
 /* attention_launch.cu - see attention_launch.h. */
 #include "attention_decode.h"
+#include "attention_few_plan.h"
 #include "attention_general.h"
 #include "attention_launch.h"
 
@@ -67,13 +68,19 @@ kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attent
     return args;
 }
 
-extern "C" uint64_t kvl_cuda_attention_scratch_bytes(const struct kvl_cuda_attention *attention) {
-    if (!kvl_attention_supported(attention)) {
-        return UINT64_MAX;
-    }
+uint64_t kvl_attention_decode_scratch_bytes(const struct kvl_cuda_attention *attention) {
     if (!kvl_attention_on_tensor_cores(attention)) {
         return 0;
     }
     return kvl_decode_parts(attention->position_max) * attention->heads *
            (attention->v_dim + KVL_DECODE_PART_EXTRA) * sizeof(float);
+}
+
+extern "C" uint64_t kvl_cuda_attention_scratch_bytes(const struct kvl_cuda_attention *attention) {
+    if (!kvl_attention_supported(attention)) {
+        return UINT64_MAX;
+    }
+    const uint64_t decode = kvl_attention_decode_scratch_bytes(attention);
+    const uint64_t few = kvl_few_scratch_bytes(attention);
+    return decode > few ? decode : few;
 }

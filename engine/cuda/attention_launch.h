@@ -4,6 +4,8 @@
 
 #include "attention_kv.h"
 
+struct kvl_few_plan;
+
 /* Whether any kernel does. */
 bool kvl_attention_supported(const struct kvl_cuda_attention *attention);
 /* Whether the tensor-core kernels do: K and V of 64, 96, 128 or 256 elements, block_tokens a power
@@ -15,6 +17,10 @@ bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention);
 kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attention);
 /* Whether the call has a window or a cap, which kernels of their own know. */
 bool kvl_attention_is_limited(const kvl_attention_args &args);
+uint64_t kvl_attention_decode_scratch_bytes(const struct kvl_cuda_attention *attention);
+/* By a plan of attention_few_plan.h. */
+cudaError_t kvl_attention_launch_few(const struct kvl_cuda_attention *attention,
+    const struct kvl_few_plan *plan, cudaStream_t stream);
 /* Both phases; bits are the same in both. */
 cudaError_t kvl_attention_launch_general(const kvl_attention_args &args, cudaStream_t stream);
 

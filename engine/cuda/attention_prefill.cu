@@ -1,4 +1,5 @@
 /* attention_prefill.cu - launches the kernels of attention_prefill.h and attention_general.h. */
+#include "attention_few_plan.h"
 #include "attention_general.h"
 #include "attention_launch.h"
 #include "attention_prefill.h"
@@ -72,18 +73,49 @@ cudaError_t kvl_attention_launch_general(const kvl_attention_args &args, cudaStr
                                           : launch_general<false>(args, stream);
 }
 
-extern "C" cudaError_t kvl_cuda_attend_prefill(
-    const struct kvl_cuda_attention *attention, cudaStream_t stream) {
-    if (!kvl_attention_supported(attention)) {
-        return cudaErrorNotSupported;
-    }
-    if (attention->tokens == 0) {
-        return cudaSuccess;
-    }
+static cudaError_t launch_many(const struct kvl_cuda_attention *attention, cudaStream_t stream) {
     const kvl_attention_args args = kvl_attention_args_of(attention);
     if (!kvl_attention_on_tensor_cores(attention)) {
         return kvl_attention_launch_general(args, stream);
     }
     return kvl_attention_is_limited(args) ? launch_dim<true>(args, stream)
                                           : launch_dim<false>(args, stream);
+}
+
+/* The kernels for few rows take one turn each, which is as good as all to load them. */
+static cudaError_t launch_every(const struct kvl_cuda_attention *attention, cudaStream_t stream) {
+    cudaError_t err = launch_many(attention, stream);
+    for (uint32_t halves = 1; err == cudaSuccess && halves <= 4; halves *= 2) {
+        struct kvl_few_plan plan;
+        if (kvl_few_plan_of(attention, halves, &plan)) {
+            plan.blocks = plan.blocks_a_turn;
+            err = kvl_attention_launch_few(attention, &plan, stream);
+        }
+    }
+    return err;
+}
+
+extern "C" cudaError_t kvl_cuda_attend_prefill(
+    const struct kvl_cuda_attention *attention, cudaStream_t stream) {
+    struct kvl_few_plan plan;
+    if (!kvl_attention_supported(attention)) {
+        return cudaErrorNotSupported;
+    }
+    if (attention->tokens == 0) {
+        return cudaSuccess;
+    }
+    switch (attention->way) {
+    case KVL_ATTENTION_EVERY:
+        return launch_every(attention, stream);
+    case KVL_ATTENTION_MANY_ROWS:
+        return launch_many(attention, stream);
+    case KVL_ATTENTION_FEW_ROWS:
+        return kvl_few_plan_of(attention, 0, &plan)
+                   ? kvl_attention_launch_few(attention, &plan, stream)
+                   : cudaErrorNotSupported;
+    default:
+        return kvl_few_plan_of(attention, 0, &plan) && kvl_few_is_faster(attention, &plan)
+                   ? kvl_attention_launch_few(attention, &plan, stream)
+                   : launch_many(attention, stream);
+    }
 }

@@ -97,6 +97,11 @@ static kvl_err project(const struct chunk *c, uint32_t layer) {
     return KVL_OK;
 }
 
+/* Whether every kernel that such a prefill may take has been loaded: see enqueue_layers. */
+static bool is_warm(const struct chunk *c) {
+    return c->cuda->warm_block_tokens[c->batch->kv_dtype] == c->batch->block_tokens;
+}
+
 static kvl_err attend(const struct chunk *c, uint32_t layer) {
     struct kvl_cuda *cuda = c->cuda;
     const struct kvl_cuda_layer *weights = &cuda->layers[layer];
@@ -104,6 +109,7 @@ static kvl_err attend(const struct chunk *c, uint32_t layer) {
     attention.tokens = c->tokens;
     attention.position = c->position;
     attention.position_max = c->batch->position + c->offset + c->tokens;
+    attention.way = is_warm(c) ? KVL_ATTENTION_FASTEST : KVL_ATTENTION_EVERY;
     TRY(kvl_cuda_attend_prefill(&attention, cuda->stream));
     return join(c, &cuda->attention_out, &weights->attention_out, cuda->attended,
         weights->attention_post_norm);
@@ -251,8 +257,7 @@ static kvl_err enqueue_layers(const struct chunk *c) {
     struct kvl_cuda *cuda = c->cuda;
     const struct kvl_batch *batch = c->batch;
     const bool asks = batch->before_layer != NULL && c->index == 0;
-    if (asks && batch->layers_arrive && cuda->use_wait &&
-        cuda->warm_block_tokens[batch->kv_dtype] == batch->block_tokens) {
+    if (asks && batch->layers_arrive && cuda->use_wait && is_warm(c)) {
         return layers_behind_waits(c);
     }
     for (uint32_t layer = 0; layer < cuda->model->hparams.layers; layer++) {

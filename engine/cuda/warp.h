@@ -54,9 +54,18 @@ KVL_DEVICE uint32_t kvl_block_y(void) {
 KVL_DEVICE uint32_t kvl_grid_x(void) {
     return gridDim.x;
 }
+/* Keeps a value in its register where the compiler would rather work it out again in every turn of
+ * a loop. */
+KVL_DEVICE void kvl_keep(uint64_t &value) {
+    asm volatile("" : "+l"(value));
+}
 /* All threads of the CTA; shared memory written before is seen after. */
 KVL_DEVICE void kvl_barrier(void) {
     __syncthreads();
+}
+/* The same where warps come to it from different places in the code; whole warps do. */
+KVL_DEVICE void kvl_barrier_apart(void) {
+    asm volatile("bar.sync 0;" ::: "memory");
 }
 KVL_DEVICE void kvl_warp_barrier(void) {
     __syncwarp();

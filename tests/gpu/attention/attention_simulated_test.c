@@ -100,6 +100,108 @@ static void prefill_has_the_right_values_in_every_chunking(void **state) {
     }
 }
 
+/* A call by the kernels for few rows gives the bits of those for many. Less scratch than it asks
+ * for, in turns; 0: all of it. */
+static void check_few(
+    const struct attention_shape *shape, uint32_t first, uint32_t tokens, uint64_t scratch_bytes) {
+    struct attention_world world;
+    attention_world_init(&world, &simulated, shape, 3);
+    const size_t elements = (size_t)tokens * attention_token_elements(&world);
+    uint16_t *out = malloc(2 * elements * sizeof *out);
+    assert_non_null(out);
+    struct attention_call call = {.first = first,
+        .tokens = tokens,
+        .phase = KVL_PHASE_PREFILL,
+        .way = KVL_ATTENTION_MANY_ROWS};
+    attention_simulated_manner(true, false);
+    attention_run(&world, &call, out);
+    attention_check_token(&world, first + tokens - 1, out + elements - elements / tokens);
+    call.way = KVL_ATTENTION_FEW_ROWS;
+    call.scratch_bytes = scratch_bytes;
+    for (int i = 0; i < 2; i++) {
+        attention_simulated_manner(i == 0, i == 1);
+        call.position_max = i * (first + tokens + 500); /* a longer grid in the second round */
+        attention_run(&world, &call, out + elements);
+        attention_check_equal(&world, first, out + elements, out, tokens, "few rows");
+    }
+    free(out);
+    attention_world_deinit(&world);
+}
+
+static void few_rows_have_the_bits_of_many(void **state) {
+    (void)state;
+    const struct {
+        struct attention_shape shape;
+        uint32_t first, tokens;
+        uint64_t scratch_bytes;
+    } calls[] = {
+        {{1, 1, 64, 64, 16, KVL_KV_F16, 1}, 0, 1, 0},
+        {{4, 1, 128, 128, 64, KVL_KV_F16, 2200}, 2199, 1, 0}, /* the ring goes round twice */
+        {{8, 2, 64, 64, 32, KVL_KV_BF16, 1300}, 1297, 2, 0},  /* as many rows as 8 */
+        {{7, 1, 96, 96, 16, KVL_KV_F16, 200}, 198, 2, 0},     /* 14 rows */
+        {{1, 1, 96, 96, 256, KVL_KV_BF16, 400}, 383, 17, 0},  /* across tiles */
+        {{3, 3, 64, 64, 64, KVL_KV_F16, 130}, 66, 64, 0},
+        {{2, 1, 128, 128, 128, KVL_KV_BF16, 900}, 860, 40, 0}, /* 80 rows: three blocks */
+        {{1, 1, 64, 64, 16, KVL_KV_F16, 300}, 44, 256, 0},
+        {{5, 1, 64, 64, 16, KVL_KV_F16, 300}, 280, 20, 4 * 20 * 2080}, /* a block of 32 a turn */
+        {{4, 2, 64, 64, 64, KVL_KV_F16, 64}, 0, 64, 0},                /* no context */
+    };
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        check_few(&calls[i].shape, calls[i].first, calls[i].tokens, calls[i].scratch_bytes);
+    }
+}
+
+/* Llama-3.1-8B's attention of `tokens` that end at `end`, with the scratch of an instance whose
+ * contexts have up to `context` tokens. */
+static struct kvl_cuda_attention llama_8b(uint32_t tokens, uint32_t end, uint32_t context) {
+    struct kvl_cuda_attention attention = {.block_tokens = 64,
+        .heads = 32,
+        .kv_heads = 8,
+        .k_dim = 128,
+        .v_dim = 128,
+        .kv_dtype = KVL_KV_F16,
+        .tokens = 1024,
+        .position_max = context};
+    attention.scratch_bytes = kvl_cuda_attention_scratch_bytes(&attention);
+    attention.tokens = tokens;
+    attention.position_max = end;
+    return attention;
+}
+
+static void few_rows_far_behind_take_their_own_kernels(void **state) {
+    (void)state;
+    const struct {
+        uint32_t tokens, end;
+        bool few;
+    } calls[] = {{1, 32768, true}, {16, 32768, true}, {64, 32768, true}, {1, 131072, true},
+        {64, 131072, true}, {1, 1024, true}, {1, 1, false}, {1, 64, false}, {128, 128, false},
+        {512, 32768, false}, {1024, 32768, false}, {1024, 131072, false}};
+    for (size_t i = 0; i < sizeof calls / sizeof *calls; i++) {
+        struct kvl_cuda_attention attention = llama_8b(calls[i].tokens, calls[i].end, 131072);
+        if (attention_simulated_takes_few(&attention) != calls[i].few) {
+            fail_msg("%u tokens to %u: %s", calls[i].tokens, calls[i].end,
+                calls[i].few ? "many rows" : "few rows");
+        }
+    }
+    struct kvl_cuda_attention attention = llama_8b(1, 32768, 32768);
+    attention.kv_dtype = KVL_KV_F32;
+    assert_false(attention_simulated_takes_few(&attention));
+    attention.kv_dtype = KVL_KV_F16;
+    attention.scratch_bytes = 0;
+    assert_false(attention_simulated_takes_few(&attention));
+}
+
+/* However few tokens and positions the scratch was measured with, less needs no more. */
+static void scratch_is_enough_for_smaller_calls(void **state) {
+    (void)state;
+    for (uint32_t end = 1; end <= 200000; end = end * 3 + 17) {
+        for (uint32_t tokens = 1; tokens <= 1024; tokens = tokens * 2 + 1) {
+            struct kvl_cuda_attention attention = llama_8b(tokens, end, 200000);
+            assert_true(kvl_cuda_attention_scratch_bytes(&attention) <= attention.scratch_bytes);
+        }
+    }
+}
+
 static void single_tokens_are_prefilled_to_the_same_bits(void **state) {
     (void)state;
     const struct attention_shape shape = {4, 1, 64, 64, 16, KVL_KV_F16, 70};
@@ -274,6 +376,9 @@ static void the_general_kernel_has_windows_and_caps(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(prefill_has_the_right_values_in_every_chunking),
+        cmocka_unit_test(few_rows_have_the_bits_of_many),
+        cmocka_unit_test(few_rows_far_behind_take_their_own_kernels),
+        cmocka_unit_test(scratch_is_enough_for_smaller_calls),
         cmocka_unit_test(single_tokens_are_prefilled_to_the_same_bits),
         cmocka_unit_test(decode_has_the_right_values_at_every_place),
         cmocka_unit_test(more_parts_than_groups_are_joined),

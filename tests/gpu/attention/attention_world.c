@@ -11,7 +11,15 @@
 #include "attention_world.h"
 #include "cpu/half.h"
 
-enum { GUARD_BYTES = 4096, LAYERS = 2, LAYER = 1 };
+enum {
+    GUARD_BYTES = 4096,
+    SCRATCH_GUARD_BYTES = 256,
+    WATCHED_BYTES = 1 << 20, /* behind a result */
+    LAYERS = 2,
+    LAYER = 1,
+    DIFFERENCES_SHOWN = 8,
+    SPOIL_BYTES = 1 << 20, /* at a time */
+};
 
 static uint64_t next_random(uint64_t *state) {
     uint64_t x = (*state += 0x9E3779B97F4A7C15u); /* splitmix64 (Vigna) */
@@ -126,15 +134,20 @@ static void take_memory(struct attention_world *world) {
     const struct kvl_cuda_attention attention = attention_of(world);
     world->scratch_bytes = kvl_cuda_attention_scratch_bytes(&attention);
     assert_int_not_equal(world->scratch_bytes, UINT64_MAX);
-    world->scratch = d->take(world->scratch_bytes + 256);
+    world->scratch = d->take(world->scratch_bytes + SCRATCH_GUARD_BYTES);
+    if (d->readable) {
+        d->readable(world->scratch, world->scratch_bytes);
+    }
 }
 
 /* What an earlier call left must not help a later one. */
 static void spoil(const struct attention_world *world, void *device, uint64_t bytes) {
-    void *nan = must_have(bytes);
-    memset(nan, 0xff, bytes);
-    world->device->put(device, nan, bytes);
-    free(nan);
+    static uint8_t nan[SPOIL_BYTES];
+    memset(nan, 0xff, sizeof nan);
+    for (uint64_t at = 0; at < bytes; at += sizeof nan) {
+        const uint64_t left = bytes - at;
+        world->device->put((uint8_t *)device + at, nan, left < sizeof nan ? left : sizeof nan);
+    }
 }
 
 void attention_world_init(struct attention_world *world, const struct attention_device *device,
@@ -223,9 +236,45 @@ static void write_table(struct attention_world *world, uint32_t first_token) {
 static void check_untouched(const uint8_t *bytes, uint64_t count, const char *where) {
     for (uint64_t i = 0; i < count; i++) {
         if (bytes[i] != 0xff) {
-            fail_msg("byte %llu %s the result was written", (unsigned long long)i, where);
+            fail_msg("byte %llu %s was written", (unsigned long long)i, where);
         }
     }
+}
+
+/* Of one call, with no more scratch than it asks for. */
+static struct kvl_cuda_attention attention_of_call(
+    const struct attention_world *world, const struct attention_call *call) {
+    struct kvl_cuda_attention attention = attention_of(world);
+    attention.tokens = call->tokens;
+    attention.position_max = call->position_max ? call->position_max : call->first + call->tokens;
+    attention.way = call->way;
+    attention.scratch_bytes =
+        call->scratch_bytes ? call->scratch_bytes : kvl_cuda_attention_scratch_bytes(&attention);
+    assert_true(attention.scratch_bytes <= world->scratch_bytes);
+    return attention;
+}
+
+/* Of the memory for results, what a call of so many bytes may be seen to have written. */
+static uint64_t watched_bytes(const struct attention_world *world, uint64_t bytes) {
+    const uint64_t left = world->out_bytes - bytes;
+    return bytes + (left < WATCHED_BYTES ? left : WATCHED_BYTES) + 2 * GUARD_BYTES;
+}
+
+/* The call's results, and nothing else, were written. */
+static void take_results(const struct attention_world *world,
+    const struct kvl_cuda_attention *attention, uint16_t *out) {
+    const struct attention_device *d = world->device;
+    const uint64_t bytes =
+        (uint64_t)attention->tokens * attention->heads * attention->v_dim * sizeof *out;
+    const uint64_t watched = watched_bytes(world, bytes);
+    uint8_t *all = must_have(watched);
+    d->get(all, world->out_device, watched);
+    check_untouched(all, GUARD_BYTES, "before the result");
+    check_untouched(all + GUARD_BYTES + bytes, watched - bytes - GUARD_BYTES, "behind the result");
+    memcpy(out, all + GUARD_BYTES, bytes);
+    d->get(all, (uint8_t *)world->scratch + attention->scratch_bytes, SCRATCH_GUARD_BYTES);
+    check_untouched(all, SCRATCH_GUARD_BYTES, "behind the scratch");
+    free(all);
 }
 
 void attention_run(
@@ -233,24 +282,17 @@ void attention_run(
     const struct attention_shape *s = &world->shape;
     const struct attention_device *d = world->device;
     const uint64_t q_token = (uint64_t)s->heads * s->k_dim;
-    const uint64_t bytes = (uint64_t)call->tokens * s->heads * s->v_dim * 2;
+    const uint64_t bytes = (uint64_t)call->tokens * s->heads * s->v_dim * sizeof *out;
+    const struct kvl_cuda_attention attention = attention_of_call(world, call);
     assert_true(call->first + call->tokens <= s->context);
     write_context(world, call->first + call->tokens);
     write_table(world, call->first);
-    spoil(world, world->out_device, world->out_bytes + 2 * GUARD_BYTES);
-    spoil(world, world->scratch, world->scratch_bytes + 256);
+    spoil(world, world->out_device, watched_bytes(world, bytes));
+    spoil(world, world->scratch, attention.scratch_bytes + SCRATCH_GUARD_BYTES);
     d->put(world->q_device, world->q_half + call->first * q_token, call->tokens * q_token * 2);
     d->put(world->position, &call->first, sizeof call->first);
-    struct kvl_cuda_attention attention = attention_of(world);
-    attention.tokens = call->tokens;
-    attention.position_max = call->position_max ? call->position_max : call->first + call->tokens;
     d->attend(&attention, call->phase);
-    uint8_t *all = must_have(world->out_bytes + 2 * GUARD_BYTES);
-    d->get(all, world->out_device, world->out_bytes + 2 * GUARD_BYTES);
-    check_untouched(all, GUARD_BYTES, "before");
-    check_untouched(all + GUARD_BYTES + bytes, world->out_bytes - bytes + GUARD_BYTES, "behind");
-    memcpy(out, all + GUARD_BYTES, bytes);
-    free(all);
+    take_results(world, &attention, out);
 }
 
 uint32_t attention_token_elements(const struct attention_world *world) {
@@ -327,17 +369,29 @@ void attention_check_token(
     free(weights);
 }
 
+/* One difference, as a line. */
+static void print_difference(const struct attention_world *world, uint32_t first_token, size_t i,
+    uint16_t got, uint16_t expected) {
+    const struct attention_shape *s = &world->shape;
+    print_message("token %zu, head %zu, element %zu: bits %04x instead of %04x\n",
+        first_token + i / s->v_dim / s->heads, i / s->v_dim % s->heads, i % s->v_dim, got,
+        expected);
+}
+
 void attention_check_equal(const struct attention_world *world, uint32_t first_token,
     const uint16_t *got, const uint16_t *expected, uint32_t tokens, const char *what) {
     const struct attention_shape *s = &world->shape;
     const size_t elements = (size_t)tokens * s->heads * s->v_dim;
+    size_t differences = 0;
     for (size_t i = 0; i < elements; i++) {
-        if (got[i] != expected[i]) {
-            fail_msg("%s: token %zu, head %zu, element %zu: bits %04x instead of %04x "
-                     "(heads %u/%u, dims %u/%u, block %u, dtype %d, window %u, cap %g)",
-                what, first_token + i / s->v_dim / s->heads, i / s->v_dim % s->heads, i % s->v_dim,
-                got[i], expected[i], s->heads, s->kv_heads, s->k_dim, s->v_dim, s->block_tokens,
-                (int)s->kv_dtype, world->window, (double)world->softcap);
+        if (got[i] != expected[i] && differences++ < DIFFERENCES_SHOWN) {
+            print_difference(world, first_token, i, got[i], expected[i]);
         }
+    }
+    if (differences != 0) {
+        fail_msg("%s: %zu of %zu elements differ, the first of them above (tokens %u from %u on, "
+                 "heads %u/%u, dims %u/%u, block %u, dtype %d)",
+            what, differences, elements, tokens, first_token, s->heads, s->kv_heads, s->k_dim,
+            s->v_dim, s->block_tokens, (int)s->kv_dtype);
     }
 }

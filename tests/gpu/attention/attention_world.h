@@ -67,6 +67,8 @@ struct attention_call {
     uint32_t first, tokens;
     enum kvl_phase phase;
     uint32_t position_max; /* 0: first + tokens */
+    enum kvl_attention_way way;
+    uint64_t scratch_bytes; /* 0: as much as kvl_cuda_attention_scratch_bytes asks for */
 };
 /* Results as f16 [tokens][heads][v_dim] into `out`; also checks that nothing else was written. */
 void attention_run(struct attention_world *world, const struct attention_call *call, uint16_t *out);
@@ -75,7 +77,7 @@ void attention_check_token(
     const struct attention_world *world, uint32_t token, const uint16_t *out);
 /* Elements of a token's result. */
 uint32_t attention_token_elements(const struct attention_world *world);
-/* What is compared to the bit, with the first difference in words. */
+/* What is compared to the bit, with the first differences in words. */
 void attention_check_equal(const struct attention_world *world, uint32_t first_token,
     const uint16_t *got, const uint16_t *expected, uint32_t tokens, const char *what);
 

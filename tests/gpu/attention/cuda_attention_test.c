@@ -362,6 +362,118 @@ static void a_graph_replays_at_any_position(void **state) {
     }
 }
 
+/* ---- few rows ---- */
+
+/* The last `tokens` of a context by each way; `scratch_bytes` as in attention_call, for FEW_ROWS.
+ */
+static void check_ways(
+    struct attention_world *world, uint32_t end, uint32_t tokens, uint64_t scratch_bytes) {
+    static const char *const names[] = {"the fastest way", "many rows", "few rows", "every way"};
+    const size_t elements = (size_t)tokens * attention_token_elements(world);
+    uint16_t *out = take_results(world, 2 * tokens);
+    struct attention_call call = {.first = end - tokens,
+        .tokens = tokens,
+        .phase = KVL_PHASE_PREFILL,
+        .way = KVL_ATTENTION_MANY_ROWS};
+    attention_run(world, &call, out);
+    if (tokens == 1) {
+        attention_check_token(world, end - 1, out);
+    }
+    const enum kvl_attention_way ways[] = {
+        KVL_ATTENTION_FEW_ROWS, KVL_ATTENTION_FEW_ROWS, KVL_ATTENTION_FASTEST, KVL_ATTENTION_EVERY};
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        call.way = ways[i];
+        call.scratch_bytes = i == 0 ? scratch_bytes : 0;
+        call.position_max = i == 1 ? end + 777 : 0; /* a longer grid */
+        attention_run(world, &call, out + elements);
+        attention_check_equal(world, call.first, out + elements, out, tokens, names[ways[i]]);
+    }
+    free(out);
+}
+
+/* Scratch that holds one block of 32 rows, so that more go in turns. */
+static uint64_t scratch_of_a_turn(const struct attention_shape *s, uint32_t end) {
+    const struct kvl_cuda_attention attention = {.block_tokens = s->block_tokens,
+        .heads = s->heads,
+        .kv_heads = s->kv_heads,
+        .k_dim = s->k_dim,
+        .v_dim = s->v_dim,
+        .kv_dtype = s->kv_dtype,
+        .tokens = 1,
+        .position_max = end};
+    return kvl_cuda_attention_scratch_bytes(&attention);
+}
+
+static void check_few(
+    const struct attention_shape *shape, const uint32_t *tokens, size_t count, uint32_t turns) {
+    struct attention_world world;
+    attention_world_init(&world, &gpu, shape, 8 + shape->heads);
+    for (size_t i = 0; i < count; i++) {
+        if (tokens[i] <= shape->context) {
+            check_ways(&world, shape->context, tokens[i],
+                turns * scratch_of_a_turn(shape, shape->context));
+        }
+    }
+    attention_world_deinit(&world);
+}
+
+/* All head sizes, 1 to 8 query heads a KV head, blocks of 16 to 256 tokens, contexts that end
+ * anywhere in a tile and are shorter than the ring of tiles, as long, or longer. */
+static void few_rows_have_the_bits_of_many(void **state) {
+    (void)state;
+    const uint32_t dims[] = {64, 96, 128}, tokens[] = {1, 2, 5, 3, 17, 31, 64, 100, 256};
+    for (uint32_t i = is_small ? 3 : 0; i < (is_small ? 12 : 30); i += is_small ? 8 : 1) {
+        const uint32_t group = i * 5 % 8 + 1, kv_heads = i % 4 + 1;
+        const struct attention_shape shape = {
+            .heads = group * kv_heads,
+            .kv_heads = kv_heads,
+            .k_dim = dims[i % 3],
+            .v_dim = dims[i % 3],
+            .block_tokens = 16u << (i / 6 % 5),
+            .kv_dtype = i / 3 % 2 ? KVL_KV_BF16 : KVL_KV_F16,
+            .context = i % 4 == 0 ? 1 + 5 * i : i % 4 * (is_small ? 400 : 1024) - 77 + 13 * i % 150,
+        };
+        check_few(&shape, tokens, is_small ? 3 : 9, 1 + i % 3);
+    }
+}
+
+static void few_rows_have_the_bits_of_many_at_length(void **state) {
+    (void)state;
+    if (is_small) {
+        skip();
+    }
+    const struct attention_shape shapes[] = {
+        {16, 4, 128, 128, 64, KVL_KV_F16, 9001}, {8, 1, 64, 64, 16, KVL_KV_BF16, 33000}};
+    const uint32_t tokens[] = {1, 2, 4, 5, 9, 40, 129, 256};
+    for (size_t i = 0; i < 2; i++) {
+        check_few(&shapes[i], tokens, sizeof tokens / sizeof *tokens, 2);
+    }
+}
+
+static void a_graph_of_few_rows_replays_at_any_position(void **state) {
+    (void)state;
+    const struct attention_shape shape = {8, 2, 128, 128, 64, KVL_KV_F16, 1500};
+    struct attention_world world;
+    attention_world_init(&world, &gpu, &shape, 9);
+    const size_t elements = (size_t)3 * attention_token_elements(&world);
+    uint16_t *out = take_results(&world, 2 * 3);
+    for (uint32_t first = 0; first + 3 <= shape.context; first += is_small ? 700 : 171) {
+        struct attention_call call = {.first = first,
+            .tokens = 3,
+            .phase = KVL_PHASE_PREFILL,
+            .position_max = shape.context,
+            .way = KVL_ATTENTION_MANY_ROWS};
+        world.device = &gpu;
+        attention_run(&world, &call, out);
+        call.way = KVL_ATTENTION_FEW_ROWS;
+        world.device = &gpu_by_graph;
+        attention_run(&world, &call, out + elements);
+        attention_check_equal(&world, first, out + elements, out, 3, "a graph");
+    }
+    free(out);
+    attention_world_deinit(&world);
+}
+
 static void wrong_calls_are_refused(void **state) {
     (void)state;
     struct kvl_cuda_attention attention = {.block_tokens = 64,
@@ -380,6 +492,11 @@ static void wrong_calls_are_refused(void **state) {
     attention.softcap = -1.0f;
     assert_int_equal(kvl_cuda_attend_decode(&attention, stream), cudaErrorNotSupported);
     attention.softcap = 0;
+    attention.way = KVL_ATTENTION_FEW_ROWS; /* without scratch */
+    assert_int_equal(kvl_cuda_attend_prefill(&attention, stream), cudaErrorNotSupported);
+    attention.kv_dtype = KVL_KV_F32;
+    attention.scratch_bytes = 1u << 30;
+    assert_int_equal(kvl_cuda_attend_prefill(&attention, stream), cudaErrorNotSupported);
     attention.k_dim = 100000;
     assert_int_equal(kvl_cuda_attend_prefill(&attention, stream), cudaErrorNotSupported);
 }
@@ -419,6 +536,9 @@ int main(void) {
         cmocka_unit_test(a_windowed_row_has_the_same_bits_in_every_chunk),
         cmocka_unit_test(block_length_does_not_change_the_bits),
         cmocka_unit_test(a_graph_replays_at_any_position),
+        cmocka_unit_test(few_rows_have_the_bits_of_many),
+        cmocka_unit_test(few_rows_have_the_bits_of_many_at_length),
+        cmocka_unit_test(a_graph_of_few_rows_replays_at_any_position),
         cmocka_unit_test(wrong_calls_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -61,9 +61,13 @@ KVL_DEVICE uint32_t kvl_block_y(void) {
 KVL_DEVICE uint32_t kvl_grid_x(void) {
     return simulated_grid_x();
 }
+KVL_DEVICE void kvl_keep(uint64_t &) {}
 KVL_DEVICE void kvl_barrier(void) {
     simulated_exchange nothing = {};
     simulated_meet(SIM_BARRIER, &nothing);
+}
+KVL_DEVICE void kvl_barrier_apart(void) {
+    kvl_barrier();
 }
 KVL_DEVICE void kvl_warp_barrier(void) {
     simulated_exchange nothing = {};
