@@ -3,9 +3,10 @@
  *
  * Prefill: 1,024 rows that end at 8k and at 32k, counted without what the causal mask hides, beside
  * mma.sync on registers alone; and few rows, as a restore leaves them, beside a plain read of the
- * keys and values. Decode: one token, beside a plain read of as many bytes in a row.
- * Decoding goes through the layers in turn, as a model does, so that no layer is found in the L2
- * cache; a graph holds one round. Each figure is the median of some runs.
+ * keys and values, by the way that prefill takes and by both. Decode: one token, beside a plain
+ * read of as many bytes in a row. Decoding goes through the layers in turn, as a model does, so
+ * that no layer is found in the L2 cache; a graph holds one round. Each figure is the median of
+ * some runs.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -165,13 +166,15 @@ static void work_peak(struct bench *bench, void *flops) {
 
 struct chunk {
     uint32_t rows, context; /* the last of them is the last of that */
+    enum kvl_attention_way way;
 };
 
 static void work_prefill(struct bench *bench, void *arg) {
     const struct chunk *chunk = arg;
     for (uint32_t i = 0; i < ROUNDS; i++) {
-        const struct kvl_cuda_attention attention =
+        struct kvl_cuda_attention attention =
             attention_of(bench, i % LAYERS, chunk->rows, chunk->context);
+        attention.way = chunk->way;
         check(kvl_cuda_attend_prefill(&attention, bench->stream), "prefill");
     }
 }
@@ -210,16 +213,24 @@ static double read_gb_per_s(struct bench *bench) {
     return (double)all / median_s(bench, work_read, &all) * 1e-9;
 }
 
-/* What a prompt's end costs behind a context that is there. */
+static double few_us(struct bench *bench, uint32_t rows, enum kvl_attention_way way) {
+    struct chunk chunk = {.rows = rows, .context = CONTEXT, .way = way};
+    set_position(bench, CONTEXT - rows);
+    return median_s(bench, work_prefill, &chunk) / ROUNDS * 1e6;
+}
+
+/* What a prompt's end costs behind a context that is there; and by either way, which says whether
+ * the right one is taken. */
 static void measure_few(struct bench *bench, struct bench_report *report, uint32_t rows) {
     char name[64];
-    struct chunk chunk = {.rows = rows, .context = CONTEXT};
-    set_position(bench, CONTEXT - rows);
-    const double s = median_s(bench, work_prefill, &chunk) / ROUNDS;
     snprintf(name, sizeof name, "attention prefill, a layer of %u rows at %uk, limit a read", rows,
         CONTEXT / 1024);
-    bench_report_add(
-        report, name, s * 1e6, "us", (double)(layer_bytes * BLOCKS) / read_gb_per_s(bench) * 1e-3);
+    bench_report_add(report, name, few_us(bench, rows, KVL_ATTENTION_FASTEST), "us",
+        (double)(layer_bytes * BLOCKS) / read_gb_per_s(bench) * 1e-3);
+    snprintf(name, sizeof name, "attention prefill, %u rows at %uk, by few / many, a layer", rows,
+        CONTEXT / 1024);
+    bench_report_add(report, name, few_us(bench, rows, KVL_ATTENTION_FEW_ROWS), "us",
+        few_us(bench, rows, KVL_ATTENTION_MANY_ROWS));
 }
 
 static void work_graph(struct bench *bench, void *graph) {
@@ -273,7 +284,9 @@ void bench_gpu_attention(struct bench_report *report) {
     measure_prefill(&bench, report, 8192);
     measure_prefill(&bench, report, CONTEXT);
     measure_few(&bench, report, 1);
+    measure_few(&bench, report, 16);
     measure_few(&bench, report, 64);
+    measure_few(&bench, report, 256);
     measure_decode(&bench, report, 8192);
     measure_decode(&bench, report, CONTEXT);
     bench_deinit(&bench);
