@@ -16,8 +16,9 @@ LINES_MAX = 58  # under two of what ran where
 TEST = re.compile(r"^ *\d+/\d+ Test +#\d+: (\S+) \.*(.*)$", re.MULTILINE)
 COPY = re.compile(r"^gpu\.(store|load|hash|both, to host|both|plain store|plain load), (.*)$")
 COPIES = ["store", "load", "hash", "both", "both, to host"]
-# Of these the file has more than the table: single products, attention's times.
-LEFT_OUT = re.compile(r": product |, a layer$")
+# Of these the file has more than the table: single products, attention's times, and what stands
+# there as another row's limit.
+LEFT_OUT = re.compile(r": product |, a layer$|: memory read$|^gpu\.(link|disk),")
 
 
 def read(path):
