@@ -31,7 +31,7 @@
 
 #define KVL_DISK_REQUESTS 4096u
 #define KVL_DISK_LOADS 32u
-#define KVL_DISK_BATCHES 16u
+#define KVL_DISK_BATCHES 32u
 #define KVL_DISK_BATCH_RECORDS 512u
 /* For a batch that is filled, two that are encoded, one that is written. A buffer takes a block of
  * 8 MiB with its header and the padding of its frames. */
