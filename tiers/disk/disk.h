@@ -43,7 +43,7 @@
 #define KVL_DISK_WRITES 8u /* in flight; 1 while reads are */
 /* Smaller payloads are copied into the batch's buffer: a copy costs less than a part of a write. */
 #define KVL_DISK_APART_BYTES (64ull << 10)
-#define KVL_DISK_PARTS 64u /* of a write: two a record */
+#define KVL_DISK_PARTS 64u /* of a write */
 #define KVL_DISK_BOUNCE_BYTES (2ull << 20)
 #define KVL_DISK_BOUNCES_MAX 16u
 #define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */

@@ -10,6 +10,8 @@
 
 /* Rather one of this size than a small one behind the others. */
 #define LAST_WRITE_BYTES (KVL_DISK_WRITE_BYTES / 2 * 3)
+_Static_assert(2 * (LAST_WRITE_BYTES / KVL_DISK_APART_BYTES + 2) <= KVL_DISK_PARTS,
+    "a header and a payload of each record that a write holds, also in part");
 
 static uint32_t writes_allowed(const struct kvl_disk *disk) {
     return disk->loads_active > 0 ? 1 : KVL_DISK_WRITES;
@@ -50,7 +52,7 @@ static struct iovec piece_at(struct kvl_disk_batch *batch, uint64_t at) {
     return (struct iovec){batch->buffer->memory + at, end - at};
 }
 
-/* What is written next: so many bytes, less if they lie in too many pieces. */
+/* The batch's next bytes, so many. */
 static void gather(
     struct kvl_disk_batch *batch, struct kvl_disk_op *op, struct iovec *parts, uint64_t bytes) {
     uint32_t count = 0;
@@ -62,10 +64,8 @@ static void gather(
             piece.iov_len = bytes - op->bytes;
         if (end != NULL && end == piece.iov_base)
             parts[count - 1].iov_len += piece.iov_len;
-        else if (count < KVL_DISK_PARTS)
-            parts[count++] = piece;
         else
-            break;
+            parts[count++] = piece;
         op->bytes += piece.iov_len;
     }
     op->buffer = parts[0].iov_base;
