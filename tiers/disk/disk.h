@@ -4,8 +4,9 @@
  *     ^---outbox---'      |     ^-----inbox-------------'
  *                    io backend, codec workers
  *
- * A store:  queue -> staged in a batch, encoded by a worker -> placed behind the segment's last
- *           record -> written -> data synced -> one synced index transaction -> complete.
+ * A store:  queue -> staged in a batch, encoded (or only hashed) by a worker -> placed behind the
+ *           segment's last record -> written -> data synced -> one synced index transaction ->
+ *           complete. The caller's buffer is read until it is written.
  * Batches move through these states in order; only the oldest may be placed, synced, committed.
  * A batch gives its buffer back once it is written; those that wait meanwhile are synced and
  * committed together. */
@@ -30,7 +31,7 @@
 
 #define KVL_DISK_REQUESTS 4096u
 #define KVL_DISK_LOADS 32u
-#define KVL_DISK_BATCHES 16u
+#define KVL_DISK_BATCHES 32u
 #define KVL_DISK_BATCH_RECORDS 512u
 /* For a batch that is filled, two that are encoded, one that is written. A buffer takes a block of
  * 8 MiB with its header and the padding of its frames. */
@@ -40,6 +41,9 @@
 #define KVL_DISK_GROUP_BYTES (32ull << 20)
 #define KVL_DISK_WRITE_BYTES (1ull << 20)
 #define KVL_DISK_WRITES 8u /* in flight; 1 while reads are */
+/* Smaller payloads are copied into the batch's buffer: a copy costs less than a part of a write. */
+#define KVL_DISK_APART_BYTES (64ull << 10)
+#define KVL_DISK_PARTS 64u /* of a write */
 #define KVL_DISK_BOUNCE_BYTES (2ull << 20)
 #define KVL_DISK_BOUNCES_MAX 16u
 #define KVL_DISK_QUEUED_BYTES_MAX (64ull << 20) /* catalog puts not yet durable */
@@ -247,7 +251,8 @@ struct kvl_disk_staged {
     struct kvl_disk_request *request; /* NULL: carried */
     uint64_t from;                    /* carried: the old location */
     struct kvl_index_block block;
-    uint64_t at_bytes; /* in the batch's buffer */
+    uint64_t at_bytes; /* in the batch, and in its buffer */
+    uint8_t *payload;  /* the caller's, written from there; NULL: it lies in the buffer */
     uint64_t reserved_bytes;
     uint64_t segment_generation;
     uint64_t record_bytes;
@@ -285,6 +290,7 @@ struct kvl_disk_batch {
     uint64_t used_bytes;            /* once placed */
     uint64_t offset_bytes;          /* in the segment, once placed */
     uint64_t written_bytes;
+    uint32_t written_records; /* whole ones */
     uint64_t opened_ns;
     uint64_t first_sequence;
     uint32_t encoding; /* records not yet in the buffer */
@@ -292,6 +298,7 @@ struct kvl_disk_batch {
     bool sealed;
     kvl_err status;
     struct kvl_disk_op ops[KVL_DISK_WRITES];
+    struct iovec parts[KVL_DISK_WRITES][KVL_DISK_PARTS];
     bool op_busy[KVL_DISK_WRITES];
     struct kvl_disk_staged *staged;
     uint32_t staged_count;
@@ -319,6 +326,7 @@ struct kvl_disk_load {
     uint8_t *bounce;      /* the whole record; NULL when direct */
     int32_t bounce_slot;  /* -1: allocated for this load */
     struct kvl_disk_op op;
+    struct iovec parts[2]; /* direct: the header's page, the frames */
     uint32_t decoding;
     uint32_t verified; /* leading frames */
     bool frame_ok[KVL_FRAMES_MAX];

@@ -4,7 +4,7 @@
  * and calls done() of what finished, whole or failed: a short read is SHORT, a short write goes on
  * where it stopped. fd is readable when poll has something to reap.
  *
- * Owns:    the op and its buffer stay the caller's, until done().
+ * Owns:    the op, its buffer and its parts stay the caller's, until done().
  * Threads: one thread creates, submits, polls and destroys. */
 #ifndef KVL_DISK_IO_BACKEND_H
 #define KVL_DISK_IO_BACKEND_H
@@ -27,17 +27,30 @@ struct kvl_disk_op {
     enum kvl_disk_op_kind kind;
     const struct kvl_disk_file *file; /* stays open until done() */
     uint64_t offset_bytes;
-    uint8_t *head; /* of a READ: its first head_bytes go here, the others to buffer */
-    uint64_t head_bytes;
     uint8_t *buffer;
-    uint64_t bytes;        /* the head's included */
-    uint64_t done_bytes;   /* the backend's, as the next one */
-    struct iovec parts[2]; /* head and buffer */
-    kvl_err status;        /* set before done() */
+    struct iovec *parts; /* NULL, or instead of buffer: used up by the backend */
+    uint32_t part_count;
+    uint64_t bytes;      /* of all parts */
+    uint64_t done_bytes; /* the backend's */
+    kvl_err status;      /* set before done() */
     void (*done)(struct kvl_disk_op *op);
     void *owner;              /* the caller's */
     struct kvl_disk_op *next; /* the backend's */
 };
+
+/* So many bytes more are done. */
+static inline void kvl_disk_op_account(struct kvl_disk_op *op, uint64_t bytes) {
+    op->done_bytes += bytes;
+    while (op->part_count > 0 && bytes >= op->parts->iov_len) {
+        bytes -= op->parts->iov_len;
+        op->parts++;
+        op->part_count--;
+    }
+    if (op->part_count > 0) {
+        op->parts->iov_base = (uint8_t *)op->parts->iov_base + bytes;
+        op->parts->iov_len -= bytes;
+    }
+}
 
 struct kvl_io_backend;
 

@@ -41,15 +41,21 @@ static struct kvl_disk_op *list_take(struct op_list *list) {
     return head;
 }
 
+static ssize_t transfer_some(const struct kvl_disk_op *op) {
+    int fd = op->file->fd;
+    off_t offset = (off_t)(op->offset_bytes + op->done_bytes);
+    if (op->parts != NULL && op->kind == KVL_DISK_WRITE)
+        return pwritev(fd, op->parts, (int)op->part_count, offset);
+    if (op->parts != NULL)
+        return pread(fd, op->parts->iov_base, op->parts->iov_len, offset);
+    uint8_t *at = op->buffer + op->done_bytes;
+    uint64_t left = op->bytes - op->done_bytes;
+    return op->kind == KVL_DISK_READ ? pread(fd, at, left, offset) : pwrite(fd, at, left, offset);
+}
+
 static void transfer(struct kvl_disk_op *op) {
     while (op->done_bytes < op->bytes) {
-        bool in_head = op->done_bytes < op->head_bytes;
-        uint8_t *at =
-            in_head ? op->head + op->done_bytes : op->buffer + op->done_bytes - op->head_bytes;
-        uint64_t left = (in_head ? op->head_bytes : op->bytes) - op->done_bytes;
-        off_t offset = (off_t)(op->offset_bytes + op->done_bytes);
-        ssize_t got = op->kind == KVL_DISK_READ ? pread(op->file->fd, at, left, offset)
-                                                : pwrite(op->file->fd, at, left, offset);
+        ssize_t got = transfer_some(op);
         if (got < 0 && errno == EINTR)
             continue;
         if (got < 0)
@@ -58,7 +64,7 @@ static void transfer(struct kvl_disk_op *op) {
             op->status = op->kind == KVL_DISK_READ ? KVL_ERR_SHORT : KVL_ERR_IO;
         if (got <= 0)
             return;
-        op->done_bytes += (uint64_t)got;
+        kvl_disk_op_account(op, (uint64_t)got);
     }
 }
 

@@ -48,18 +48,19 @@ static int fixed_index(const struct uring *uring, const uint8_t *address, uint64
     return -1;
 }
 
-/* One read fills both: the disk sees one request, not a small one before each large one. */
-static void prepare_with_head(struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
-    op->parts[0] = (struct iovec){op->head + op->done_bytes, op->head_bytes - op->done_bytes};
-    op->parts[1] = (struct iovec){op->buffer, op->bytes - op->head_bytes};
-    if (op->parts[1].iov_len > TRANSFER_BYTES_MAX)
-        op->parts[1].iov_len = TRANSFER_BYTES_MAX;
-    io_uring_prep_readv(sqe, op->file->fd, op->parts, 2, op->offset_bytes + op->done_bytes);
+/* The disk sees one request, not one a part. Of more than it takes at once the kernel does as much
+ * as it does. */
+static void prepare_parts(struct io_uring_sqe *sqe, const struct kvl_disk_op *op) {
+    uint64_t offset = op->offset_bytes + op->done_bytes;
+    if (op->kind == KVL_DISK_READ)
+        io_uring_prep_readv(sqe, op->file->fd, op->parts, op->part_count, offset);
+    else
+        io_uring_prep_writev(sqe, op->file->fd, op->parts, op->part_count, offset);
 }
 
 static void prepare_in_buffer(
     const struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
-    uint8_t *at = op->buffer + (op->done_bytes - op->head_bytes);
+    uint8_t *at = op->buffer + op->done_bytes;
     uint64_t left = op->bytes - op->done_bytes;
     uint64_t offset = op->offset_bytes + op->done_bytes;
     unsigned bytes = left < TRANSFER_BYTES_MAX ? (unsigned)left : TRANSFER_BYTES_MAX;
@@ -77,8 +78,8 @@ static void prepare_in_buffer(
 static void prepare(const struct uring *uring, struct io_uring_sqe *sqe, struct kvl_disk_op *op) {
     if (op->kind == KVL_DISK_SYNC)
         io_uring_prep_fsync(sqe, op->file->fd, IORING_FSYNC_DATASYNC);
-    else if (op->done_bytes < op->head_bytes)
-        prepare_with_head(sqe, op);
+    else if (op->parts != NULL)
+        prepare_parts(sqe, op);
     else
         prepare_in_buffer(uring, sqe, op);
     if (op->file->registered != 0) {
@@ -126,7 +127,7 @@ static bool account(struct kvl_disk_op *op, int result) {
     }
     if (op->kind == KVL_DISK_SYNC)
         return true;
-    op->done_bytes += (uint64_t)result;
+    kvl_disk_op_account(op, (uint64_t)result);
     if (op->done_bytes < op->bytes && result == 0)
         op->status = op->kind == KVL_DISK_READ ? KVL_ERR_SHORT : KVL_ERR_IO;
     return op->done_bytes >= op->bytes || result == 0;

@@ -188,14 +188,17 @@ static void read_done(struct kvl_disk_op *op) {
         finish(load);
 }
 
+/* One read fills both: the disk sees one request, not a small one before each large one. */
 static void start_read(struct kvl_disk_load *load) {
+    load->parts[0] = (struct iovec){load->header_page, KVL_PAGE_BYTES};
+    load->parts[1] = (struct iovec){load->request->io->buffer, load->record_bytes - KVL_PAGE_BYTES};
     load->op = (struct kvl_disk_op){
         .kind = KVL_DISK_READ,
         .file = &load->segment->file,
         .offset_bytes = (uint64_t)load->page * KVL_PAGE_BYTES,
-        .head = load->header_page,
-        .head_bytes = load->direct ? KVL_PAGE_BYTES : 0,
-        .buffer = load->direct ? load->request->io->buffer : load->bounce,
+        .buffer = load->bounce,
+        .parts = load->direct ? load->parts : NULL,
+        .part_count = load->direct ? 2 : 0,
         .bytes = load->record_bytes,
         .done = read_done,
         .owner = load,

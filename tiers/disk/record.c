@@ -168,6 +168,20 @@ kvl_err kvl_record_header_match(const struct kvl_record_header *header,
     return same_block && same_layout ? KVL_OK : KVL_ERR_CORRUPT;
 }
 
+bool kvl_record_may_be_apart(const struct kvl_layout *layout) {
+    return layout->payload_bytes % KVL_PAGE_BYTES == 0 &&
+           (layout->frame_count == 1 || layout->frame_bytes % KVL_PAGE_BYTES == 0);
+}
+
+static uint64_t encode_frame(struct kvl_codec *codec, const struct kvl_record_source *source,
+    struct kvl_frame_view raw, uint8_t *out, enum kvl_frame_codec *used) {
+    if (!source->apart)
+        return kvl_codec_encode(
+            codec, raw, source->layout->element_bytes, source->compress, out, used);
+    *used = KVL_FRAME_RAW;
+    return raw.bytes;
+}
+
 kvl_err kvl_record_encode(struct kvl_codec *codec, const struct kvl_record_source *source,
     uint8_t *out, uint64_t *record_bytes, bool *all_raw) {
     const struct kvl_layout *layout = source->layout;
@@ -192,15 +206,15 @@ kvl_err kvl_record_encode(struct kvl_codec *codec, const struct kvl_record_sourc
         struct kvl_frame_view raw = {
             source->payload + layout->frame_bytes * f, kvl_layout_frame_bytes(layout, f)};
         struct kvl_frame_header *frame = &header.frames[f];
-        uint64_t stored = kvl_codec_encode(
-            codec, raw, layout->element_bytes, source->compress, out + at, &frame->codec);
+        uint64_t stored = encode_frame(codec, source, raw, out + at, &frame->codec);
         frame->checksum =
             kvl_frame_checksum(hashes[f], &source->block->key, source->block->generation, f);
         frame->offset_bytes = at;
         frame->stored_bytes = (uint32_t)stored;
         *all_raw = *all_raw && frame->codec == KVL_FRAME_RAW;
         at += stored;
-        memset(out + at, 0, round_to_page(at) - at);
+        if (at % KVL_PAGE_BYTES != 0) /* never of a payload apart: out ends before */
+            memset(out + at, 0, round_to_page(at) - at);
         at = round_to_page(at);
     }
     header.record_bytes = at;

@@ -79,9 +79,11 @@ struct kvl_record_source {
     uint64_t run;
     uint64_t stored_wall_ns;
     bool compress;
+    bool apart; /* only the header goes to out; the payload, whole pages, is written as it is */
 };
-/* Hashes the payload again and encodes it to out (kvl_record_bytes_max). CORRUPT: the payload is
- * not what was sealed. all_raw: every frame is stored as it is. */
+bool kvl_record_may_be_apart(const struct kvl_layout *layout);
+/* Hashes the payload again and encodes it to out (kvl_record_bytes_max, or a page if apart).
+ * CORRUPT: the payload is not what was sealed. all_raw: every frame is stored as it is. */
 KVL_MUST_CHECK kvl_err kvl_record_encode(struct kvl_codec *codec,
     const struct kvl_record_source *source, uint8_t *out, uint64_t *record_bytes, bool *all_raw);
 

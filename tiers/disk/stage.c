@@ -1,6 +1,7 @@
 /* stage.c - from the queue of stores to a placed batch.
  *
  * Every record gets room for its largest size in the batch's buffer, and workers encode in place.
+ * What is neither compressed nor small stays where the caller has it: only its header is encoded.
  * When a sealed batch is encoded its records are moved together and get their place behind the
  * segment's last record, so that the device sees few large writes. */
 #include <string.h>
@@ -89,7 +90,7 @@ static struct kvl_disk_batch *open_batch(struct kvl_disk *disk, uint64_t bytes, 
     batch->reserved_bytes = batch->used_bytes = batch->written_bytes = 0;
     batch->opened_ns = kvl_clock_ns();
     batch->first_sequence = UINT64_MAX;
-    batch->encoding = batch->writing = batch->staged_count = 0;
+    batch->encoding = batch->writing = batch->staged_count = batch->written_records = 0;
     batch->sealed = false;
     batch->status = KVL_OK;
     batch->next = NULL;
@@ -142,6 +143,7 @@ static void encode_job(struct kvl_job *job) {
         .run = staged->disk->journal.run,
         .stored_wall_ns = staged->block.last_use_wall_ns,
         .compress = staged->compress,
+        .apart = staged->payload != NULL,
     };
     if (staged->sample)
         kvl_disk_codec_sample(staged->disk, codec, io->layout, io->buffer, out);
@@ -155,6 +157,12 @@ static void encode_done(struct kvl_job *job) {
     staged->batch->encoding--;
 }
 
+/* The caller keeps its buffer until the store completes. */
+static bool stays_apart(const struct kvl_io *io) {
+    return io->layout->payload_bytes >= KVL_DISK_APART_BYTES &&
+           (uintptr_t)io->buffer % KVL_PAGE_BYTES == 0 && kvl_record_may_be_apart(io->layout);
+}
+
 static bool stage_store(struct kvl_disk *disk, struct kvl_disk_request *request) {
     const struct kvl_layout *layout = request->io->layout;
     struct kvl_disk_staged *staged = reserve(disk, kvl_record_bytes_max(layout), false);
@@ -166,6 +174,8 @@ static bool stage_store(struct kvl_disk *disk, struct kvl_disk_request *request)
     staged->block.record = request->io->record;
     staged->block.last_use_wall_ns = kvl_clock_wall_ns();
     staged->compress = kvl_disk_codec_compress(disk, layout, &staged->sample);
+    if (!staged->compress && !staged->sample && stays_apart(request->io))
+        staged->payload = request->io->buffer;
     if (batch->first_sequence == UINT64_MAX)
         batch->first_sequence = request->sequence;
     if (request->arrival_ns < batch->opened_ns)
@@ -255,8 +265,9 @@ static void place(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
             drop_failed(disk, staged);
             continue;
         }
+        uint64_t bytes = staged->payload != NULL ? KVL_PAGE_BYTES : staged->record_bytes;
         if (staged->at_bytes != batch->used_bytes)
-            memmove(memory + batch->used_bytes, memory + staged->at_bytes, staged->record_bytes);
+            memmove(memory + batch->used_bytes, memory + staged->at_bytes, bytes);
         staged->at_bytes = batch->used_bytes;
         staged->block.stored_bytes = staged->record_bytes;
         staged->block.location =

@@ -1,4 +1,5 @@
-/* write.c - from a placed batch to a synced one: written in large pieces, then fdatasync.
+/* write.c - from a placed batch to a synced one: written in large pieces, then fdatasync. A piece
+ * is gathered from the batch's buffer and from where the callers have their blocks.
  *
  * Writes make room for reads: one in flight while a load waits for the device. A flush costs the
  * device time in which it writes nothing, so one data sync and one transaction, with two more, are
@@ -6,6 +7,11 @@
 #include "clock.h"
 #include "disk.h"
 #include "planted.h"
+
+/* Rather one of this size than a small one behind the others. */
+#define LAST_WRITE_BYTES (KVL_DISK_WRITE_BYTES / 2 * 3)
+_Static_assert(2 * (LAST_WRITE_BYTES / KVL_DISK_APART_BYTES + 2) <= KVL_DISK_PARTS,
+    "a header and a payload of each record that a write holds, also in part");
 
 static uint32_t writes_allowed(const struct kvl_disk *disk) {
     return disk->loads_active > 0 ? 1 : KVL_DISK_WRITES;
@@ -32,6 +38,43 @@ static struct kvl_disk_op *take_op(struct kvl_disk_batch *batch) {
     return NULL;
 }
 
+/* From there on in the batch, as far as memory and record go together. */
+static struct iovec piece_at(struct kvl_disk_batch *batch, uint64_t at) {
+    const struct kvl_disk_staged *staged = &batch->staged[batch->written_records];
+    while (staged->status != KVL_OK || at >= staged->at_bytes + staged->record_bytes)
+        staged = &batch->staged[++batch->written_records];
+    uint64_t payload_at = staged->at_bytes + KVL_PAGE_BYTES;
+    uint64_t end = staged->at_bytes + staged->record_bytes;
+    if (staged->payload != NULL && at >= payload_at)
+        return (struct iovec){staged->payload + (at - payload_at), end - at};
+    if (staged->payload != NULL)
+        end = payload_at;
+    return (struct iovec){batch->buffer->memory + at, end - at};
+}
+
+/* The batch's next bytes, so many. */
+static void gather(
+    struct kvl_disk_batch *batch, struct kvl_disk_op *op, struct iovec *parts, uint64_t bytes) {
+    uint32_t count = 0;
+    while (op->bytes < bytes) {
+        struct iovec piece = piece_at(batch, batch->written_bytes + op->bytes);
+        uint8_t *end =
+            count > 0 ? (uint8_t *)parts[count - 1].iov_base + parts[count - 1].iov_len : NULL;
+        if (piece.iov_len > bytes - op->bytes)
+            piece.iov_len = bytes - op->bytes;
+        if (end != NULL && end == piece.iov_base)
+            parts[count - 1].iov_len += piece.iov_len;
+        else
+            parts[count++] = piece;
+        op->bytes += piece.iov_len;
+    }
+    op->buffer = parts[0].iov_base;
+    if (count > 1) {
+        op->parts = parts;
+        op->part_count = count;
+    }
+}
+
 static bool write_more(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
     bool progress = false;
     while (batch->status == KVL_OK && batch->written_bytes < batch->used_bytes &&
@@ -44,11 +87,11 @@ static bool write_more(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
             .kind = KVL_DISK_WRITE,
             .file = &batch->segment->file,
             .offset_bytes = batch->offset_bytes + batch->written_bytes,
-            .buffer = batch->buffer->memory + batch->written_bytes,
-            .bytes = left < KVL_DISK_WRITE_BYTES ? left : KVL_DISK_WRITE_BYTES,
             .done = write_done,
             .owner = batch,
         };
+        gather(batch, op, batch->parts[op - batch->ops],
+            left < LAST_WRITE_BYTES ? left : KVL_DISK_WRITE_BYTES);
         batch->written_bytes += op->bytes;
         disk->writes_active++;
         disk->backend->ops->submit(disk->backend, op);

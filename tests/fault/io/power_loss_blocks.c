@@ -7,14 +7,15 @@
 #include "power_loss_disk.h"
 #include "power_loss_model.h"
 
-/* Opaque blocks of many sizes, and a few of a model's geometry. */
+/* Opaque blocks of many sizes, some of whole pages, and a few of a model's geometry. */
 struct kvl_layout power_block_layout(uint32_t key) {
     struct kvl_layout layout;
     struct kvl_geometry geometry = {
         .layers = 3, .kv_heads = 1, .k_dim = 64, .v_dim = 64, .block_tokens = 64};
-    uint64_t bytes = key % 16 == 1  ? 130000 + key * 977
-                     : key % 4 == 0 ? 1 + key * 331 % 4096
-                                    : 4096 + key * 1237 % 28000;
+    uint64_t bytes = key % 32 == 1   ? 65536 + key / 32 % 40 * 4096
+                     : key % 16 == 1 ? 130000 + key * 977
+                     : key % 4 == 0  ? 1 + key * 331 % 4096
+                                     : 4096 + key * 1237 % 28000;
     kvl_err err = key % 16 == 5 ? kvl_layout_of_geometry(&geometry, KVL_DTYPE_F16, &layout)
                                 : kvl_layout_of_bytes(bytes, &layout);
     if (err != KVL_OK || layout.slot_bytes > POWER_SLOT_BYTES)

@@ -116,6 +116,47 @@ static void other_bytes_than_were_sealed_are_refused(void **state) {
     kvl_codec_destroy(codec);
 }
 
+/* A payload that is written from where it lies: the header says the same, and is all there is. */
+static void a_header_apart_is_the_same(void **state) {
+    (void)state;
+    struct kvl_codec *codec = kvl_codec_create();
+    struct encoded encoded;
+    uint8_t page[2 * KVL_PAGE_BYTES], untouched[KVL_PAGE_BYTES];
+    uint64_t bytes;
+    bool raw = false;
+    memset(page, 0xab, sizeof(page));
+    memset(untouched, 0xab, sizeof(untouched));
+    make(&encoded, 0);
+    encode(&encoded, codec, false);
+    struct kvl_record_source source = {.block = &encoded.block.io.record,
+        .layout = &encoded.block.layout,
+        .payload = encoded.block.bytes,
+        .segment_generation = 9,
+        .apart = true};
+    assert_true(kvl_record_may_be_apart(&encoded.block.layout));
+    assert_int_equal(kvl_record_encode(codec, &source, page, &bytes, &raw), KVL_OK);
+    assert_int_equal(bytes, encoded.record_bytes);
+    assert_true(raw);
+    assert_memory_equal(page, encoded.record, KVL_PAGE_BYTES);
+    assert_memory_equal(page + KVL_PAGE_BYTES, untouched, KVL_PAGE_BYTES);
+    encoded.block.bytes[12345] ^= 1;
+    assert_int_equal(kvl_record_encode(codec, &source, page, &bytes, &raw), KVL_ERR_CORRUPT);
+    release(&encoded);
+    kvl_codec_destroy(codec);
+}
+
+static void only_whole_pages_are_apart(void **state) {
+    (void)state;
+    struct kvl_layout layout;
+    assert_int_equal(kvl_layout_of_bytes(65536, &layout), KVL_OK);
+    assert_true(kvl_record_may_be_apart(&layout));
+    assert_int_equal(kvl_layout_of_bytes(65537, &layout), KVL_OK);
+    assert_false(kvl_record_may_be_apart(&layout));
+    layout = (struct kvl_layout){
+        .payload_bytes = 65536, .slot_bytes = 65536, .frame_bytes = 24576 + 512, .frame_count = 3};
+    assert_false(kvl_record_may_be_apart(&layout));
+}
+
 /* Every bit of the header, and bits all over the frames: an error, or the very same bytes
  * (padding and bits that zstd ignores). */
 static void flipped_bits_never_give_other_bytes(void **state) {
@@ -260,6 +301,8 @@ int main(void) {
         cmocka_unit_test(what_is_encoded_comes_back),
         cmocka_unit_test(planes_shrink_kv),
         cmocka_unit_test(other_bytes_than_were_sealed_are_refused),
+        cmocka_unit_test(a_header_apart_is_the_same),
+        cmocka_unit_test(only_whole_pages_are_apart),
         cmocka_unit_test(flipped_bits_never_give_other_bytes),
         cmocka_unit_test(hostile_headers_are_refused),
         cmocka_unit_test(truncated_and_random_frames_are_corrupt),

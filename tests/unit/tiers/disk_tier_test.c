@@ -93,6 +93,55 @@ static void blocks_of_all_sizes_survive_a_restart(void **state) {
     }
 }
 
+/* Whole pages, which are written from where they lie, beside others, which are copied: in one
+ * batch, in one write, more of them than a write takes, and larger than a buffer. */
+static void make_paged(struct disk_block *block, uint64_t number) {
+    static const uint64_t bytes[] = {65536, 65536, 65537, 262144, 100, 1048576, 4096, 3149824,
+        2097152 - 4096, 61440, 8388608, 12582912};
+    block_init_bytes(
+        block, &fixture, number, number < 40 ? 65536 : bytes[number % (sizeof(bytes) / 8)]);
+}
+
+/* Of memory that is not aligned, everything is copied. */
+static void move_by_a_sector(struct disk_block *block) {
+    uint8_t *moved = aligned_alloc(KVL_PAGE_BYTES, block->layout.slot_bytes + KVL_PAGE_BYTES);
+    assert_non_null(moved);
+    memcpy(moved + 512, block->bytes, block->layout.payload_bytes);
+    block->io.buffer = moved + 512;
+}
+
+static void blocks_are_written_from_where_they_lie(void **state) {
+    enum { COUNT = 76, CHANGED = 50, CHANGED_TOO = 52 }; /* since they were sealed */
+    static struct disk_block blocks[COUNT];
+    (void)state;
+    open_tier(512 * MIB, KVL_DISK_CODEC_RAW);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        make_paged(&blocks[i], i);
+        if (i % 10 == 9)
+            move_by_a_sector(&blocks[i]);
+    }
+    blocks[CHANGED].bytes[77] ^= 1;
+    blocks[CHANGED_TOO].bytes[77] ^= 1;
+    for (uint32_t i = 0; i < COUNT; i++)
+        block_begin(&blocks[i], KVL_IO_STORE);
+    for (uint32_t i = 0; i < COUNT; i++)
+        assert_int_equal(
+            block_end(&blocks[i]), i == CHANGED || i == CHANGED_TOO ? KVL_ERR_CORRUPT : KVL_OK);
+    reopen_tier(true);
+    assert_int_equal(fixture.found_count, COUNT - 2);
+    for (uint32_t i = 0; i < COUNT; i++) {
+        if (blocks[i].io.buffer != blocks[i].bytes)
+            free((uint8_t *)blocks[i].io.buffer - 512);
+        blocks[i].io.buffer = blocks[i].bytes;
+        if (i != CHANGED && i != CHANGED_TOO) {
+            blocks[i].io.location = fixture_find(&fixture, i)->location;
+            assert_true(block_load_same(&blocks[i], NULL));
+        }
+        block_free(&blocks[i]);
+    }
+    end_tier();
+}
+
 static void registered_memory_loads_the_same(void **state) {
     (void)state;
     struct disk_block block;
@@ -489,6 +538,7 @@ static void a_tier_may_end_while_it_loads(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(blocks_of_all_sizes_survive_a_restart),
+        cmocka_unit_test(blocks_are_written_from_where_they_lie),
         cmocka_unit_test(registered_memory_loads_the_same),
         cmocka_unit_test(the_cap_holds_from_the_first_byte_and_after_a_restart),
         cmocka_unit_test(a_smaller_capacity_evicts_before_it_serves),
