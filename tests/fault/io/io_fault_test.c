@@ -80,7 +80,7 @@ static bool applies(enum fault fault, const struct io_call *call) {
     case FAULT_FULL:
         return needs_room(call);
     case FAULT_SHORT:
-        return transfer && call->part_count == 1 && call->parts[0].iov_len >= 1024;
+        return transfer && call->bytes >= 1024;
     case FAULT_FLIP:
         return call->kind == IO_READ;
     default:
@@ -110,6 +110,18 @@ static bool is_hit(const struct io_call *call) {
     return hit;
 }
 
+/* In the middle of a part, mostly; a part that is left out whole is not there. */
+static void halve(struct io_call *call) {
+    uint64_t left = call->bytes / 2 / 512 * 512;
+    int count = 0;
+    for (; left > 0; count++) {
+        struct iovec *part = &call->parts[count];
+        part->iov_len = part->iov_len < left ? part->iov_len : left;
+        left -= part->iov_len;
+    }
+    call->part_count = count;
+}
+
 static int before(struct io_call *call) {
     call->note = 0;
     if (call->kind == IO_UNMAP || !is_hit(call))
@@ -122,7 +134,7 @@ static int before(struct io_call *call) {
     case FAULT_FULL:
         return ENOSPC;
     case FAULT_SHORT:
-        call->parts[0].iov_len = call->parts[0].iov_len / 2 / 512 * 512;
+        halve(call);
         return 0;
     case FAULT_STUCK:
         usleep(STUCK_US);
