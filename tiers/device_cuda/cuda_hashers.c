@@ -10,9 +10,9 @@
  *
  * A piece's word: its number (of those opened; the oldest is served first) | next part | parts. A
  * thread that is late with an old word fails to exchange it, since numbers do not come again. */
+#include <sched.h>
 #include <signal.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "clock.h"
 #include "cuda_private.h"
@@ -143,9 +143,16 @@ bool kvl_cuda_hashers_have_news(const struct cuda_lane *lane) {
 
 /* A link of 55 GB/s keeps 8 CPUs busy that hash 7 GB/s each, as one does from memory; a quarter is
  * for the threads that drive the copies, and for whoever asked for them. */
-static uint32_t default_threads(long cpus) {
-    const uint32_t share = cpus > 2 ? (uint32_t)cpus * 3 / 4 : 1;
+static uint32_t default_threads(uint32_t cpus) {
+    const uint32_t share = cpus > 2 ? cpus * 3 / 4 : 1;
     return share < THREADS_DEFAULT_MAX ? share : THREADS_DEFAULT_MAX;
+}
+
+/* A container often has few of the machine's: threads for the others would take turns at looking
+ * on, and keep the CPU from whom they wait for. */
+static uint32_t usable_cpus(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? (uint32_t)CPU_COUNT(&set) : 1;
 }
 
 /* Signals are the process's main thread's business. */
@@ -164,7 +171,7 @@ static int start_threads(struct cuda_lane *lane, uint32_t threads) {
 }
 
 kvl_err kvl_cuda_hashers_start(struct cuda_lane *lane, uint32_t threads) {
-    const long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+    const uint32_t cpus = usable_cpus();
     if (threads == 0)
         threads = default_threads(cpus);
     if (threads > KVL_CUDA_HASH_THREADS_MAX)

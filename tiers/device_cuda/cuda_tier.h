@@ -38,7 +38,7 @@ struct kvl_cuda_tier_options {
     uint64_t staging_bytes;  /* the pinned ring; 0: 64 MiB, otherwise at least 768 KiB */
     uint64_t pin_bytes;      /* of host memory in one call, pages; 0: 512 MiB */
     uint32_t copy_streams;   /* a direction, at most 2; 0: 1 */
-    uint32_t hash_threads;   /* 0: as many as keep up with a link, at most 3/4 of the CPUs */
+    uint32_t hash_threads;   /* 0: as many as keep up with a link, at most 3/4 of our CPUs */
     uint32_t driver_threads; /* 1: one for both directions; otherwise one for each */
     uint32_t spin_us;        /* so long they look for copies to land without a pause; 0: 20 */
     uint32_t lost_wait_ms;   /* for copies of a lost device to stop; 0: 10 s */

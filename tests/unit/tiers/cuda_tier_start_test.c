@@ -5,7 +5,11 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <dirent.h>
+#include <sched.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "cuda_tier_fixture.h"
 
@@ -72,6 +76,58 @@ static void a_driver_that_fails_at_any_call_is_refused(void **state) {
     cuda_twin_destroy(twin);
 }
 
+static int cpus_shown; /* 0: those of this machine */
+
+/* For all of this program: what a container of so many CPUs says. */
+__attribute__((no_sanitize("address", "thread", "undefined"))) int sched_getaffinity(
+    pid_t id, size_t bytes, cpu_set_t *set) {
+    if (cpus_shown == 0)
+        return syscall(SYS_sched_getaffinity, id, bytes, set) < 0 ? -1 : 0;
+    CPU_ZERO_S(bytes, set);
+    for (int i = 0; i < cpus_shown; i++)
+        CPU_SET_S((size_t)i, bytes, set);
+    return 0;
+}
+
+static int thread_count(void) {
+    int count = 0;
+    DIR *tasks = opendir("/proc/self/task");
+    assert_non_null(tasks);
+    for (const struct dirent *task; (task = readdir(tasks)) != NULL;)
+        count += task->d_name[0] != '.';
+    closedir(tasks);
+    return count;
+}
+
+/* A machine's other CPUs, which a container may not use, do not count. */
+static void there_are_hash_threads_for_our_cpus(void **state) {
+    static const struct {
+        int cpus, threads;
+    } cases[] = {{1, 1}, {1, 1}, {2, 1}, {3, 2}, {8, 6}, {64, 12}};
+    enum { COUNT = sizeof cases / sizeof cases[0] };
+    struct cuda_twin *twins[COUNT];
+    struct kvl_tier *tiers[COUNT];
+    int others = 0;
+    (void)state;
+    for (int i = 0; i < COUNT; i++) {
+        const int before = thread_count();
+        twins[i] = cuda_twin_create(10 * MIB);
+        cpus_shown = cases[i].cpus;
+        const struct kvl_cuda_tier_options options = {
+            .capacity_bytes = 4 * MIB, .driver = cuda_twin_driver(twins[i])};
+        assert_int_equal(kvl_cuda_tier_create(&options, &tiers[i], NULL), KVL_OK);
+        cpus_shown = 0;
+        const int made = thread_count() - before;
+        if (i <= 1) /* with the program's first thread a sanitizer may make one of its own */
+            others = made - cases[i].threads;
+        assert_int_equal(made, cases[i].threads + others);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        tiers[i]->ops->deinit(tiers[i]);
+        cuda_twin_destroy(twins[i]);
+    }
+}
+
 static void a_capacity_is_never_passed(void **state) {
     (void)state;
     struct cuda_twin *twin = cuda_twin_create(10 * MIB);
@@ -96,6 +152,7 @@ static void a_capacity_is_never_passed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(there_are_hash_threads_for_our_cpus), /* first: it counts threads */
         cmocka_unit_test(what_a_gpu_lacks_is_said),
         cmocka_unit_test(what_cannot_be_is_refused_with_a_reason),
         cmocka_unit_test(a_driver_that_fails_at_any_call_is_refused),
