@@ -7,7 +7,8 @@
  * Transfers: submit queues one whole-block transfer between the tier and a buffer of host memory.
  *   io->complete fires exactly once iff submit returned OK, always from inside poll or drain, never
  *   from inside submit. A transfer is whole or failed. The caller keeps io and buffer alive until
- *   then; the tier borrows both.
+ *   then, and unchanged what a STORE reads, which may be long after it was hashed; the tier borrows
+ *   both.
  *   STORE  buffer -> tier. Memory tiers: location is the caller's slot (from alloc). Disk: location
  *          is set when complete fires with OK, and then the block is durable. The content is
  *          hashed again on the way; CORRUPT when it is not record.content_hash. Only a tier that
