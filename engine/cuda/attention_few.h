@@ -63,6 +63,7 @@ template <int DIM, int HALVES> struct kvl_few_shape {
     static constexpr uint32_t KEYS = QUERY_ROWS * ROW_BYTES;
     static constexpr uint32_t KEYS_BYTES = TILE * ROW_BYTES; /* a warp */
     static constexpr uint32_t SCORE_SHARED_BYTES = KEYS + KVL_FEW_WARPS * KEYS_BYTES;
+    static_assert(SCORE_SHARED_BYTES <= 99 << 10, "all that sm_86 has");
     static_assert(HALVES == 1 || HALVES == 2 || HALVES == 4, "whole fragments, but for 8 rows");
 };
 
