@@ -11,10 +11,10 @@
  *
  * Bits: a row's result depends only on its query, its position and the keys and values up to it:
  * not on how many rows a call has, nor on where the blocks lie, nor on whether what its window has
- * left behind is still there. Prefill and decode may give other
- * bits than one another. block_tokens decides which kernels run, and so about bits: those for
- * tensor cores take powers of two from 16 on, and give the same bits for all of these; the general
- * one (attention_general.h) serves all others, with bits of its own, alike for all of those.
+ * left behind is still there. Prefill and decode may give other bits than one another. block_tokens
+ * decides which kernels run, and so about bits: those for tensor cores take powers of two from 16
+ * on, and give the same bits for all of these; the general one (attention_general.h) serves all
+ * others, with bits of its own, alike for all of those.
  *
  * Shared memory: prefill of heads of 128 and 256 takes 103 KB a CTA, which GPUs of compute
  * capability 8.6, 8.9 and 12.x lack. There it takes the kernels for few rows, however many there

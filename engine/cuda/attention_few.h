@@ -9,9 +9,10 @@
  *   weigh   a warp four tiles: the maximum up to a tile is that of all tiles' before it, in any
  *           order. Scores become probabilities, as 16-bit fragments, with their sum in each lane
  *           and what the sums so far shrink by.
- *   gather  (attention_few_gather.h) a warp some columns of the values, through all tiles: columns
- * are independent, a column is a chain. Nothing is left to do but that: shrink, and four dependent
- * mma a tile, whose operands are fetched a dozen tiles ahead. Reads the values.
+ *   gather  (attention_few_gather.h) a warp some columns of the values, through all tiles: they
+ *           are independent, and each is a chain. Nothing is left to do but that: shrink, and
+ *           four dependent mma a tile, whose operands are fetched a dozen tiles ahead. Reads the
+ *           values.
  *
  * What these compute is what attention_prefill.h computes, with its functions, on the same
  * fragments, so a row's bits do not tell which of both was taken.
