@@ -51,7 +51,8 @@ static kvl_err explain_open(
             info->holder_name[0] != 0 ? info->holder_name : "another program", info->holder_pid);
     if (err == KVL_ERR_INVALID)
         return kvl_fail(msg, err,
-            "session '%s' belongs to another model or KV type; take another name, or drop it",
+            "session '%s' belongs to another model, KV type, block length or arithmetic (another "
+            "device, or another version of kvloft on it); take another name, or drop it",
             name);
     return kvl_fail(msg, err, "cannot open session '%s': %s", name, kvl_err_text(err));
 }

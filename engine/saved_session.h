@@ -23,8 +23,8 @@ struct kvl_saved_session {
 };
 
 /* Opens the name, creating it, and puts its tokens into the empty sequence.
- * Errors: BUSY (msg names the holder), INVALID (a bad name, or another model's session), LIMIT (it
- * is longer than the context), those of the client library. */
+ * Errors: BUSY (msg names the holder), INVALID (a bad name, or another model's or arithmetic's
+ * session), LIMIT (it is longer than the context), those of the client library. */
 KVL_MUST_CHECK kvl_err kvl_saved_session_open(struct kvl_saved_session *session,
     struct kvl_connection *connection, const char *name, struct kvl_sequence *sequence,
     struct kvl_errmsg *msg);

@@ -11,10 +11,14 @@
  *
  * Bits: a row's result depends only on its query, its position and the keys and values up to it:
  * not on how many rows a call has, nor on where the blocks lie, nor on whether what its window has
- * left behind is still there. Prefill and decode may give other
- * bits than one another. block_tokens decides which kernels run, and so about bits: those for
- * tensor cores take powers of two from 16 on, and give the same bits for all of these; the general
- * one (attention_general.h) serves all others, with bits of its own, alike for all of those.
+ * left behind is still there. Prefill and decode may give other bits than one another. block_tokens
+ * decides which kernels run, and so about bits: those for tensor cores take powers of two from 16
+ * on, and give the same bits for all of these; the general one (attention_general.h) serves all
+ * others, with bits of its own, alike for all of those.
+ *
+ * Shared memory: prefill of heads of 128 and 256 takes 103 KB a CTA, which GPUs of compute
+ * capability 8.6, 8.9 and 12.x lack. There it takes the kernels for few rows, however many there
+ * are, or where these do not serve (256, f32, windows, caps) the general one.
  *
  * C and CUDA both include this; CUDA's types stay in engine/cuda. */
 #ifndef KVL_CUDA_ATTENTION_H
@@ -35,12 +39,12 @@ extern "C" {
 
 #include "../backend.h"
 
-/* Which kernels prefill a call. Bits are the same. */
+/* Which kernels prefill a call. Those of attention_few.h have the bits of attention_prefill.h. */
 enum kvl_attention_way {
-    KVL_ATTENTION_FASTEST,   /* as estimated */
-    KVL_ATTENTION_MANY_ROWS, /* attention_prefill.h, or attention_general.h */
+    KVL_ATTENTION_FASTEST,   /* as estimated, of what fits on the GPU */
+    KVL_ATTENTION_MANY_ROWS, /* attention_prefill.h, or attention_general.h for what it lacks */
     KVL_ATTENTION_FEW_ROWS,  /* attention_few.h */
-    KVL_ATTENTION_EVERY, /* one after another: so every kernel that later calls take is loaded */
+    KVL_ATTENTION_EVERY,     /* all, the fastest last: so every kernel that may come is loaded */
 };
 
 struct kvl_cuda_attention {
@@ -63,6 +67,7 @@ struct kvl_cuda_attention {
     uint32_t position_max;    /* upper bound of position + tokens, to size grids by */
     void *scratch;            /* device memory, 256-byte aligned */
     uint64_t scratch_bytes;
+    uint32_t shared_bytes_max;  /* of a CTA on this GPU; 0: as much as any kernel takes */
     enum kvl_attention_way way; /* prefill */
 };
 

@@ -18,8 +18,9 @@
  *      2t, 2t+1 and 2t+8, 2t+9 are the first four of these; of step 2i+1 the last four. Q^T: the
  *      same elements of head g, so b[0], b[1] of both steps are the four words of one load.
  *   V: a lane loads 8 successive elements (4 where dim is no multiple of 64), from 8g on, of
- *      positions 2t, 2t+1, 2t+8, 2t+9. Elements 2i, 2i+1 of these are rows g and g + 8 of fragment
- * i. P^T: C of scores^T has position g, heads 2t, 2t+1, then position g + 8; packed and transposed
+ *      positions 2t, 2t+1, 2t+8, 2t+9. Elements 2i, 2i+1 of these are rows g and g + 8 of
+ *      fragment i.
+ *   P^T: C of scores^T has position g, heads 2t, 2t+1, then position g + 8; packed and transposed
  *      (movmatrix) these are positions 2t, 2t+1 of head g, then 2t+8, 2t+9: b[0] and b[1].
  *
  * Positions behind the token read the token's own keys and values, score minus infinity and weigh

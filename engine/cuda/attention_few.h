@@ -9,9 +9,10 @@
  *   weigh   a warp four tiles: the maximum up to a tile is that of all tiles' before it, in any
  *           order. Scores become probabilities, as 16-bit fragments, with their sum in each lane
  *           and what the sums so far shrink by.
- *   gather  (attention_few_gather.h) a warp some columns of the values, through all tiles: columns
- * are independent, a column is a chain. Nothing is left to do but that: shrink, and four dependent
- * mma a tile, whose operands are fetched a dozen tiles ahead. Reads the values.
+ *   gather  (attention_few_gather.h) a warp some columns of the values, through all tiles: they
+ *           are independent, and each is a chain. Nothing is left to do but that: shrink, and
+ *           four dependent mma a tile, whose operands are fetched a dozen tiles ahead. Reads the
+ *           values.
  *
  * What these compute is what attention_prefill.h computes, with its functions, on the same
  * fragments, so a row's bits do not tell which of both was taken.
@@ -63,6 +64,7 @@ template <int DIM, int HALVES> struct kvl_few_shape {
     static constexpr uint32_t KEYS = QUERY_ROWS * ROW_BYTES;
     static constexpr uint32_t KEYS_BYTES = TILE * ROW_BYTES; /* a warp */
     static constexpr uint32_t SCORE_SHARED_BYTES = KEYS + KVL_FEW_WARPS * KEYS_BYTES;
+    static_assert(SCORE_SHARED_BYTES <= 99 << 10, "all that sm_86 has");
     static_assert(HALVES == 1 || HALVES == 2 || HALVES == 4, "whole fragments, but for 8 rows");
 };
 

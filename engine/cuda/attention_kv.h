@@ -7,9 +7,7 @@
 #include "attention.h"
 #include "warp.h"
 
-/* Positions of a KV tile, counted from position 0: the same for every block_tokens, and so the
- * bits.
- */
+/* Positions of a KV tile, counted from position 0: whatever block_tokens is, and so the bits. */
 enum { KVL_ATTENTION_TILE = 64 };
 
 /* Passed by value. */

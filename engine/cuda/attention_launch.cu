@@ -3,6 +3,7 @@
 #include "attention_few_plan.h"
 #include "attention_general.h"
 #include "attention_launch.h"
+#include "attention_prefill.h"
 
 static const float LOG2_E = 1.4426950408889634f;
 
@@ -31,6 +32,29 @@ bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention) {
 bool kvl_attention_on_tensor_cores(const struct kvl_cuda_attention *attention) {
     return kvl_attention_is_fast(attention) ||
            (suits_tensor_cores(attention) && attention->k_dim == 256);
+}
+
+static uint32_t many_rows_shared_bytes(uint32_t dim) {
+    switch (dim) {
+    case 64:
+        return kvl_prefill_shape<64>::SHARED_BYTES;
+    case 96:
+        return kvl_prefill_shape<96>::SHARED_BYTES;
+    case 128:
+        return kvl_prefill_shape<128>::SHARED_BYTES;
+    default:
+        return kvl_prefill_shape<256>::SHARED_BYTES;
+    }
+}
+
+bool kvl_attention_many_rows_fit(const struct kvl_cuda_attention *attention) {
+    return attention->shared_bytes_max == 0 ||
+           many_rows_shared_bytes(attention->k_dim) <= attention->shared_bytes_max;
+}
+
+bool kvl_attention_takes_few(
+    const struct kvl_cuda_attention *attention, const struct kvl_few_plan *plan) {
+    return !kvl_attention_many_rows_fit(attention) || kvl_few_is_faster(attention, plan);
 }
 
 bool kvl_attention_is_limited(const kvl_attention_args &args) {

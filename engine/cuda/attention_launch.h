@@ -14,6 +14,11 @@ bool kvl_attention_supported(const struct kvl_cuda_attention *attention);
 bool kvl_attention_on_tensor_cores(const struct kvl_cuda_attention *attention);
 /* Likewise, of 64, 96 or 128 elements: their kernels go through the same tiles. */
 bool kvl_attention_is_fast(const struct kvl_cuda_attention *attention);
+/* Whether a CTA of the tensor-core prefill for many rows fits on the GPU. */
+bool kvl_attention_many_rows_fit(const struct kvl_cuda_attention *attention);
+/* Whether prefill goes by such a plan where nobody says which way. */
+bool kvl_attention_takes_few(
+    const struct kvl_cuda_attention *attention, const struct kvl_few_plan *plan);
 kvl_attention_args kvl_attention_args_of(const struct kvl_cuda_attention *attention);
 /* Whether the call has a window or a cap, which kernels of their own know. */
 bool kvl_attention_is_limited(const kvl_attention_args &args);

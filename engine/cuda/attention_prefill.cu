@@ -75,14 +75,22 @@ cudaError_t kvl_attention_launch_general(const kvl_attention_args &args, cudaStr
 
 static cudaError_t launch_many(const struct kvl_cuda_attention *attention, cudaStream_t stream) {
     const kvl_attention_args args = kvl_attention_args_of(attention);
-    if (!kvl_attention_on_tensor_cores(attention)) {
+    if (!kvl_attention_on_tensor_cores(attention) || !kvl_attention_many_rows_fit(attention)) {
         return kvl_attention_launch_general(args, stream);
     }
     return kvl_attention_is_limited(args) ? launch_dim<true>(args, stream)
                                           : launch_dim<false>(args, stream);
 }
 
-/* The kernels for few rows take one turn each, which is as good as all to load them. */
+static cudaError_t launch_fastest(const struct kvl_cuda_attention *attention, cudaStream_t stream) {
+    struct kvl_few_plan plan;
+    return kvl_few_plan_of(attention, 0, &plan) && kvl_attention_takes_few(attention, &plan)
+               ? kvl_attention_launch_few(attention, &plan, stream)
+               : launch_many(attention, stream);
+}
+
+/* The kernels for few rows take one turn each, which is as good as all to load them. What counts is
+ * the last launch: where those for many rows do not fit, the general one has other bits. */
 static cudaError_t launch_every(const struct kvl_cuda_attention *attention, cudaStream_t stream) {
     cudaError_t err = launch_many(attention, stream);
     for (uint32_t halves = 1; err == cudaSuccess && halves <= 4; halves *= 2) {
@@ -92,7 +100,7 @@ static cudaError_t launch_every(const struct kvl_cuda_attention *attention, cuda
             err = kvl_attention_launch_few(attention, &plan, stream);
         }
     }
-    return err;
+    return err == cudaSuccess ? launch_fastest(attention, stream) : err;
 }
 
 extern "C" cudaError_t kvl_cuda_attend_prefill(
@@ -114,8 +122,6 @@ extern "C" cudaError_t kvl_cuda_attend_prefill(
                    ? kvl_attention_launch_few(attention, &plan, stream)
                    : cudaErrorNotSupported;
     default:
-        return kvl_few_plan_of(attention, 0, &plan) && kvl_few_is_faster(attention, &plan)
-                   ? kvl_attention_launch_few(attention, &plan, stream)
-                   : launch_many(attention, stream);
+        return launch_fastest(attention, stream);
     }
 }

@@ -287,7 +287,7 @@ KVL_DEVICE float kvl_prefill_weigh(
 }
 
 /* Scores become probabilities relative to the new maximum; what was summed is brought to it. */
-template <int DIM, bool LIMITED = false>
+template <int DIM, bool LIMITED>
 KVL_DEVICE void kvl_prefill_softmax(float scale_log2,
     typename kvl_prefill_shape<DIM>::scores &scores, kvl_prefill_rows<DIM> &rows) {
     using shape = kvl_prefill_shape<DIM>;

@@ -43,6 +43,7 @@ struct kvl_cuda_attention kvl_cuda_attention_of(
         .softcap = h->attention_softcap,
         .scratch = cuda->attention_scratch,
         .scratch_bytes = cuda->attention_scratch_bytes,
+        .shared_bytes_max = (uint32_t)cuda->device.sharedMemPerBlockOptin,
     };
 }
 

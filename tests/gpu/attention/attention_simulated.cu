@@ -170,7 +170,7 @@ void attention_simulated_attend(const struct kvl_cuda_attention *attention, enum
 
 bool attention_simulated_takes_few(const struct kvl_cuda_attention *attention) {
     kvl_few_plan plan;
-    return kvl_few_plan_of(attention, 0, &plan) && kvl_few_is_faster(attention, &plan);
+    return kvl_few_plan_of(attention, 0, &plan) && kvl_attention_takes_few(attention, &plan);
 }
 
 void attention_simulated_readable(const void *base, size_t bytes) {

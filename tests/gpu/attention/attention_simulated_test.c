@@ -191,6 +191,21 @@ static void few_rows_far_behind_take_their_own_kernels(void **state) {
     assert_false(attention_simulated_takes_few(&attention));
 }
 
+/* Heads of 128 do not fit into 99 KiB otherwise; those of 64 do. */
+static void many_rows_take_the_kernels_for_few_where_theirs_do_not_fit(void **state) {
+    (void)state;
+    struct kvl_cuda_attention attention = llama_8b(1024, 8192, 8192);
+    attention.shared_bytes_max = 163 << 10;
+    assert_false(attention_simulated_takes_few(&attention));
+    attention.shared_bytes_max = 99 << 10;
+    assert_true(attention_simulated_takes_few(&attention));
+    attention.k_dim = attention.v_dim = 64;
+    assert_false(attention_simulated_takes_few(&attention));
+    attention.k_dim = attention.v_dim = 128;
+    attention.window = 100; /* which they do not know */
+    assert_false(attention_simulated_takes_few(&attention));
+}
+
 /* However few tokens and positions the scratch was measured with, less needs no more. */
 static void scratch_is_enough_for_smaller_calls(void **state) {
     (void)state;
@@ -378,6 +393,7 @@ int main(void) {
         cmocka_unit_test(prefill_has_the_right_values_in_every_chunking),
         cmocka_unit_test(few_rows_have_the_bits_of_many),
         cmocka_unit_test(few_rows_far_behind_take_their_own_kernels),
+        cmocka_unit_test(many_rows_take_the_kernels_for_few_where_theirs_do_not_fit),
         cmocka_unit_test(scratch_is_enough_for_smaller_calls),
         cmocka_unit_test(single_tokens_are_prefilled_to_the_same_bits),
         cmocka_unit_test(decode_has_the_right_values_at_every_place),

@@ -111,6 +111,7 @@ static struct kvl_cuda_attention attention_of(const struct attention_world *worl
         .position_max = 4 * s->context + 1000,
         .scratch = world->scratch,
         .scratch_bytes = world->scratch_bytes,
+        .shared_bytes_max = world->shared_bytes_max,
     };
 }
 

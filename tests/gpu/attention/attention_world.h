@@ -42,13 +42,14 @@ struct attention_shape {
 struct attention_world {
     const struct attention_device *device;
     struct attention_shape shape;
-    float *q, *k, *v;     /* [context][heads][k_dim], [kv_head][context][dim]; as stored */
-    uint16_t *q_half;     /* q as f16 */
-    uint32_t window;      /* of calls and checks to come; 0: none */
-    float softcap;        /* likewise */
-    uint32_t written;     /* tokens in the arena */
-    uint64_t layer_bytes; /* of a block */
-    uint64_t slot_bytes;  /* from block to block in the arena */
+    float *q, *k, *v;          /* [context][heads][k_dim], [kv_head][context][dim]; as stored */
+    uint16_t *q_half;          /* q as f16 */
+    uint32_t window;           /* of calls and checks to come; 0: none */
+    float softcap;             /* likewise */
+    uint32_t shared_bytes_max; /* likewise; 0: any */
+    uint32_t written;          /* tokens in the arena */
+    uint64_t layer_bytes;      /* of a block */
+    uint64_t slot_bytes;       /* from block to block in the arena */
     uint32_t blocks;
     uint32_t *slot_of; /* block to slot */
     uint8_t *arena_host, *arena;

@@ -474,6 +474,37 @@ static void a_graph_of_few_rows_replays_at_any_position(void **state) {
     attention_world_deinit(&world);
 }
 
+/* As on a GPU of compute capability 8.6 or 8.9: other kernels prefill heads of 128 and 256. */
+static void little_shared_memory_is_enough(void **state) {
+    (void)state;
+    const struct attention_shape shapes[] = {
+        {4, 2, 64, 64, 16, KVL_KV_F16, 290},
+        {4, 2, 128, 128, 64, KVL_KV_BF16, 290},
+        {2, 2, 128, 128, 32, KVL_KV_F32, 140},
+        {2, 1, 256, 256, 32, KVL_KV_F16, 140},
+    };
+    for (size_t i = 0; i < 2 * sizeof shapes / sizeof *shapes; i++) {
+        struct attention_world world;
+        open_limited(&world, &shapes[i / 2], (struct limits){i % 2 * 70, 0}, 10);
+        world.shared_bytes_max = 99 << 10;
+        const uint32_t last = world.shape.context - 1;
+        uint16_t *whole = prefill_in_chunks(&world, world.shape.context, 0);
+        attention_check_token(&world, 0, whole);
+        attention_check_token(&world, last, whole + last * attention_token_elements(&world));
+        uint16_t *out = prefill_in_chunks(&world, 37, 12);
+        attention_check_equal(&world, 0, out, whole, last + 1, "99 KiB, chunks of 37");
+        attention_run(&world,
+            &(struct attention_call){.tokens = world.shape.context,
+                .phase = KVL_PHASE_PREFILL,
+                .way = KVL_ATTENTION_EVERY},
+            out);
+        attention_check_equal(&world, 0, out, whole, last + 1, "99 KiB, every way");
+        free(whole);
+        free(out);
+        attention_world_deinit(&world);
+    }
+}
+
 static void wrong_calls_are_refused(void **state) {
     (void)state;
     struct kvl_cuda_attention attention = {.block_tokens = 64,
@@ -539,6 +570,7 @@ int main(void) {
         cmocka_unit_test(few_rows_have_the_bits_of_many),
         cmocka_unit_test(few_rows_have_the_bits_of_many_at_length),
         cmocka_unit_test(a_graph_of_few_rows_replays_at_any_position),
+        cmocka_unit_test(little_shared_memory_is_enough),
         cmocka_unit_test(wrong_calls_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
