@@ -105,9 +105,21 @@ static kvl_err say_more(struct storm_worker *worker, uint32_t session) {
     return KVL_OK;
 }
 
+/* A kill may cost a session its last tokens and leave their blocks, which went to the disk first.
+ * They are no longer the session's, and keep what they go on from. */
+static bool has_blocks_behind_its_tokens(
+    const struct storm_witness *witness, uint32_t session, uint32_t first) {
+    uint32_t own = atomic_load(&witness->sessions[session].acked_tokens) / STORM_BLOCK_TOKENS;
+    for (uint32_t i = own; i < STORM_SESSION_BLOCKS; i++)
+        if (atomic_load(&witness->blocks[first + i].sealed_ns) != 0)
+            return true;
+    return false;
+}
+
 static kvl_err forget(struct storm_worker *worker, uint32_t session) {
     struct storm_witness *witness = worker->storm->witness;
     uint32_t first = storm_first(STORM_CHAT) + session * STORM_SESSION_BLOCKS;
+    const bool some_stay = has_blocks_behind_its_tokens(witness, session, first);
     struct kvl_ticket ticket;
     char name[32];
     storm_session_name(session, name);
@@ -121,7 +133,8 @@ static kvl_err forget(struct storm_worker *worker, uint32_t session) {
     err = storm_told(worker, "clear session", storm_settle(worker, ticket, "clear"));
     if (err == KVL_OK) {
         atomic_store(&witness->sessions[session].clear, STORM_CLEARED);
-        mark_clear(witness, first, STORM_SESSION_BLOCKS, STORM_CLEARED);
+        if (!some_stay)
+            mark_clear(witness, first, STORM_SESSION_BLOCKS, STORM_CLEARED);
         atomic_fetch_add(&witness->told, 1);
     }
     return err;
