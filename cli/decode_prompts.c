@@ -25,8 +25,7 @@ struct run {
     bool cannot_read, cannot_print;
 };
 
-/* ---- results ----------------------------------------------------------------------------------
- */
+/* ---- results --------------------------------------------------------------------------------- */
 
 /* The result with its line's number and id in front; NULL: no memory. Takes the result. */
 static char *text_of_result(uint64_t line, const struct decode_job *job, json_t *result) {
@@ -103,8 +102,7 @@ static void job_ended(void *arg, struct kvl_job *job_of_line, kvl_err err) {
     decode_job_destroy(job);
 }
 
-/* ---- lines ------------------------------------------------------------------------------------
- */
+/* ---- lines ----------------------------------------------------------------------------------- */
 
 static bool is_blank(const char *text, size_t bytes) {
     for (size_t i = 0; i < bytes; ++i)
@@ -162,8 +160,7 @@ static enum kvl_next next_job(void *arg, bool may_wait, struct kvl_job **job) {
     return KVL_NEXT_NONE;
 }
 
-/* ---- totals -----------------------------------------------------------------------------------
- */
+/* ---- totals ---------------------------------------------------------------------------------- */
 
 /* Who keeps what lines share. */
 static const char *store_of(const struct decode_engine *engine) {

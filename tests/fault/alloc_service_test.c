@@ -48,8 +48,7 @@ static bool is_filled(const uint8_t *block, uint32_t number) {
     return memcmp(block, expected, BLOCK_BYTES) == 0;
 }
 
-/* ---- calls that may fail ----------------------------------------------------------------------
- */
+/* ---- calls that may fail --------------------------------------------------------------------- */
 
 static kvl_err start(void) {
     struct kvl_errmsg msg = {{0}};
@@ -279,8 +278,7 @@ static void stop(void) {
     run.service = NULL;
 }
 
-/* ---- afterwards -------------------------------------------------------------------------------
- */
+/* ---- afterwards ------------------------------------------------------------------------------ */
 
 static bool is_pinned(const struct kvl_key *key) {
     struct kvl_block_report blocks[2 * BLOCKS];

@@ -42,8 +42,7 @@ struct line {
 static struct line lines[LINES];
 static volatile sig_atomic_t stop;
 
-/* ---- one run ----------------------------------------------------------------------------------
- */
+/* ---- one run --------------------------------------------------------------------------------- */
 
 struct run {
     uint32_t next;
@@ -142,8 +141,7 @@ static void assert_all_the_same(void) {
     }
 }
 
-/* ---- the lines --------------------------------------------------------------------------------
- */
+/* ---- the lines ------------------------------------------------------------------------------- */
 
 static bool is_alone(uint32_t line) {
     return line % 4 == 3;
@@ -187,8 +185,7 @@ static int tear_down(void **state) {
     return tear_down_all(state);
 }
 
-/* ---- tests ------------------------------------------------------------------------------------
- */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void test_without_a_service(void **state) {
     (void)state;

@@ -48,8 +48,7 @@ void storm_check_leases(struct storm_worker *worker) {
             (unsigned long long)report.clients);
 }
 
-/* ---- after a restart --------------------------------------------------------------------------
- */
+/* ---- after a restart ------------------------------------------------------------------------- */
 
 static bool list_present(struct storm_worker *worker, bool *present) {
     static struct kvl_block_report page[PAGE];
@@ -179,8 +178,7 @@ void storm_check(struct storm_worker *worker) {
     atomic_fetch_add(&worker->storm->witness->totals.restarts, 1);
 }
 
-/* ---- what the tiers take ------------------------------------------------------------------------
- */
+/* ---- what the tiers take --------------------------------------------------------------------- */
 
 /* Write leases until the device has no slot left. */
 static uint32_t count_slots(struct storm_worker *worker) {

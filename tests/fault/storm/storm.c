@@ -43,8 +43,7 @@ static void die(const char *what) {
     exit(1);
 }
 
-/* ---- folder ------------------------------------------------------------------------------------
- */
+/* ---- folder ---------------------------------------------------------------------------------- */
 
 static uint64_t usage_bytes; /* nftw has no argument */
 
@@ -116,8 +115,7 @@ static void folder_end(const struct storm *storm, uint64_t findings_before) {
         nftw(storm->folder, remove_entry, 8, FTW_DEPTH | FTW_PHYS);
 }
 
-/* ---- processes
- * ------------------------------------------------------------------------------------ */
+/* ---- processes ------------------------------------------------------------------------------- */
 
 static pid_t start_daemon(const struct storm *storm) {
     char disk_bytes[32], persist[16], log_path[192];
@@ -241,8 +239,7 @@ static void run(struct storm *storm, role_fn role) {
         sleep_watching(storm, 0);
 }
 
-/* ---- the daemon dies ----------------------------------------------------------------------------
- */
+/* ---- the daemon dies ------------------------------------------------------------------------- */
 
 #define LOAD_ENGINES 4u
 
@@ -328,8 +325,7 @@ static void storm_tight(struct storm *storm, uint32_t points) {
     storm_kill(storm, points, true);
 }
 
-/* ---- engines die
- * --------------------------------------------------------------------------------- */
+/* ---- engines die ----------------------------------------------------------------------------- */
 
 static void wait_until_grabbed(const struct storm *storm) {
     uint64_t end_ns = kvl_clock_ns() + HANG_MS * MS;
@@ -390,8 +386,7 @@ static void storm_many(struct storm *storm, uint32_t points) {
     folder_end(storm, findings);
 }
 
-/* ---- main
- * ---------------------------------------------------------------------------------------- */
+/* ---- main ------------------------------------------------------------------------------------ */
 
 static int usage(void) {
     fprintf(stderr, "usage: storm roomy|tight|engines|crowd [--points N] [--seed N] [--bound-ms N] "

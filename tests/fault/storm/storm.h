@@ -139,8 +139,7 @@ kvl_err storm_read_blocks(struct storm_worker *worker, const uint32_t *blocks, u
 kvl_err storm_settle(struct storm_worker *worker, struct kvl_ticket ticket, const char *what);
 kvl_err storm_flush(struct storm_worker *worker);
 
-/* ---- check.c: what must hold ------------------------------------------------------------
- */
+/* ---- check.c: what must hold ----------------------------------------------------------------- */
 
 /* After a restart: every block on disk is right, what was durable is there, what was cleared is
  * not, nobody holds anything. */

@@ -308,8 +308,7 @@ void storm_read(struct storm_worker *worker, uint64_t end_ns) {
     }
 }
 
-/* ---- many, and doomed ones ---------------------------------------------------------------------
- */
+/* ---- many, and doomed ones ------------------------------------------------------------------- */
 
 /* Under everybody's leases, which go on. */
 static kvl_err clear_small(struct storm_worker *worker) {
@@ -320,9 +319,6 @@ static kvl_err clear_small(struct storm_worker *worker) {
         return KVL_ERR_CLOSED;
     return storm_told(worker, "clear", storm_settle(worker, ticket, "clear"));
 }
-
-/* ---- many, and doomed ones ---------------------------------------------------------------------
- */
 
 void storm_crowd(struct storm_worker *worker, uint64_t end_ns) {
     kvl_err err = KVL_OK;

@@ -76,8 +76,7 @@ static void draws_follow_the_softmax(void **state) {
     }
 }
 
-/* ---- each option against its formula ----------------------------------------------------------
- */
+/* ---- each option against its formula --------------------------------------------------------- */
 
 enum { VOCAB = 12, DRAWS = 20000, CONTEXT = 9 };
 static const float some_logits[VOCAB] = {
