@@ -20,4 +20,13 @@ KVL_MUST_CHECK kvl_err kvl_cuda_check(struct kvl_errmsg *msg, cudaError_t error,
         }                                                                                          \
     } while (0)
 
+/* The same of a call that says itself what went wrong. */
+#define KVL_CUDA_TRY_ERR(call)                                                                     \
+    do {                                                                                           \
+        const kvl_err kvl_try_err = (call);                                                        \
+        if (kvl_try_err != KVL_OK) {                                                               \
+            return kvl_try_err;                                                                    \
+        }                                                                                          \
+    } while (0)
+
 #endif

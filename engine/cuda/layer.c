@@ -3,13 +3,7 @@
 #include "kernels.h"
 
 #define TRY(call) KVL_CUDA_TRY(&cuda->last, (call))
-#define TRY_ERR(call)                                                                              \
-    do {                                                                                           \
-        const kvl_err try_err = (call);                                                            \
-        if (try_err != KVL_OK) {                                                                   \
-            return try_err;                                                                        \
-        }                                                                                          \
-    } while (0)
+#define TRY_ERR(call) KVL_CUDA_TRY_ERR(call)
 
 /* Within a block of the layer's group. */
 static uint64_t layer_offset(

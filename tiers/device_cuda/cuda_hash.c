@@ -11,8 +11,7 @@
 
 #include "cuda_private.h"
 
-/* ---- on the hash threads, or the ring worker
- * ------------------------------------------------------------------------- */
+/* ---- on the hash threads, or the ring worker ------------------------------------------------- */
 
 static uint64_t frame_hash(const struct cuda_part *part) {
     const struct kvl_io *io = part->move->io;
