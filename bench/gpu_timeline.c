@@ -80,7 +80,6 @@ static void open_engine(void) {
     need("random model", kvl_model_random(options->shape, 1, &bench.model, &msg), msg.text);
     need("backend", ops->create(bench.model, &backend, &bench.backend, &msg), msg.text);
     const struct kvl_connection_options connection = {.address = bench.daemon.address,
-        .attach_fd = -1,
         .client_name = "kvl_bench_gpu_timeline",
         .label = options->shape,
         .model = bench.model,

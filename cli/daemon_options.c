@@ -242,9 +242,6 @@ static bool check_address(const struct daemon_options *options) {
     struct kvl_errmsg msg = {{0}};
     if (kvl_address_parse(service->address, &address, &msg) != KVL_OK)
         return wrong("--listen: %s", msg.text);
-    if (address.transport == KVL_TRANSPORT_INPROC)
-        return wrong(
-            "--listen %s: no other process could reach it; use ipc://PATH", service->address);
     if (address.transport == KVL_TRANSPORT_TCP && service->secret_file == NULL &&
         options->tenants_path == NULL)
         return wrong("--listen %s needs --secret-file FILE, or --tenants FILE", service->address);

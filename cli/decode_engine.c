@@ -131,14 +131,14 @@ static void model_label(const struct decode_engine *engine, char *label, size_t 
 }
 
 static kvl_err open_connection(
-    struct decode_engine *engine, const char *address, int attach_fd, struct kvl_errmsg *msg) {
+    struct decode_engine *engine, const char *address, struct kvl_errmsg *msg) {
+    const bool own = engine->service != NULL; /* which knows no tenants */
     char label[64];
     model_label(engine, label, sizeof label);
     struct kvl_connection_options options = {
         .address = address,
-        .tenant = engine->options->tenant,
-        .secret_file = engine->options->secret_file,
-        .attach_fd = attach_fd,
+        .tenant = own ? "" : engine->options->tenant,
+        .secret_file = own ? "" : engine->options->secret_file,
         .client_name = "kvloft-decode",
         .label = label,
         .model = engine->model,
@@ -155,12 +155,7 @@ static kvl_err open_embedded(struct decode_engine *engine,
     const struct kvl_service_options *service, struct kvl_errmsg *msg) {
     engine->log = kvl_log_create(KVL_LOG_WARN, log_sink, NULL);
     kvl_err err = kvl_service_start(service, engine->log, &engine->service, msg);
-    int attach_fd = -1;
-    if (err == KVL_OK)
-        err = kvl_service_attach(engine->service, &attach_fd);
-    return err == KVL_OK
-               ? open_connection(engine, kvl_service_address(engine->service), attach_fd, msg)
-               : err;
+    return err == KVL_OK ? open_connection(engine, kvl_service_address(engine->service), msg) : err;
 }
 
 /* Bytes of all blocks of the sequences that run at once; at least one block. */
@@ -191,7 +186,7 @@ static kvl_err open_memory(struct decode_engine *engine, struct kvl_errmsg *msg)
 /* Nobody at the default address, or one that does not answer: without a session the engine's own
  * cache does. */
 static kvl_err open_default(struct decode_engine *engine, struct kvl_errmsg *msg) {
-    kvl_err err = open_connection(engine, NULL, -1, msg);
+    kvl_err err = open_connection(engine, NULL, msg);
     if (err != KVL_ERR_NOTFOUND && err != KVL_ERR_TIMEOUT)
         return err;
     if (engine->options->session == NULL) {
@@ -208,7 +203,7 @@ static kvl_err open_store(struct decode_engine *engine, struct kvl_errmsg *msg) 
     const struct decode_options *options = engine->options;
     switch (options->mode) {
     case DECODE_CONNECT:
-        return open_connection(engine, options->address, -1, msg);
+        return open_connection(engine, options->address, msg);
     case DECODE_EMBEDDED:
         return open_embedded(engine, &options->embedded, msg);
     case DECODE_AUTO:
@@ -283,10 +278,8 @@ kvl_err decode_engine_open(struct decode_engine *engine, const struct decode_opt
 void decode_engine_close(struct decode_engine *engine) {
     kvl_saved_session_close(&engine->session, &engine->sequence);
     kvl_sequence_deinit(&engine->sequence);
-    /* The service first: nanomsg 1.1.5 may crash when an inproc socket is closed while the other
-     * end's thread is leaving nn_send. */
-    kvl_service_stop(engine->service);
     kvl_connection_close(&engine->connection);
+    kvl_service_stop(engine->service);
     kvl_log_destroy(engine->log);
     if (engine->backend != NULL)
         engine->backend->ops->destroy(engine->backend);

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,12 +12,14 @@
 #include "clock.h"
 #include "cuda_device.h"
 #include "disk/disk_tier.h"
+#include "kvloft.h"
 #include "memory/memory_tier.h"
 #include "server.h"
 #include "store.h"
 #include "tenants_file.h"
 #include "thread.h"
 
+#define EMBEDDED_MAX 1000u  /* of one user at once */
 #define LEASE_SHARE_NONE 0u /* one uid is one trust domain: a client may lease the whole tier */
 
 struct kvl_service {
@@ -142,6 +143,33 @@ static kvl_err create_tiers(struct kvl_service *service, struct kvl_errmsg *msg)
     return err == KVL_OK ? create_disk_tier(service, msg) : err;
 }
 
+/* The first free one in the folder of that address. */
+static kvl_err create_server_beside(struct kvl_service *service,
+    const struct kvl_server_options *options, const char *address, struct kvl_errmsg *msg) {
+    const int folder_bytes = (int)(strrchr(address, '/') - address);
+    kvl_err err = KVL_ERR_BUSY;
+    for (unsigned i = 0; err == KVL_ERR_BUSY && i < EMBEDDED_MAX; i++) {
+        if (snprintf(service->address, sizeof service->address, "%.*s/embedded-%u.sock",
+                folder_bytes, address, i) >= (int)sizeof service->address)
+            return kvl_fail(msg, KVL_ERR_TOOBIG, "no room for a socket beside %s", address);
+        err = kvl_server_create(options, &service->server, msg);
+    }
+    return err;
+}
+
+/* Who runs an engine alone has set up no folder for it. */
+static kvl_err create_embedded_server(
+    struct kvl_service *service, const struct kvl_server_options *options, struct kvl_errmsg *msg) {
+    char address[sizeof service->address];
+    kvl_err err = kvl_default_address(address, sizeof address);
+    if (err == KVL_OK)
+        err = create_server_beside(service, options, address, msg);
+    if (err != KVL_ERR_TOOBIG && err != KVL_ERR_NOTFOUND && err != KVL_ERR_PERM)
+        return err;
+    snprintf(address, sizeof address, "ipc:///tmp/kvloft-%u/", (unsigned)geteuid());
+    return create_server_beside(service, options, address, msg);
+}
+
 static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg) {
     static const struct kvl_tenants none;
     const struct kvl_tenants *tenants =
@@ -171,7 +199,8 @@ static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg
         .tenants = tenants->server,
         .tenant_count = tenants->server_count,
     };
-    return kvl_server_create(&server, &service->server, msg);
+    return service->options.address != NULL ? kvl_server_create(&server, &service->server, msg)
+                                            : create_embedded_server(service, &server, msg);
 }
 
 static uint32_t persist_ms_of(const struct kvl_service_options *options) {
@@ -180,16 +209,13 @@ static uint32_t persist_ms_of(const struct kvl_service_options *options) {
 
 static kvl_err init(struct kvl_service *service, const struct kvl_service_options *options,
     struct kvl_log *log, struct kvl_errmsg *msg) {
-    static atomic_uint embedded_count;
     service->options = *options;
     service->log = log;
     service->options.persist_ms = persist_ms_of(options);
-    int bytes = options->address != NULL
-                    ? snprintf(service->address, sizeof service->address, "%s", options->address)
-                    : snprintf(service->address, sizeof service->address, "inproc://kvloft-%ld-%u",
-                          (long)getpid(), atomic_fetch_add(&embedded_count, 1));
-    if (bytes >= (int)sizeof service->address)
-        return kvl_fail(msg, KVL_ERR_TOOBIG, "the address is too long: %s", options->address);
+    const char *address = options->address != NULL ? options->address : "";
+    if (snprintf(service->address, sizeof service->address, "%s", address) >=
+        (int)sizeof service->address)
+        return kvl_fail(msg, KVL_ERR_TOOBIG, "the address is too long: %s", address);
     service->interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     return service->interrupt_fd >= 0
                ? KVL_OK
@@ -311,10 +337,6 @@ void kvl_service_adopt(struct kvl_service *service, const struct kvl_service_opt
 
 const char *kvl_service_address(const struct kvl_service *service) {
     return service->address;
-}
-
-kvl_err kvl_service_attach(struct kvl_service *service, int *attach_fd) {
-    return kvl_server_attach_pair(service->server, attach_fd);
 }
 
 /* ---- on a thread of its own ------------------------------------------------------------------ */

@@ -1,7 +1,7 @@
 /* service.h - tiers, store and server wired into one running service.
  *
- * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, behind an inproc
- * address. Everything is created on the thread that serves, as the store demands.
+ * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, at a socket that
+ * nobody else uses. Everything is created on the thread that serves, as the store demands.
  *
  *   options -> memory tiers (device, host), disk tier + catalog -> store -> server
  *
@@ -20,7 +20,9 @@ struct kvl_service;
 struct kvl_tenants;
 
 struct kvl_service_options {
-    const char *address;     /* NULL: embedded, an inproc name is made up */
+    /* NULL: the first free one of embedded-0.sock and so on, in the default address's folder, or in
+     * /tmp/kvloft-UID where that cannot be used. What a killed process left there is replaced. */
+    const char *address;
     const char *secret_file; /* tcp:// addresses only */
     const char *device;      /* "cpu"; "cuda[:N]": UNSUPPORTED in a build without CUDA */
     uint64_t device_bytes;
@@ -69,9 +71,7 @@ KVL_MUST_CHECK kvl_err kvl_service_start(const struct kvl_service_options *optio
     struct kvl_log *log, struct kvl_service **out, struct kvl_errmsg *msg);
 void kvl_service_stop(struct kvl_service *service); /* NULL is fine */
 
-/* The address that clients open; lives as long as the service. */
+/* The address that clients open, once it serves; lives as long as the service. */
 const char *kvl_service_address(const struct kvl_service *service);
-/* For kvl_client_options.attach_fd of an embedded client. */
-KVL_MUST_CHECK kvl_err kvl_service_attach(struct kvl_service *service, int *attach_fd);
 
 #endif

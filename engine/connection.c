@@ -167,7 +167,6 @@ kvl_err kvl_connection_open(struct kvl_connection *connection,
         .tenant = options->tenant,
         .secret_file = options->secret_file,
         .name = options->client_name,
-        .attach_fd = options->attach_fd,
     };
     err = kvl_client_open(&client, &connection->client, msg);
     if (err == KVL_OK)

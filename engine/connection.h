@@ -52,7 +52,6 @@ struct kvl_connection_options {
     const char *address; /* NULL: the default */
     const char *tenant;  /* NULL: what the environment says, as for the secret */
     const char *secret_file;
-    int attach_fd; /* inproc only, else -1 */
     const char *client_name;
     const char *label; /* the model's name, for people */
     const struct kvl_model *model;

@@ -145,8 +145,6 @@ static kvl_err take_options(
     kvl_err err = kvl_address_parse(text, &client->address, msg);
     if (err == KVL_OK)
         err = kvl_credentials_take(client, options, msg);
-    if (err == KVL_OK && client->address.transport == KVL_TRANSPORT_INPROC)
-        client->pair_fd = options->attach_fd;
     return err;
 }
 
@@ -164,12 +162,9 @@ kvl_err kvl_client_open(
     const struct kvl_client_options *options, struct kvl_client **out, struct kvl_errmsg *msg) {
     *out = NULL;
     struct kvl_client *client = calloc(1, sizeof *client);
-    if (!client) {
-        if (options->address && strncmp(options->address, "inproc:", 7) == 0)
-            close(options->attach_fd);
+    if (!client)
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
-    }
-    client->pair_fd = client->socket = client->receive_fd = client->send_fd = -1;
+    client->socket = client->receive_fd = client->send_fd = -1;
     client->epoll_fd = client->timer_fd = -1;
     client->queue_end = &client->queue;
     for (uint32_t i = 0; i < KVL_CLIENT_CALLS_MAX; i++) {
@@ -206,7 +201,7 @@ void kvl_client_close(struct kvl_client *client) {
     kvl_mapping_free(kvl_client_mapping(client));
     for (uint32_t i = 0; i < KVL_CLIENT_CALLS_MAX; i++)
         kvl_wire_buffer_free(&client->calls[i].request);
-    const int fds[] = {client->epoll_fd, client->timer_fd, client->pair_fd};
+    const int fds[] = {client->epoll_fd, client->timer_fd};
     for (size_t i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
             close(fds[i]);

@@ -91,14 +91,6 @@ static kvl_err connect_attach(
 }
 
 static kvl_err open_channel(struct kvl_client *client, int *out, struct kvl_errmsg *msg) {
-    if (client->address.transport == KVL_TRANSPORT_INPROC) {
-        if (client->pair_fd < 0)
-            return kvl_fail(
-                msg, KVL_ERR_INVALID, "inproc:// needs attach_fd, once for each connection");
-        *out = client->pair_fd;
-        client->pair_fd = -1;
-        return KVL_OK;
-    }
     kvl_err err = kvl_address_check_directory(&client->address, msg);
     if (err == KVL_ERR_NOTFOUND)
         return kvl_fail(msg, err, "%s: no daemon listens there", client->address.text);

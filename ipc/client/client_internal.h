@@ -64,7 +64,6 @@ struct kvl_client {
     char secret_file[4096];
     uint32_t timeout_ms;
     bool look_only;
-    int pair_fd; /* inproc: the attach end until it is used */
 
     int socket, receive_fd, send_fd; /* nanomsg's; -1 when lost */
     int epoll_fd, timer_fd;

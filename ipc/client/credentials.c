@@ -17,8 +17,6 @@ static const char *from_environment(const char *given, const char *name) {
 
 kvl_err kvl_credentials_take(
     struct kvl_client *client, const struct kvl_client_options *options, struct kvl_errmsg *msg) {
-    if (client->address.transport == KVL_TRANSPORT_INPROC)
-        return KVL_OK; /* a process of its own has no tenants */
     const char *tenant = from_environment(options->tenant, "KVLOFT_TENANT");
     const char *file = from_environment(options->secret_file, "KVLOFT_SECRET_FILE");
     if (tenant && strlen(tenant) >= sizeof client->tenant)

@@ -50,11 +50,9 @@ extern "C" {
 struct kvl_client;
 
 struct kvl_client_options {
-    const char *address; /* ipc://PATH, inproc://NAME, tcp://HOST:PORT; NULL: the default */
+    const char *address; /* ipc://PATH, tcp://HOST:PORT; NULL: the default */
     const char *name;    /* shown to people; NULL: the program's name */
     uint32_t timeout_ms; /* of one call until TIMEOUT, repeats included; 0: 10,000 */
-    int attach_fd;       /* inproc only: this end of the server's attach socket pair, taken over,
-                            also when opening fails */
     /* As which tenant; NULL: $KVLOFT_TENANT, "": none is named. Its secret, or the one that tcp
      * clients without a tenant share: NULL: $KVLOFT_SECRET_FILE, or $KVLOFT_SECRET itself. */
     const char *tenant;

@@ -122,8 +122,7 @@ static void accept_client(struct kvl_server *server, struct kvl_half_open *half,
         return;
     }
     epoll_ctl(server->epoll_fd, EPOLL_CTL_DEL, fd, NULL);
-    struct kvl_client_proof proof = {
-        .attach_fd = fd, .pidfd = half->in_process ? -1 : peer_pidfd(fd, peer->pid)};
+    struct kvl_client_proof proof = {.attach_fd = fd, .pidfd = peer_pidfd(fd, peer->pid)};
     struct kvl_server_client *client = NULL;
     err = kvl_clients_open(server, &info, hello->tenant, proof, &client);
     if (err != KVL_OK) {
@@ -186,11 +185,10 @@ static struct kvl_half_open *take_half_open(struct kvl_server *server) {
     return oldest;
 }
 
-static void add_half_open(struct kvl_server *server, int fd, bool in_process) {
+static void add_half_open(struct kvl_server *server, int fd) {
     struct kvl_half_open *half = take_half_open(server);
     half->source = (struct kvl_source){.fd = fd, .on_ready = on_half_open};
     half->since_ns = kvl_clock_ns();
-    half->in_process = in_process;
     if (kvl_server_watch(server, &half->source) != KVL_OK)
         kvl_server_unwatch(server, &half->source);
 }
@@ -207,7 +205,7 @@ static void on_listener(struct kvl_server *server, struct kvl_source *source) {
     for (uint32_t i = 0; i < BACKLOG; i++) {
         int fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
-            add_half_open(server, fd, false);
+            add_half_open(server, fd);
             continue;
         }
         if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS)
@@ -219,8 +217,7 @@ static void on_listener(struct kvl_server *server, struct kvl_source *source) {
 void kvl_attach_tick(struct kvl_server *server, uint64_t now_ns) {
     for (uint32_t i = 0; i < KVL_SERVER_HALF_OPEN_MAX; i++) {
         struct kvl_half_open *half = &server->half_open[i];
-        if (half->source.fd >= 0 && !half->in_process &&
-            now_ns - half->since_ns > KVL_SERVER_HALF_OPEN_NS)
+        if (half->source.fd >= 0 && now_ns - half->since_ns > KVL_SERVER_HALF_OPEN_NS)
             kvl_server_unwatch(server, &half->source);
     }
     if (server->listener_paused && kvl_server_watch(server, &server->listener) == KVL_OK)
@@ -259,48 +256,9 @@ static kvl_err listen_at(struct kvl_server *server, struct kvl_errmsg *msg) {
     return err == KVL_OK ? KVL_OK : kvl_fail(msg, err, "attach socket: epoll");
 }
 
-/* ---- pairs -------------------------------------------------------------------------------- */
-
-static void on_pairs(struct kvl_server *server, struct kvl_source *source) {
-    uint64_t count;
-    ssize_t got = read(source->fd, &count, sizeof count);
-    (void)got; /* the queue below says what there is */
-    int fds[KVL_SERVER_HALF_OPEN_MAX];
-    pthread_mutex_lock(&server->pairs_mutex);
-    uint32_t fd_count = server->pair_count;
-    memcpy(fds, server->pair_fds, sizeof *fds * fd_count);
-    server->pair_count = 0;
-    pthread_mutex_unlock(&server->pairs_mutex);
-    for (uint32_t i = 0; i < fd_count; i++)
-        add_half_open(server, fds[i], true);
-}
-
-kvl_err kvl_server_attach_pair(struct kvl_server *server, int *client_fd) {
-    int ends[2];
-    *client_fd = -1;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
-        return kvl_err_from_errno(errno);
-    pthread_mutex_lock(&server->pairs_mutex);
-    bool queued = server->pair_count < KVL_SERVER_HALF_OPEN_MAX;
-    if (queued)
-        server->pair_fds[server->pair_count++] = ends[0];
-    pthread_mutex_unlock(&server->pairs_mutex);
-    if (!queued) {
-        close(ends[0]);
-        close(ends[1]);
-        return KVL_ERR_AGAIN;
-    }
-    uint64_t one = 1;
-    ssize_t written = write(server->pairs.fd, &one, sizeof one);
-    (void)written; /* a full counter has woken the loop already */
-    *client_fd = ends[1];
-    return KVL_OK;
-}
-
 /* ---- life --------------------------------------------------------------------------------- */
 
 kvl_err kvl_attach_listen(struct kvl_server *server, struct kvl_errmsg *msg) {
-    server->pairs.on_ready = on_pairs;
     return server->address.transport == KVL_TRANSPORT_IPC ? listen_at(server, msg) : KVL_OK;
 }
 
@@ -310,7 +268,4 @@ void kvl_attach_close(struct kvl_server *server) {
     kvl_server_unwatch(server, &server->listener);
     if (server->bound)
         unlink(server->address.attach_path);
-    for (uint32_t i = 0; i < server->pair_count; i++)
-        close(server->pair_fds[i]);
-    server->pair_count = 0;
 }

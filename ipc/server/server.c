@@ -90,8 +90,6 @@ static kvl_err prepare_address(
         return KVL_OK; /* then only tenants come in, each with its own secret */
     if (address->transport == KVL_TRANSPORT_TCP)
         return kvl_secret_read(secret_file, &server->secret, msg);
-    if (address->transport == KVL_TRANSPORT_INPROC)
-        return KVL_OK;
     if (mkdir(address->directory, 0700) != 0 && errno != EEXIST)
         return kvl_fail(msg, kvl_err_from_errno(errno), "cannot make the socket's folder %s: %s",
             address->directory, strerror(errno));
@@ -126,9 +124,8 @@ static kvl_err open_own_descriptors(struct kvl_server *server, const int *stop_f
     server->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     server->stop.fd =
         stop_fd ? fcntl(*stop_fd, F_DUPFD_CLOEXEC, 0) : eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    server->pairs.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     server->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
-    if (server->epoll_fd < 0 || server->stop.fd < 0 || server->pairs.fd < 0 || server->timer.fd < 0)
+    if (server->epoll_fd < 0 || server->stop.fd < 0 || server->timer.fd < 0)
         return kvl_err_from_errno(errno);
     struct itimerspec tick = {.it_interval.tv_sec = TICK_SECONDS, .it_value.tv_sec = TICK_SECONDS};
     if (timerfd_settime(server->timer.fd, 0, &tick, NULL) != 0)
@@ -138,7 +135,7 @@ static kvl_err open_own_descriptors(struct kvl_server *server, const int *stop_f
 
 static kvl_err watch_all(struct kvl_server *server) {
     struct kvl_source *sources[] = {
-        &server->receive, &server->stop, &server->pairs, &server->timer, &server->store_source};
+        &server->receive, &server->stop, &server->timer, &server->store_source};
     for (size_t i = 0; i < sizeof sources / sizeof *sources; i++) {
         kvl_err err = kvl_server_watch(server, sources[i]);
         if (err != KVL_OK)
@@ -165,7 +162,7 @@ static void init_fields(struct kvl_server *server, const struct kvl_server_optio
     server->store_source =
         (struct kvl_source){.fd = kvl_store_fd(options->store), .on_ready = on_store};
     server->timer = (struct kvl_source){.fd = -1, .on_ready = on_timer};
-    server->listener.fd = server->pairs.fd = -1;
+    server->listener.fd = -1;
     for (uint32_t i = 0; i < KVL_SERVER_HALF_OPEN_MAX; i++)
         server->half_open[i].source.fd = -1;
     for (uint32_t i = 0; i < KVL_SERVER_CLIENTS_MAX; i++)
@@ -179,7 +176,6 @@ kvl_err kvl_server_create(
     if (!server)
         return kvl_fail(msg, KVL_ERR_NOMEM, "out of memory");
     init_fields(server, options);
-    pthread_mutex_init(&server->pairs_mutex, NULL);
     kvl_err err = kvl_address_parse(options->address, &server->address, msg);
     if (err != KVL_OK)
         goto cleanup;
@@ -252,7 +248,6 @@ void kvl_server_destroy(struct kvl_server *server) {
         nn_close(server->socket); /* closes receive.fd, and unlinks the socket file below */
     kvl_attach_close(server);
     kvl_server_unwatch(server, &server->stop);
-    kvl_server_unwatch(server, &server->pairs);
     kvl_server_unwatch(server, &server->timer);
     if (server->epoll_fd >= 0)
         close(server->epoll_fd);
@@ -262,7 +257,6 @@ void kvl_server_destroy(struct kvl_server *server) {
         unlink(server->address.lock_path);
         close(server->lock_fd);
     }
-    pthread_mutex_destroy(&server->pairs_mutex);
     kvl_wire_buffer_free(&server->anonymous_reply);
     free(server->scratch);
     free(server->keys);

@@ -24,7 +24,7 @@ struct kvl_server_tenant {
 };
 
 struct kvl_server_options {
-    const char *address; /* ipc://, inproc://, or tcp:// (needs secret_file) */
+    const char *address; /* ipc://, or tcp:// (needs secret_file) */
     const char *secret_file;
     struct kvl_store *store;
     struct kvl_log *log;
@@ -44,8 +44,5 @@ KVL_MUST_CHECK kvl_err kvl_server_run(struct kvl_server *server);
 void kvl_server_stop(struct kvl_server *server);
 void kvl_server_set_persist_ms(struct kvl_server *server, uint32_t persist_ms); /* for status */
 void kvl_server_destroy(struct kvl_server *server);                             /* NULL is fine */
-/* inproc: a new attach connection; the returned end goes to kvl_client_options.attach_fd. Any
- * thread, while run is running or before. */
-KVL_MUST_CHECK kvl_err kvl_server_attach_pair(struct kvl_server *server, int *client_fd);
 
 #endif

@@ -2,7 +2,6 @@
 #ifndef KVL_SERVER_INTERNAL_H
 #define KVL_SERVER_INTERNAL_H
 
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -53,7 +52,7 @@ struct kvl_server_client {
     uint8_t token[KVL_WIRE_TOKEN_BYTES];
     uint8_t nonce[KVL_WIRE_PROOF_BYTES]; /* remote: a repeated hello finds its client */
     struct kvl_source attach;            /* -1: remote */
-    struct kvl_source pidfd;             /* -1: remote, in-process, or not to be had */
+    struct kvl_source pidfd;             /* -1: remote, or not to be had */
     uint64_t seen_ns;                    /* remote */
     uint64_t sequence;                   /* of the last request taken up */
     struct kvl_wire_buffer reply;        /* to it; empty while it is held back */
@@ -69,7 +68,6 @@ struct kvl_server_client {
 struct kvl_half_open {
     struct kvl_source source;
     uint64_t since_ns;
-    bool in_process; /* from kvl_server_attach_pair */
 };
 
 struct kvl_server {
@@ -90,11 +88,7 @@ struct kvl_server {
     bool stopping;
     bool loaded;
     bool listener_paused; /* out of descriptors */
-    struct kvl_source receive, stop, listener, pairs, store_source, timer;
-
-    pthread_mutex_t pairs_mutex;
-    int pair_fds[KVL_SERVER_HALF_OPEN_MAX]; /* under pairs_mutex */
-    uint32_t pair_count;
+    struct kvl_source receive, stop, listener, store_source, timer;
 
     struct kvl_half_open half_open[KVL_SERVER_HALF_OPEN_MAX];
     struct kvl_server_client clients[KVL_SERVER_CLIENTS_MAX];

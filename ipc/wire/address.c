@@ -37,16 +37,11 @@ kvl_err kvl_address_parse(const char *text, struct kvl_address *out, struct kvl_
         out->transport = KVL_TRANSPORT_IPC;
         return parse_ipc(text + 6, out, msg);
     }
-    if (strncmp(text, "inproc://", 9) == 0 && text[9] != 0) {
-        out->transport = KVL_TRANSPORT_INPROC;
-        return KVL_OK;
-    }
     if (strncmp(text, "tcp://", 6) == 0 && strchr(text + 6, ':')) {
         out->transport = KVL_TRANSPORT_TCP;
         return KVL_OK;
     }
-    return kvl_fail(msg, KVL_ERR_INVALID,
-        "address '%s': use ipc://PATH, inproc://NAME or tcp://HOST:PORT", text);
+    return kvl_fail(msg, KVL_ERR_INVALID, "address '%s': use ipc://PATH or tcp://HOST:PORT", text);
 }
 
 kvl_err kvl_address_check_directory(const struct kvl_address *address, struct kvl_errmsg *msg) {

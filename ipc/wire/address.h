@@ -2,7 +2,6 @@
  *
  *   ipc://DIR/NAME   nanomsg socket at DIR/NAME, attach socket at DIR/NAME.attach, and
  *                    DIR/NAME.lock, locked by the daemon that lives there
- *   inproc://NAME    same process; attach through a socket pair
  *   tcp://HOST:PORT  no attach */
 #ifndef KVL_ADDRESS_H
 #define KVL_ADDRESS_H
@@ -11,7 +10,7 @@
 
 #include "kvl_err.h"
 
-enum kvl_transport { KVL_TRANSPORT_IPC, KVL_TRANSPORT_INPROC, KVL_TRANSPORT_TCP };
+enum kvl_transport { KVL_TRANSPORT_IPC, KVL_TRANSPORT_TCP };
 
 struct kvl_address {
     char text[128];

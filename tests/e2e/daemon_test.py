@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import harness
-from harness import BIN, SANITIZED, TINY, Case, decode, finish, restored, run
+from harness import BIN, SANITIZED, TINY, Case, decode, finish, restored, run, start_decode
 
 
 class Restarts(Case):
@@ -86,13 +86,49 @@ class TwoOfThem(Case):
         self.assertEqual(done.returncode, 1)
         self.assertIn(str(daemon.pid), done.stderr)
 
-    def test_embedded_restores_in_the_next_process(self):
-        words = ["--prompt-file", self.prompt(300), "--max-tokens", "4", "--hash-logits",
-                 "--embedded", self.disk, "--device-bytes", "16M", "--host-bytes", "16M",
-                 "--disk-bytes", "64M"]
-        first, second = decode(*words), decode(*words)
+
+class Embedded(Case):
+    def setUp(self):
+        super().setUp()
+        self.text = self.prompt(300)
+
+    def words(self, disk="disk", tokens=4):
+        return ("--prompt-file", self.text, "--max-tokens", tokens, "--hash-logits",
+                "--embedded", self.folder / disk, "--device-bytes", "16M", "--host-bytes", "16M",
+                "--disk-bytes", "64M")
+
+    def environment(self, **more):
+        return {**os.environ, "XDG_RUNTIME_DIR": str(self.folder), **more}
+
+    def sockets(self):
+        return sorted(path.name for path in (self.folder / "kvloft").glob("embedded-*.sock"))
+
+    def start(self, disk, **options):
+        process = start_decode(*self.words(disk, **options), env=self.environment())
+        self.processes.append(process)
+        return process
+
+    def test_what_one_process_stored_the_next_restores(self):
+        first, second = decode(*self.words()), decode(*self.words())
         self.assertGreater(restored(second), 0)
         self.assertEqual(first["logits_sha256"], second["logits_sha256"])
+
+    def test_no_folder_for_sockets_and_no_tenant_have_to_be_set_up(self):
+        for runtime in ("/nonexistent", f"/tmp/{'long' * 30}"):
+            done = decode(*self.words(), env=self.environment(
+                XDG_RUNTIME_DIR=runtime, KVLOFT_TENANT="nobody", KVLOFT_SECRET_FILE="/nonexistent"))
+            self.assertEqual(len(done["output_tokens"]), 4)
+
+    def test_many_at_once_and_one_that_was_killed_leave_no_socket(self):
+        killed = self.start("killed", tokens=2000)
+        self.wait_until(lambda: self.sockets() == ["embedded-0.sock"])
+        killed.kill()
+        killed.wait()
+        self.assertEqual(self.sockets(), ["embedded-0.sock"])
+        engines = [self.start(f"disk{i}") for i in range(6)]
+        hashes = {finish(engine)["logits_sha256"] for engine in engines}
+        self.assertEqual(len(hashes), 1)
+        self.assertEqual(list((self.folder / "kvloft").iterdir()), [])
 
 
 class Operating(Case):

@@ -49,9 +49,9 @@ def decode(*words, model=TINY, **options):
     return json.loads(run(*decode_command(*words, model=model), **options).stdout)
 
 
-def start_decode(*words, model=TINY):
+def start_decode(*words, model=TINY, **options):
     return subprocess.Popen(decode_command(*words, model=model), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+                            stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, **options)
 
 
 def finish(process, timeout=300):

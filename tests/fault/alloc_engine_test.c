@@ -36,7 +36,6 @@ struct engine {
 
 static kvl_err open_service(struct engine *engine, const char *path) {
     struct kvl_errmsg msg = {{0}};
-    /* Not inproc: there nanomsg 1.1.5 crashes now and then when a client closes. */
     snprintf(engine->address, sizeof engine->address, "ipc://%s/socket", path);
     snprintf(engine->disk_path, sizeof engine->disk_path, "%s/disk", path);
     struct kvl_service_options options = {.address = engine->address,
@@ -52,8 +51,7 @@ static kvl_err open_service(struct engine *engine, const char *path) {
         .model = engine->model,
         .backend = engine->backend,
         .kv_dtype = KVL_KV_F16,
-        .block_tokens = BLOCK_TOKENS,
-        .attach_fd = -1};
+        .block_tokens = BLOCK_TOKENS};
     kvl_err err = kvl_service_start(&options, NULL, &engine->service, &msg);
     return err == KVL_OK ? kvl_connection_open(&engine->connection, &connection, &msg) : err;
 }

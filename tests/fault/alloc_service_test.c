@@ -331,7 +331,6 @@ static void run_service(
     struct alloc_fail_report *report, uint64_t nth, bool lasting, const char *path) {
     for (uint32_t i = 0; i < TOKENS; i++)
         tokens[i] = i * 3 + 1;
-    /* Not inproc: there nanomsg 1.1.5 crashes now and then when a client closes. */
     snprintf(run.address, sizeof run.address, "ipc://%s/socket", path);
     snprintf(run.disk_path, sizeof run.disk_path, "%s/disk", path);
     run.memory_is_gone = lasting;

@@ -6,8 +6,7 @@
  *
  * The daemon here are two threads: one accepts at the attach socket, the other answers each request
  * with the body given, its header right but for the status. FLAG_ATTACH: the bytes are the reply of
- * the attach socket. (Not inproc: nanomsg 1.1.5 crashes once in some thousand times that such a
- * connection is closed while its peer sends.) */
+ * the attach socket. */
 #include <nanomsg/nn.h>
 #include <nanomsg/reqrep.h>
 #include <pthread.h>

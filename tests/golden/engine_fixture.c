@@ -166,12 +166,8 @@ void fixture_tokens(
 
 static void connect_to_service(struct engine *engine, struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
-    int attach_fd = -1;
-    if (fixture->address == NULL)
-        need(kvl_service_attach(fixture->service, &attach_fd), "attach", NULL);
     struct kvl_connection_options options = {
         .address = kvl_service_address(fixture->service),
-        .attach_fd = attach_fd,
         .client_name = "identity_test",
         .label = "tiny",
         .model = fixture->model,

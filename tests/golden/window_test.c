@@ -27,7 +27,7 @@ enum {
 };
 
 static uint64_t full_bytes, window_bytes; /* of a block */
-static char address[256];                 /* not inproc: nanomsg 1.1.5 crashes there now and then */
+static char address[256];
 static const struct engine_options stored = {.stored = true};
 
 /* ---- requests ---- */

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -17,7 +18,6 @@
 #include "server.h"
 #include "tiny_model.h"
 
-#define ADDRESS "inproc://kvl-connection"
 #define DEVICE_BYTES (16u << 20)
 #define BLOCK_TOKENS 64u
 
@@ -27,6 +27,8 @@ struct world {
     struct kvl_server *server;
     pthread_t thread;
 };
+
+static char folder[] = "/tmp/kvl-connection-XXXXXX", address[64];
 
 static void *serve(void *arg) {
     struct world *world = arg;
@@ -47,7 +49,7 @@ static void start(struct world *world, uint64_t host_bytes) {
         kvl_far_tier_create(memory_tier(KVL_TIER_DEVICE, DEVICE_BYTES), &world->device), KVL_OK);
     const struct kvl_store_options store = {.device = world->device, .host = world->host};
     assert_int_equal(kvl_store_create(&store, &world->store, &msg), KVL_OK);
-    const struct kvl_server_options server = {.address = ADDRESS, .store = world->store};
+    const struct kvl_server_options server = {.address = address, .store = world->store};
     assert_int_equal(kvl_server_create(&server, &world->server, &msg), KVL_OK);
     assert_int_equal(pthread_create(&world->thread, NULL, serve, world), 0);
 }
@@ -62,13 +64,10 @@ static void stop(struct world *world) {
     world->device->ops->deinit(world->device);
 }
 
-static kvl_err connect_engine(struct world *world, const struct kvl_model *model,
-    struct kvl_backend *backend, struct kvl_errmsg *msg) {
+static kvl_err connect_engine(
+    const struct kvl_model *model, struct kvl_backend *backend, struct kvl_errmsg *msg) {
     struct kvl_connection connection;
-    int fd = -1;
-    assert_int_equal(kvl_server_attach_pair(world->server, &fd), KVL_OK);
-    const struct kvl_connection_options options = {.address = ADDRESS,
-        .attach_fd = fd,
+    const struct kvl_connection_options options = {.address = address,
         .client_name = "connection_test",
         .label = "tiny",
         .model = model,
@@ -92,15 +91,18 @@ static void a_host_too_small_to_pass_through_is_what_is_blamed(void **state) {
     const struct kvl_backend_options options = {.threads = 1, .context_max = BLOCK_TOKENS};
     assert_int_equal(kvl_model_load(path, &model, &msg), KVL_OK);
     assert_int_equal(kvl_backend_cpu.create(model, &options, &backend, &msg), KVL_OK);
+    assert_non_null(mkdtemp(folder));
+    snprintf(address, sizeof address, "ipc://%s/d.sock", folder);
     uint64_t block_bytes = kvl_block_bytes(&model->hparams, BLOCK_TOKENS, KVL_KV_F16);
     start(&world, (KVL_FAR_HOST_BLOCKS_MIN - 1) * block_bytes);
-    assert_int_equal(connect_engine(&world, model, backend, &msg), KVL_ERR_NOSPC);
+    assert_int_equal(connect_engine(model, backend, &msg), KVL_ERR_NOSPC);
     assert_non_null(strstr(msg.text, "--host-bytes"));
     assert_null(strstr(msg.text, "--disk-bytes"));
     stop(&world);
     start(&world, (KVL_FAR_HOST_BLOCKS_MIN + 1) * (block_bytes + 4096));
-    assert_int_not_equal(connect_engine(&world, model, backend, &msg), KVL_ERR_NOSPC);
+    assert_int_not_equal(connect_engine(model, backend, &msg), KVL_ERR_NOSPC);
     stop(&world);
+    rmdir(folder);
     backend->ops->destroy(backend);
     kvl_model_free(model);
     free(path);

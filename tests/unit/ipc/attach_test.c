@@ -14,13 +14,13 @@
 
 #include <cmocka.h>
 
+#include "address.h"
 #include "harness.h"
 #include "memory/memory_tier.h"
 #include "server.h"
 #include "ticket.h"
 #include "wire.h"
 
-#define ADDRESS "inproc://kvl-arena"
 #define DEVICE_BYTES (8u << 20)
 
 struct world {
@@ -68,7 +68,7 @@ static void start(struct world *world, bool gpu) {
         world->device->ops = &world->gpu_ops;
     const struct kvl_store_options store = {.device = world->device, .host = world->host};
     assert_int_equal(kvl_store_create(&store, &world->store, &msg), KVL_OK);
-    const struct kvl_server_options server = {.address = ADDRESS, .store = world->store};
+    const struct kvl_server_options server = {.address = own_address(), .store = world->store};
     assert_int_equal(kvl_server_create(&server, &world->server, &msg), KVL_OK);
     assert_int_equal(pthread_create(&world->thread, NULL, serve, world), 0);
 }
@@ -83,13 +83,11 @@ static void stop(struct world *world) {
     world->device->ops->deinit(world->device);
 }
 
-static struct kvl_client *connect_pair(struct world *world) {
+static struct kvl_client *connect_own(void) {
     struct kvl_client *client = NULL;
     struct kvl_errmsg msg = {{0}};
-    int fd = -1;
-    assert_int_equal(kvl_server_attach_pair(world->server, &fd), KVL_OK);
-    if (kvl_client_open(&(struct kvl_client_options){.address = ADDRESS, .attach_fd = fd}, &client,
-            &msg) != KVL_OK)
+    if (kvl_client_open(&(struct kvl_client_options){.address = own_address()}, &client, &msg) !=
+        KVL_OK)
         fail_msg("%s", msg.text);
     return client;
 }
@@ -98,7 +96,7 @@ static void arenas_of_the_cpu_are_mapped_and_keep_their_descriptor(void **state)
     (void)state;
     struct world world;
     start(&world, false);
-    struct kvl_client *client = connect_pair(&world);
+    struct kvl_client *client = connect_own();
     struct kvl_arena_info info;
     const struct kvl_arena_info no_info = {0};
     int fd = -1;
@@ -130,7 +128,7 @@ static void arenas_are_mapped_at_huge_pages(void **state) {
     const uintptr_t huge_page_bytes = 2 << 20;
     struct world world;
     start(&world, false);
-    struct kvl_client *client = connect_pair(&world);
+    struct kvl_client *client = connect_own();
     for (enum kvl_tier_kind tier = KVL_TIER_DEVICE; tier <= KVL_TIER_HOST; tier++) {
         assert_int_equal((uintptr_t)kvl_client_block(client, tier, 0) % huge_page_bytes, 0);
         assert_int_equal(
@@ -145,7 +143,7 @@ static void a_gpus_descriptor_is_closed_when_the_daemon_is_lost(void **state) {
     (void)state;
     struct world world;
     start(&world, true);
-    struct kvl_client *client = connect_pair(&world);
+    struct kvl_client *client = connect_own();
     struct kvl_arena_info info;
     int gpu_fd = -1, host_fd = -1, fd;
     assert_int_equal(kvl_client_arena(client, KVL_TIER_DEVICE, &info, &gpu_fd), KVL_OK);
@@ -167,7 +165,7 @@ static void a_gpus_arena_is_handed_out_and_not_mapped(void **state) {
     (void)state;
     struct world world;
     start(&world, true);
-    struct kvl_client *client = connect_pair(&world);
+    struct kvl_client *client = connect_own();
     struct kvl_arena_info info;
     int fd = -1;
     assert_int_equal(kvl_client_arena(client, KVL_TIER_DEVICE, &info, &fd), KVL_OK);
@@ -209,15 +207,19 @@ static void a_gpus_arena_is_handed_out_and_not_mapped(void **state) {
 }
 
 /* A daemon that answers with this reply, and arenas of a page. */
-static kvl_err attach_to(const struct kvl_attach_reply *reply, struct kvl_errmsg *msg) {
-    int ends[2], fds[2];
+struct impostor {
+    int listener;
+    const struct kvl_attach_reply *reply;
+};
+
+static void answer(int fd, const struct kvl_attach_reply *reply) {
+    int fds[2];
     uint8_t data[KVL_ATTACH_BYTES_MAX];
     struct kvl_attach_reply copy = *reply;
     union {
         struct cmsghdr header;
         uint8_t bytes[CMSG_SPACE(sizeof fds)];
     } control = {0};
-    assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
     fds[0] = memfd_create("arena", MFD_CLOEXEC);
     fds[1] = memfd_create("words", MFD_CLOEXEC);
     assert_true(fds[0] >= 0 && ftruncate(fds[0], 4096) == 0);
@@ -231,16 +233,40 @@ static kvl_err attach_to(const struct kvl_attach_reply *reply, struct kvl_errmsg
     *rights = (struct cmsghdr){
         .cmsg_len = CMSG_LEN(sizeof fds), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS};
     memcpy(CMSG_DATA(rights), fds, sizeof fds);
-    assert_int_equal(sendmsg(ends[0], &message, 0), (ssize_t)part.iov_len);
-    struct kvl_client *client = NULL;
-    kvl_err err = kvl_client_open(
-        &(struct kvl_client_options){
-            .address = "inproc://kvl-nobody", .attach_fd = ends[1], .timeout_ms = 50},
-        &client, msg);
-    assert_null(client);
+    assert_int_equal(sendmsg(fd, &message, 0), (ssize_t)part.iov_len);
     close(fds[0]);
     close(fds[1]);
-    close(ends[0]);
+}
+
+static void *answer_one(void *arg) {
+    const struct impostor *impostor = arg;
+    int fd = accept(impostor->listener, NULL, NULL);
+    assert_true(fd >= 0);
+    answer(fd, impostor->reply);
+    uint8_t byte[KVL_ATTACH_BYTES_MAX];
+    while (recv(fd, byte, sizeof byte, 0) > 0) /* its hello, until it has gone */
+        ;
+    close(fd);
+    return NULL;
+}
+
+static kvl_err attach_to(const struct kvl_attach_reply *reply, struct kvl_errmsg *msg) {
+    struct impostor impostor = {
+        .listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), .reply = reply};
+    struct kvl_address address;
+    assert_int_equal(kvl_address_parse(own_address(), &address, NULL), KVL_OK);
+    const struct sockaddr_un where = kvl_address_attach_sockaddr(&address);
+    assert_int_equal(bind(impostor.listener, (const struct sockaddr *)&where, sizeof where), 0);
+    assert_int_equal(listen(impostor.listener, 1), 0);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, answer_one, &impostor), 0);
+    struct kvl_client *client = NULL;
+    kvl_err err =
+        kvl_client_open(&(struct kvl_client_options){.address = own_address()}, &client, msg);
+    assert_null(client);
+    pthread_join(thread, NULL);
+    close(impostor.listener);
+    unlink(where.sun_path);
     return err;
 }
 

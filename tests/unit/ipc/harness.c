@@ -12,6 +12,22 @@
 
 #include <cmocka.h>
 
+static char own_folder[] = "/tmp/kvl-ipc-XXXXXX";
+
+static void remove_own_folder(void) {
+    rmdir(own_folder); /* empty: a server takes its files away */
+}
+
+const char *own_address(void) {
+    static char address[64];
+    if (address[0] == '\0') {
+        assert_non_null(mkdtemp(own_folder));
+        snprintf(address, sizeof address, "ipc://%s/d.sock", own_folder);
+        assert_int_equal(atexit(remove_own_folder), 0);
+    }
+    return address;
+}
+
 void daemon_init(struct test_daemon *daemon) {
     memset(daemon, 0, sizeof *daemon);
     daemon->device_mib = 8;

@@ -26,6 +26,9 @@ int daemon_stop(struct test_daemon *daemon); /* SIGTERM; its exit status */
 void daemon_kill(struct test_daemon *daemon);
 void daemon_remove(struct test_daemon *daemon); /* kills and deletes the directory */
 
+/* For a server that is a thread of this process: ipc:// in a folder of its own, always the same. */
+const char *own_address(void);
+
 /* The calling test fails when they do not succeed. */
 struct kvl_client *connect_to(const struct test_daemon *daemon, const char *name);
 struct kvl_namespace_info open_opaque(struct kvl_client *client);

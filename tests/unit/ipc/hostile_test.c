@@ -417,7 +417,7 @@ static void test_bad_addresses(void **state) {
         const char *address;
         kvl_err err;
     } cases[] = {{"", KVL_ERR_INVALID}, {"ipc://", KVL_ERR_INVALID}, {"ipc://x", KVL_ERR_INVALID},
-        {"http://x", KVL_ERR_INVALID}, {"inproc://", KVL_ERR_INVALID},
+        {"http://x", KVL_ERR_INVALID}, {"inproc://x", KVL_ERR_INVALID},
         {"tcp://127.0.0.1:1", KVL_ERR_INVALID}, /* no secret */
         {"ipc:///nonexistent/x.sock", KVL_ERR_NOTFOUND},
         {"ipc:///tmp/0123456789012345678901234567890123456789012345678901234567890123456789"

@@ -19,7 +19,6 @@
 #include "memory/memory_tier.h"
 #include "server.h"
 
-#define ADDRESS "inproc://kvl-loading"
 #define CHAIN 6u
 #define ABSENT 77u
 #define PASSES 6u         /* of the gate, before the index was read ahead */
@@ -82,7 +81,7 @@ static void start(void) {
     store.device = service.device;
     store.disk = service.disk;
     assert_int_equal(kvl_store_create(&store, &service.store, &msg), KVL_OK);
-    struct kvl_server_options options = {.address = ADDRESS, .store = service.store};
+    struct kvl_server_options options = {.address = own_address(), .store = service.store};
     if (kvl_server_create(&options, &service.server, &msg) != KVL_OK)
         fail_msg("%s", msg.text);
     assert_int_equal(pthread_create(&service.thread, NULL, serve, NULL), 0);
@@ -103,10 +102,8 @@ static void stop(void) {
 static struct kvl_client *join_service(const char *name) {
     struct kvl_client *client = NULL;
     struct kvl_errmsg msg = {{0}};
-    int fd = -1;
-    assert_int_equal(kvl_server_attach_pair(service.server, &fd), KVL_OK);
     struct kvl_client_options options = {
-        .address = ADDRESS, .attach_fd = fd, .name = name, .timeout_ms = 60000};
+        .address = own_address(), .name = name, .timeout_ms = 60000};
     if (kvl_client_open(&options, &client, &msg) != KVL_OK)
         fail_msg("%s", msg.text);
     return client;
@@ -497,11 +494,9 @@ static void test_a_client_may_leave_while_its_keys_are_sought(void **state) {
     struct kvl_client *other = join_service("other");
     memset(keys[CHAIN].bytes, 0xff, sizeof keys[CHAIN].bytes);
     for (uint32_t i = 0; i < 3; i++) {
-        int fd = -1;
         struct kvl_client *client = NULL;
-        assert_int_equal(kvl_server_attach_pair(service.server, &fd), KVL_OK);
         struct kvl_client_options options = {
-            .address = ADDRESS, .attach_fd = fd, .name = "hasty", .timeout_ms = 60000};
+            .address = own_address(), .name = "hasty", .timeout_ms = 60000};
         assert_int_equal(kvl_client_open(&options, &client, NULL), KVL_OK);
         kvl_client_set_timeout(client, 30);
         uint32_t hits;
