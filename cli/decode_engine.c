@@ -155,7 +155,11 @@ static kvl_err open_embedded(struct decode_engine *engine,
     const struct kvl_service_options *service, struct kvl_errmsg *msg) {
     engine->log = kvl_log_create(KVL_LOG_WARN, log_sink, NULL);
     kvl_err err = kvl_service_start(service, engine->log, &engine->service, msg);
-    return err == KVL_OK ? open_connection(engine, kvl_service_address(engine->service), msg) : err;
+    if (err == KVL_OK)
+        err = open_connection(engine, kvl_service_address(engine->service), msg);
+    if (err == KVL_OK)
+        kvl_service_hide(engine->service);
+    return err;
 }
 
 /* Bytes of all blocks of the sequences that run at once; at least one block. */

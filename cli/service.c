@@ -9,23 +9,23 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "address.h"
 #include "clock.h"
 #include "cuda_device.h"
 #include "disk/disk_tier.h"
-#include "kvloft.h"
 #include "memory/memory_tier.h"
 #include "server.h"
 #include "store.h"
 #include "tenants_file.h"
 #include "thread.h"
 
-#define EMBEDDED_MAX 1000u  /* of one user at once */
 #define LEASE_SHARE_NONE 0u /* one uid is one trust domain: a client may lease the whole tier */
 
 struct kvl_service {
     struct kvl_service_options options;
     struct kvl_log *log;
     char address[128];
+    char folder[64];      /* of a socket of its own; empty: none */
     char device_name[32]; /* for status */
     struct kvl_tier *device, *host, *disk;
     struct kvl_catalog *catalog;
@@ -143,33 +143,6 @@ static kvl_err create_tiers(struct kvl_service *service, struct kvl_errmsg *msg)
     return err == KVL_OK ? create_disk_tier(service, msg) : err;
 }
 
-/* The first free one in the folder of that address. */
-static kvl_err create_server_beside(struct kvl_service *service,
-    const struct kvl_server_options *options, const char *address, struct kvl_errmsg *msg) {
-    const int folder_bytes = (int)(strrchr(address, '/') - address);
-    kvl_err err = KVL_ERR_BUSY;
-    for (unsigned i = 0; err == KVL_ERR_BUSY && i < EMBEDDED_MAX; i++) {
-        if (snprintf(service->address, sizeof service->address, "%.*s/embedded-%u.sock",
-                folder_bytes, address, i) >= (int)sizeof service->address)
-            return kvl_fail(msg, KVL_ERR_TOOBIG, "no room for a socket beside %s", address);
-        err = kvl_server_create(options, &service->server, msg);
-    }
-    return err;
-}
-
-/* Who runs an engine alone has set up no folder for it. */
-static kvl_err create_embedded_server(
-    struct kvl_service *service, const struct kvl_server_options *options, struct kvl_errmsg *msg) {
-    char address[sizeof service->address];
-    kvl_err err = kvl_default_address(address, sizeof address);
-    if (err == KVL_OK)
-        err = create_server_beside(service, options, address, msg);
-    if (err != KVL_ERR_TOOBIG && err != KVL_ERR_NOTFOUND && err != KVL_ERR_PERM)
-        return err;
-    snprintf(address, sizeof address, "ipc:///tmp/kvloft-%u/", (unsigned)geteuid());
-    return create_server_beside(service, options, address, msg);
-}
-
 static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg) {
     static const struct kvl_tenants none;
     const struct kvl_tenants *tenants =
@@ -199,12 +172,34 @@ static kvl_err create_server(struct kvl_service *service, struct kvl_errmsg *msg
         .tenants = tenants->server,
         .tenant_count = tenants->server_count,
     };
-    return service->options.address != NULL ? kvl_server_create(&server, &service->server, msg)
-                                            : create_embedded_server(service, &server, msg);
+    return kvl_server_create(&server, &service->server, msg);
 }
 
 static uint32_t persist_ms_of(const struct kvl_service_options *options) {
     return options->persist_ms != 0 ? options->persist_ms : KVL_SERVICE_PERSIST_MS_DEFAULT;
+}
+
+/* False, with errno, when it cannot be there. */
+static bool make_folder(struct kvl_service *service, const char *where) {
+    errno = ENAMETOOLONG;
+    if (snprintf(service->folder, sizeof service->folder, "%s/kvloft-XXXXXX", where) <
+            (int)sizeof service->folder &&
+        mkdtemp(service->folder) != NULL)
+        return true;
+    service->folder[0] = '\0';
+    return false;
+}
+
+static kvl_err make_address(struct kvl_service *service, struct kvl_errmsg *msg) {
+    const char *given = getenv("TMPDIR");
+    if (!(given != NULL && given[0] == '/' && make_folder(service, given)) &&
+        !make_folder(service, "/tmp") && !make_folder(service, "/dev/shm"))
+        return kvl_fail(msg, kvl_err_from_errno(errno),
+            "neither $TMPDIR nor /tmp nor /dev/shm takes a folder for the socket of a service in "
+            "this process: %s",
+            strerror(errno));
+    snprintf(service->address, sizeof service->address, "ipc://%s/kvloft.sock", service->folder);
+    return KVL_OK;
 }
 
 static kvl_err init(struct kvl_service *service, const struct kvl_service_options *options,
@@ -212,14 +207,15 @@ static kvl_err init(struct kvl_service *service, const struct kvl_service_option
     service->options = *options;
     service->log = log;
     service->options.persist_ms = persist_ms_of(options);
-    const char *address = options->address != NULL ? options->address : "";
-    if (snprintf(service->address, sizeof service->address, "%s", address) >=
-        (int)sizeof service->address)
-        return kvl_fail(msg, KVL_ERR_TOOBIG, "the address is too long: %s", address);
     service->interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return service->interrupt_fd >= 0
-               ? KVL_OK
-               : kvl_fail(msg, KVL_ERR_LIMIT, "eventfd: %s", strerror(errno));
+    if (service->interrupt_fd < 0)
+        return kvl_fail(msg, KVL_ERR_LIMIT, "eventfd: %s", strerror(errno));
+    if (options->address == NULL)
+        return make_address(service, msg);
+    if (snprintf(service->address, sizeof service->address, "%s", options->address) >=
+        (int)sizeof service->address)
+        return kvl_fail(msg, KVL_ERR_TOOBIG, "the address is too long: %s", options->address);
+    return KVL_OK;
 }
 
 static void deinit_tier(struct kvl_tier *tier) {
@@ -288,6 +284,8 @@ void kvl_service_destroy(struct kvl_service *service) {
         return;
     if (service->interrupt_fd >= 0)
         close(service->interrupt_fd);
+    if (service->folder[0] != '\0')
+        rmdir(service->folder); /* empty, or gone */
     pthread_cond_destroy(&service->changed);
     pthread_mutex_destroy(&service->lock);
     free(service);
@@ -333,6 +331,18 @@ void kvl_service_adopt(struct kvl_service *service, const struct kvl_service_opt
     kvl_server_set_persist_ms(service->server, service->options.persist_ms);
     if (service->disk != NULL)
         kvl_disk_tier_set_persist_ms(service->disk, service->options.persist_ms);
+}
+
+void kvl_service_hide(struct kvl_service *service) {
+    struct kvl_address address;
+    struct kvl_errmsg unused;
+    if (service->folder[0] == '\0' ||
+        kvl_address_parse(service->address, &address, &unused) != KVL_OK)
+        return;
+    unlink(address.socket_path);
+    unlink(address.attach_path);
+    unlink(address.lock_path);
+    rmdir(service->folder);
 }
 
 const char *kvl_service_address(const struct kvl_service *service) {

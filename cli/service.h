@@ -1,7 +1,7 @@
 /* service.h - tiers, store and server wired into one running service.
  *
- * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, at a socket that
- * nobody else uses. Everything is created on the thread that serves, as the store demands.
+ * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, behind
+ * a socket that has no name any more once the engine is there. Everything is created on the thread that serves, as the store demands.
  *
  *   options -> memory tiers (device, host), disk tier + catalog -> store -> server
  *
@@ -20,9 +20,7 @@ struct kvl_service;
 struct kvl_tenants;
 
 struct kvl_service_options {
-    /* NULL: the first free one of embedded-0.sock and so on, in the default address's folder, or in
-     * /tmp/kvloft-UID where that cannot be used. What a killed process left there is replaced. */
-    const char *address;
+    const char *address;     /* NULL: embedded, in a new folder below $TMPDIR, /tmp or /dev/shm */
     const char *secret_file; /* tcp:// addresses only */
     const char *device;      /* "cpu"; "cuda[:N]": UNSUPPORTED in a build without CUDA */
     uint64_t device_bytes;
@@ -48,8 +46,8 @@ struct kvl_service_options {
 KVL_MUST_CHECK kvl_err kvl_service_check(
     const struct kvl_service_options *options, struct kvl_errmsg *msg);
 
-/* A service that can be interrupted, and nothing of it else: the folder and the sockets are opened
- * by run. log is borrowed, and what the options point to, until the end. Errors: TOOBIG (address),
+/* A service that can be interrupted, and nothing of it else: the disk's folder and the sockets are
+ * opened by run. log is borrowed, and what the options point to, until the end. Errors: TOOBIG (address),
  * LIMIT (descriptors), NOMEM. */
 KVL_MUST_CHECK kvl_err kvl_service_create(const struct kvl_service_options *options,
     struct kvl_log *log, struct kvl_service **out, struct kvl_errmsg *msg);
@@ -71,7 +69,10 @@ KVL_MUST_CHECK kvl_err kvl_service_start(const struct kvl_service_options *optio
     struct kvl_log *log, struct kvl_service **out, struct kvl_errmsg *msg);
 void kvl_service_stop(struct kvl_service *service); /* NULL is fine */
 
-/* The address that clients open, once it serves; lives as long as the service. */
+/* The address that clients open; lives as long as the service. */
 const char *kvl_service_address(const struct kvl_service *service);
+/* Embedded: takes the address away from the file system, so that nobody else comes, and a killed
+ * process leaves nothing. Who is connected stays so. While it serves. */
+void kvl_service_hide(struct kvl_service *service);
 
 #endif

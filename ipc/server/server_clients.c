@@ -27,7 +27,7 @@ static bool is_readable(int fd) {
     return poll(&poller, 1, 0) == 1 && (poller.revents & (POLLIN | POLLHUP)) != 0;
 }
 
-/* Without a pidfd (in-process, or not to be had) the end of its connection has to do. */
+/* Without a pidfd the end of its connection has to do. */
 static void leave(struct kvl_server *server, struct kvl_server_client *client) {
     if (client->pidfd.fd < 0 || !kvl_store_client_leave(server->store, client->store_client)) {
         kvl_clients_close(server, client);

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """The daemon's life: starting, stopping, dying, coming back; and the operator's commands."""
 import os
+import pathlib
 import signal
 import socket
 import subprocess
@@ -91,6 +92,8 @@ class Embedded(Case):
     def setUp(self):
         super().setUp()
         self.text = self.prompt(300)
+        self.temporary = self.folder / "tmp"
+        self.temporary.mkdir()
 
     def words(self, disk="disk", tokens=4):
         return ("--prompt-file", self.text, "--max-tokens", tokens, "--hash-logits",
@@ -98,37 +101,38 @@ class Embedded(Case):
                 "--disk-bytes", "64M")
 
     def environment(self, **more):
-        return {**os.environ, "XDG_RUNTIME_DIR": str(self.folder), **more}
-
-    def sockets(self):
-        return sorted(path.name for path in (self.folder / "kvloft").glob("embedded-*.sock"))
+        return {**os.environ, "TMPDIR": str(self.temporary), **more}
 
     def start(self, disk, **options):
         process = start_decode(*self.words(disk, **options), env=self.environment())
         self.processes.append(process)
         return process
 
+    def is_connected(self, process):
+        """Both ends of both connections, and what two of them listen at."""
+        folder = pathlib.Path(f"/proc/{process.pid}/fd")
+        return sum(os.readlink(name).startswith("socket:") for name in folder.iterdir()) >= 6
+
     def test_what_one_process_stored_the_next_restores(self):
         first, second = decode(*self.words()), decode(*self.words())
         self.assertGreater(restored(second), 0)
         self.assertEqual(first["logits_sha256"], second["logits_sha256"])
 
-    def test_no_folder_for_sockets_and_no_tenant_have_to_be_set_up(self):
-        for runtime in ("/nonexistent", f"/tmp/{'long' * 30}"):
+    def test_no_folder_for_a_socket_and_no_tenant_have_to_be_set_up(self):
+        for temporary in ("/nonexistent", f"/tmp/{'long' * 30}", str(self.text), "relative"):
             done = decode(*self.words(), env=self.environment(
-                XDG_RUNTIME_DIR=runtime, KVLOFT_TENANT="nobody", KVLOFT_SECRET_FILE="/nonexistent"))
+                TMPDIR=temporary, KVLOFT_TENANT="nobody", KVLOFT_SECRET_FILE="/nonexistent"))
             self.assertEqual(len(done["output_tokens"]), 4)
 
-    def test_many_at_once_and_one_that_was_killed_leave_no_socket(self):
+    def test_many_at_once_and_one_that_is_killed_leave_no_socket(self):
         killed = self.start("killed", tokens=2000)
-        self.wait_until(lambda: self.sockets() == ["embedded-0.sock"])
+        self.wait_until(lambda: self.is_connected(killed) and not os.listdir(self.temporary))
+        engines = [self.start(f"disk{i}") for i in range(6)]
+        self.assertEqual(len({finish(engine)["logits_sha256"] for engine in engines}), 1)
+        self.assertIsNone(killed.poll())
         killed.kill()
         killed.wait()
-        self.assertEqual(self.sockets(), ["embedded-0.sock"])
-        engines = [self.start(f"disk{i}") for i in range(6)]
-        hashes = {finish(engine)["logits_sha256"] for engine in engines}
-        self.assertEqual(len(hashes), 1)
-        self.assertEqual(list((self.folder / "kvloft").iterdir()), [])
+        self.assertEqual(os.listdir(self.temporary), [])
 
 
 class Operating(Case):

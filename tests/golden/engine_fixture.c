@@ -168,6 +168,8 @@ static void connect_to_service(struct engine *engine, struct fixture *fixture) {
     struct kvl_errmsg msg = {{0}};
     struct kvl_connection_options options = {
         .address = kvl_service_address(fixture->service),
+        .tenant = "",
+        .secret_file = "",
         .client_name = "identity_test",
         .label = "tiny",
         .model = fixture->model,

@@ -25,7 +25,7 @@ struct fixture {
     struct kvl_model *model;
     struct kvl_service *service; /* NULL: none is running */
     char *disk_path;             /* a temporary folder */
-    const char *address;         /* of services to come; NULL: each takes a free one */
+    const char *address;         /* of services to come; NULL: each has its own */
 };
 
 /* Loads the model, of the architecture in $KVL_ARCHITECTURE (default llama); no service yet. */

@@ -68,6 +68,8 @@ static kvl_err connect_engine(
     const struct kvl_model *model, struct kvl_backend *backend, struct kvl_errmsg *msg) {
     struct kvl_connection connection;
     const struct kvl_connection_options options = {.address = address,
+        .tenant = "",
+        .secret_file = "",
         .client_name = "connection_test",
         .label = "tiny",
         .model = model,

@@ -1,6 +1,7 @@
 /* attach_test.c - what a client learns of arenas: those it maps, those of a GPU, those it does not
  * know. The GPU's is a memfd that says otherwise and has no addresses in the daemon. */
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -83,20 +84,11 @@ static void stop(struct world *world) {
     world->device->ops->deinit(world->device);
 }
 
-static struct kvl_client *connect_own(void) {
-    struct kvl_client *client = NULL;
-    struct kvl_errmsg msg = {{0}};
-    if (kvl_client_open(&(struct kvl_client_options){.address = own_address()}, &client, &msg) !=
-        KVL_OK)
-        fail_msg("%s", msg.text);
-    return client;
-}
-
 static void arenas_of_the_cpu_are_mapped_and_keep_their_descriptor(void **state) {
     (void)state;
     struct world world;
     start(&world, false);
-    struct kvl_client *client = connect_own();
+    struct kvl_client *client = connect_own("engine");
     struct kvl_arena_info info;
     const struct kvl_arena_info no_info = {0};
     int fd = -1;
@@ -128,7 +120,7 @@ static void arenas_are_mapped_at_huge_pages(void **state) {
     const uintptr_t huge_page_bytes = 2 << 20;
     struct world world;
     start(&world, false);
-    struct kvl_client *client = connect_own();
+    struct kvl_client *client = connect_own("engine");
     for (enum kvl_tier_kind tier = KVL_TIER_DEVICE; tier <= KVL_TIER_HOST; tier++) {
         assert_int_equal((uintptr_t)kvl_client_block(client, tier, 0) % huge_page_bytes, 0);
         assert_int_equal(
@@ -143,7 +135,7 @@ static void a_gpus_descriptor_is_closed_when_the_daemon_is_lost(void **state) {
     (void)state;
     struct world world;
     start(&world, true);
-    struct kvl_client *client = connect_own();
+    struct kvl_client *client = connect_own("engine");
     struct kvl_arena_info info;
     int gpu_fd = -1, host_fd = -1, fd;
     assert_int_equal(kvl_client_arena(client, KVL_TIER_DEVICE, &info, &gpu_fd), KVL_OK);
@@ -165,7 +157,7 @@ static void a_gpus_arena_is_handed_out_and_not_mapped(void **state) {
     (void)state;
     struct world world;
     start(&world, true);
-    struct kvl_client *client = connect_own();
+    struct kvl_client *client = connect_own("engine");
     struct kvl_arena_info info;
     int fd = -1;
     assert_int_equal(kvl_client_arena(client, KVL_TIER_DEVICE, &info, &fd), KVL_OK);
@@ -206,12 +198,7 @@ static void a_gpus_arena_is_handed_out_and_not_mapped(void **state) {
     stop(&world);
 }
 
-/* A daemon that answers with this reply, and arenas of a page. */
-struct impostor {
-    int listener;
-    const struct kvl_attach_reply *reply;
-};
-
+/* As a daemon does, with arenas of a page. */
 static void answer(int fd, const struct kvl_attach_reply *reply) {
     int fds[2];
     uint8_t data[KVL_ATTACH_BYTES_MAX];
@@ -238,36 +225,43 @@ static void answer(int fd, const struct kvl_attach_reply *reply) {
     close(fds[1]);
 }
 
-static void *answer_one(void *arg) {
-    const struct impostor *impostor = arg;
-    int fd = accept(impostor->listener, NULL, NULL);
-    assert_true(fd >= 0);
-    answer(fd, impostor->reply);
-    uint8_t byte[KVL_ATTACH_BYTES_MAX];
-    while (recv(fd, byte, sizeof byte, 0) > 0) /* its hello, until it has gone */
-        ;
-    close(fd);
+struct opening {
+    struct kvl_client *client;
+    struct kvl_errmsg msg;
+    kvl_err err;
+};
+
+static void *open_client(void *arg) {
+    struct opening *opening = arg;
+    const struct kvl_client_options options = {
+        .address = own_address(), .timeout_ms = 60000, .tenant = "", .secret_file = ""};
+    opening->err = kvl_client_open(&options, &opening->client, &opening->msg);
     return NULL;
 }
 
+/* What a client says of a daemon that answers with this reply. */
 static kvl_err attach_to(const struct kvl_attach_reply *reply, struct kvl_errmsg *msg) {
-    struct impostor impostor = {
-        .listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0), .reply = reply};
     struct kvl_address address;
     assert_int_equal(kvl_address_parse(own_address(), &address, NULL), KVL_OK);
     const struct sockaddr_un where = kvl_address_attach_sockaddr(&address);
-    assert_int_equal(bind(impostor.listener, (const struct sockaddr *)&where, sizeof where), 0);
-    assert_int_equal(listen(impostor.listener, 1), 0);
+    int listener = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+    assert_int_equal(bind(listener, (const struct sockaddr *)&where, sizeof where), 0);
+    assert_int_equal(listen(listener, 1), 0);
+    struct opening opening = {0};
     pthread_t thread;
-    assert_int_equal(pthread_create(&thread, NULL, answer_one, &impostor), 0);
-    struct kvl_client *client = NULL;
-    kvl_err err =
-        kvl_client_open(&(struct kvl_client_options){.address = own_address()}, &client, msg);
-    assert_null(client);
+    assert_int_equal(pthread_create(&thread, NULL, open_client, &opening), 0);
+    struct pollfd poller = {.fd = listener, .events = POLLIN};
+    assert_int_equal(poll(&poller, 1, 60000), 1);
+    int fd = accept(listener, NULL, NULL);
+    assert_true(fd >= 0);
+    answer(fd, reply);
     pthread_join(thread, NULL);
-    close(impostor.listener);
+    assert_null(opening.client);
+    close(fd);
+    close(listener);
     unlink(where.sun_path);
-    return err;
+    *msg = opening.msg;
+    return opening.err;
 }
 
 static int open_fds(void) {

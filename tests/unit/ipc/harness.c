@@ -91,13 +91,25 @@ void daemon_remove(struct test_daemon *daemon) {
     assert_int_equal(system(command), 0);
 }
 
-struct kvl_client *connect_to(const struct test_daemon *daemon, const char *name) {
+static struct kvl_client *open_client(const struct kvl_client_options *options) {
     struct kvl_client *client = NULL;
     struct kvl_errmsg msg = {{0}};
-    struct kvl_client_options options = {.address = daemon->address, .name = name};
-    if (kvl_client_open(&options, &client, &msg) != KVL_OK)
+    if (kvl_client_open(options, &client, &msg) != KVL_OK)
         fail_msg("%s", msg.text);
     return client;
+}
+
+struct kvl_client *connect_to(const struct test_daemon *daemon, const char *name) {
+    return open_client(&(struct kvl_client_options){
+        .address = daemon->address, .name = name, .tenant = "", .secret_file = ""});
+}
+
+struct kvl_client *connect_own(const char *name) {
+    return open_client(&(struct kvl_client_options){.address = own_address(),
+        .name = name,
+        .timeout_ms = 60000,
+        .tenant = "",
+        .secret_file = ""});
 }
 
 struct kvl_namespace_info open_opaque(struct kvl_client *client) {

@@ -28,6 +28,7 @@ void daemon_remove(struct test_daemon *daemon); /* kills and deletes the directo
 
 /* For a server that is a thread of this process: ipc:// in a folder of its own, always the same. */
 const char *own_address(void);
+struct kvl_client *connect_own(const char *name);
 
 /* The calling test fails when they do not succeed. */
 struct kvl_client *connect_to(const struct test_daemon *daemon, const char *name);

@@ -65,21 +65,21 @@ static void embedded_stop(struct embedded *embedded) {
     embedded_stop_with(embedded, NULL, NULL);
 }
 
-static struct kvl_client *connect_own(void) {
-    struct kvl_client *client = NULL;
-    struct kvl_errmsg msg = {{0}};
-    struct kvl_client_options options = {.address = own_address(), .name = "engine"};
-    if (kvl_client_open(&options, &client, &msg) != KVL_OK)
-        fail_msg("%s", msg.text);
-    return client;
+static void wait_leases(struct kvl_client *client, uint64_t leases) {
+    struct kvl_store_report report = {.leases = leases + 1};
+    for (int i = 0; i < 3000 && report.leases != leases; i++) {
+        usleep(i == 0 ? 0 : 10000);
+        assert_int_equal(kvl_stats(client, &report, NULL), KVL_OK);
+    }
+    assert_int_equal(report.leases, leases);
 }
 
 static void test_two_clients_in_the_servers_process(void **state) {
     (void)state;
     struct embedded embedded;
     embedded_start(&embedded, own_address(), NULL);
-    struct kvl_client *writer = connect_own();
-    struct kvl_client *reader = connect_own();
+    struct kvl_client *writer = connect_own("writer");
+    struct kvl_client *reader = connect_own("reader");
     struct kvl_namespace_info info = open_opaque(writer);
     struct kvl_key key = opaque_key(&info, 7);
     store_block(writer, &info, 7);
@@ -90,9 +90,13 @@ static void test_two_clients_in_the_servers_process(void **state) {
     assert_int_equal(result.count, 1);
     assert_true(has_pattern(kvl_client_block(reader, KVL_TIER_DEVICE, block.offset_bytes), 7));
     assert_int_equal(kvl_ping(reader, 1u << 20), KVL_OK);
-    kvl_client_close(writer);
-    assert_int_equal(kvl_ping(reader, 10), KVL_OK);
+    wait_leases(writer, 2);   /* the writer's own, too */
+    kvl_client_close(reader); /* its process lives on */
+    wait_leases(writer, 1);
+    reader = connect_own("reader");
     assert_int_equal(kvl_client_reconnect(reader, NULL), KVL_OK);
+    kvl_client_close(writer);
+    wait_leases(reader, 0);
     assert_true(wait_visible(reader, &key, 1));
     kvl_client_close(reader);
     embedded_stop(&embedded);
@@ -102,7 +106,7 @@ static void test_the_servers_end_is_noticed(void **state) {
     (void)state;
     struct embedded embedded;
     embedded_start(&embedded, own_address(), NULL);
-    struct kvl_client *client = connect_own();
+    struct kvl_client *client = connect_own("engine");
     embedded_stop(&embedded);
     assert_false(kvl_client_is_connected(client));
     assert_int_equal(kvl_ping(client, 1), KVL_ERR_CLOSED);
@@ -126,7 +130,7 @@ static void test_tickets_are_waited_for_on_other_threads(void **state) {
     (void)state;
     struct embedded embedded;
     embedded_start(&embedded, own_address(), NULL);
-    struct kvl_client *client = connect_own();
+    struct kvl_client *client = connect_own("engine");
     struct other_thread other = {.client = client};
     struct kvl_namespace_info info = open_opaque(client);
     store_block(client, &info, 1);
@@ -187,8 +191,8 @@ static void test_verbs_about_blocks_wait_until_the_store_is_loaded(void **state)
     assert_int_equal(kvl_server_create(&options, &embedded.server, &msg), KVL_OK);
     assert_int_equal(pthread_create(&embedded.thread, NULL, serve, &embedded), 0);
 
-    struct kvl_client *client = connect_own(); /* hello: at once */
-    struct kvl_client *other = connect_own();
+    struct kvl_client *client = connect_own("engine"); /* hello: at once */
+    struct kvl_client *other = connect_own("other");
     struct kvl_store_report report;
     struct opener opener = {0};
     assert_int_equal(kvl_ping(other, 100), KVL_OK);

@@ -99,16 +99,6 @@ static void stop(void) {
     service.device->ops->deinit(service.device);
 }
 
-static struct kvl_client *join_service(const char *name) {
-    struct kvl_client *client = NULL;
-    struct kvl_errmsg msg = {{0}};
-    struct kvl_client_options options = {
-        .address = own_address(), .name = name, .timeout_ms = 60000};
-    if (kvl_client_open(&options, &client, &msg) != KVL_OK)
-        fail_msg("%s", msg.text);
-    return client;
-}
-
 static void flush_all(struct kvl_client *client) {
     struct kvl_ticket ticket;
     struct kvl_progress progress;
@@ -122,7 +112,7 @@ static void make_folder_of(uint32_t rows) {
     snprintf(service.directory, sizeof service.directory, "/tmp/kvl-loading-XXXXXX");
     assert_non_null(mkdtemp(service.directory));
     start();
-    struct kvl_client *client = join_service("writer");
+    struct kvl_client *client = connect_own("writer");
     info = open_opaque(client);
     for (uint32_t i = 0; i < CHAIN; i++) {
         keys[i] = opaque_key(&info, i);
@@ -271,7 +261,7 @@ static void wait_loaded(struct kvl_client *client, struct kvl_store_report *repo
 
 static void test_a_known_chain_is_restored_while_the_table_fills(void **state) {
     (void)state;
-    struct kvl_client *client = join_service("engine"), *other = join_service("other");
+    struct kvl_client *client = connect_own("engine"), *other = connect_own("other");
     struct kvl_store_report report;
     struct kvl_progress progress;
     uint32_t passes = 0;
@@ -310,7 +300,7 @@ static void test_a_known_chain_is_restored_while_the_table_fills(void **state) {
 /* The key behind the chain is nowhere, and the rows around its place say so. */
 static void test_where_a_chain_ends_is_told_while_the_table_fills(void **state) {
     (void)state;
-    struct kvl_client *client = join_service("engine");
+    struct kvl_client *client = connect_own("engine");
     struct call look = {.run = run_lookup, .client = client, .count = CHAIN + 1};
     struct call restore = {.run = run_restore, .client = client, .count = CHAIN + 1};
     uint32_t passes = 0;
@@ -328,8 +318,8 @@ static void test_where_a_chain_ends_is_told_while_the_table_fills(void **state) 
 
 static void test_nobody_is_told_a_miss_before_it_is_certain(void **state) {
     (void)state;
-    struct kvl_client *engine = join_service("engine"), *writer = join_service("writer"),
-                      *other = join_service("other");
+    struct kvl_client *engine = connect_own("engine"), *writer = connect_own("writer"),
+                      *other = connect_own("other");
     struct call look = {.run = run_lookup, .client = engine, .count = CHAIN + 1};
     struct call alloc = {.run = run_alloc, .client = writer, .count = CHAIN + 1};
     memset(keys[CHAIN].bytes, 0xff, sizeof keys[CHAIN].bytes); /* no row is behind it */
@@ -372,7 +362,7 @@ static void end_by_turns(struct call *call) {
 static void test_new_blocks_and_sessions_are_taken_once_the_index_was_checked(void **state) {
     (void)state;
     static const struct kvl_key unnamed = {{0}};
-    struct kvl_client *client = join_service("engine"), *other = join_service("other");
+    struct kvl_client *client = connect_own("engine"), *other = connect_own("other");
     struct call session = {.run = run_session, .client = client};
     struct call call = {.run = run_alloc, .client = client, .count = CHAIN + 1};
     struct kvl_ticket ticket;
@@ -404,7 +394,7 @@ static void test_new_blocks_and_sessions_are_taken_once_the_index_was_checked(vo
     kvl_client_close(other);
     stop();
     start();
-    other = join_service("later");
+    other = connect_own("later");
     uint8_t found[CHAIN + 1];
     uint32_t hits = 0, tokens[4], count = 0;
     assert_int_equal(kvl_lookup(other, keys, CHAIN + 1, found, &hits), KVL_OK);
@@ -465,7 +455,7 @@ static void fill_device(struct kvl_client *client) {
 /* As long as loading goes on nothing can be stored: that is no disk that hangs. */
 static void test_new_blocks_are_not_given_up_while_the_table_fills(void **state) {
     (void)state;
-    struct kvl_client *client = join_service("engine");
+    struct kvl_client *client = connect_own("engine");
     struct call session = {.run = run_session, .client = client};
     struct kvl_allocated more;
     struct kvl_store_report report;
@@ -491,13 +481,10 @@ static void test_new_blocks_are_not_given_up_while_the_table_fills(void **state)
 /* Its request is given up, and what it had asked for comes back to nobody. */
 static void test_a_client_may_leave_while_its_keys_are_sought(void **state) {
     (void)state;
-    struct kvl_client *other = join_service("other");
+    struct kvl_client *other = connect_own("other");
     memset(keys[CHAIN].bytes, 0xff, sizeof keys[CHAIN].bytes);
     for (uint32_t i = 0; i < 3; i++) {
-        struct kvl_client *client = NULL;
-        struct kvl_client_options options = {
-            .address = own_address(), .name = "hasty", .timeout_ms = 60000};
-        assert_int_equal(kvl_client_open(&options, &client, NULL), KVL_OK);
+        struct kvl_client *client = connect_own("hasty");
         kvl_client_set_timeout(client, 30);
         uint32_t hits;
         uint8_t found[CHAIN + 1];
