@@ -123,8 +123,6 @@ double disk_bench_run(struct disk_bench *bench, enum kvl_io_op op) {
     uint64_t since_ns = kvl_clock_ns();
     bench->pending = 0;
     for (uint32_t i = 0; i < bench->blocks; i++) {
-        while (bench->window > 0 && bench->pending >= bench->window)
-            disk_bench_wait(bench);
         bench->pending++;
         bench->ios[i].op = op;
         while (bench->tier->ops->submit(bench->tier, &bench->ios[i]) == KVL_ERR_AGAIN)

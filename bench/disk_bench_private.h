@@ -23,7 +23,6 @@ struct disk_bench {
     uint64_t capacity_bytes;
     bool (*keep)(void *arg, const struct kvl_key *key); /* NULL: nothing is */
     uint32_t blocks; /* of a run, at most DISK_BENCH_BLOCKS_MAX */
-    uint32_t window; /* of them under way at once; 0: any */
     struct kvl_io ios[DISK_BENCH_BLOCKS_MAX];
     uint64_t pending;
     bool loaded;

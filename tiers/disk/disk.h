@@ -30,7 +30,12 @@
 #include "workers.h"
 
 #define KVL_DISK_REQUESTS 4096u
-#define KVL_DISK_LOADS 32u
+#define KVL_DISK_LOADS 64u /* being read or verified */
+/* Of the loads, reads at the disk at once: as many as keep it busy, and few enough that what was
+ * asked for first comes first. Large ones: of READS_BYTES together, but READS_MIN. */
+#define KVL_DISK_READS 16u
+#define KVL_DISK_READS_MIN 4u
+#define KVL_DISK_READS_BYTES (16ull << 20)
 #define KVL_DISK_BATCHES 32u
 #define KVL_DISK_BATCH_RECORDS 512u
 /* For a batch that is filled, two that are encoded, one that is written. A buffer takes a block of
@@ -441,7 +446,10 @@ struct kvl_disk {
     uint64_t sequence;
     struct kvl_disk_request_list loads_waiting[3], stores_waiting;
     struct kvl_disk_load *load_pool, *free_loads;
+    struct kvl_disk_load *loads_read, **loads_read_tail; /* to be verified, oldest first */
     uint32_t loads_active;
+    uint32_t reads_active; /* of the loads */
+    uint64_t reads_bytes;
     uint8_t *header_pages, *bounce_memory;
     uint32_t bounce_count, bounce_free_count, bounce_large;
     uint32_t bounce_free[KVL_DISK_BOUNCES_MAX];
@@ -537,6 +545,8 @@ void kvl_disk_notify(
 
 /* load.c */
 bool kvl_disk_loads_advance(struct kvl_disk *disk);
+/* What was read goes on to be verified: after the disk has got more to do. */
+void kvl_disk_loads_verify(struct kvl_disk *disk);
 /* stage.c: queue to placed batch. */
 bool kvl_disk_stage_advance(struct kvl_disk *disk);
 void kvl_disk_fail_waiting_stores(struct kvl_disk *disk, kvl_err status);

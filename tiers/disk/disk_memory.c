@@ -52,6 +52,7 @@ static kvl_err create_loads(struct kvl_disk *disk) {
     disk->header_pages = kvl_disk_map_memory((uint64_t)KVL_DISK_LOADS * KVL_PAGE_BYTES);
     if (disk->load_pool == NULL || disk->header_pages == NULL)
         return KVL_ERR_NOMEM;
+    disk->loads_read_tail = &disk->loads_read;
     for (uint32_t i = 0; i < KVL_DISK_LOADS; i++) {
         struct kvl_disk_load *load = &disk->load_pool[i];
         load->disk = disk;

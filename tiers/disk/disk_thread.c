@@ -392,6 +392,7 @@ static bool advance(struct kvl_disk *disk) {
     progress = kvl_workers_poll(disk->workers) > 0 || progress;
     progress = kvl_disk_loads_advance(disk) || progress;
     progress = disk->backend->ops->poll(disk->backend) > 0 || progress;
+    kvl_disk_loads_verify(disk);
     progress = kvl_disk_stage_advance(disk) || progress;
     progress = kvl_disk_writes_advance(disk) || progress;
     progress = kvl_disk_commit_advance(disk) || progress;
@@ -451,6 +452,7 @@ void *kvl_disk_main(void *arg) {
         bool progress = take_inbox(disk);
         progress = kvl_workers_poll(disk->workers) > 0 || progress;
         progress = disk->backend->ops->poll(disk->backend) > 0 || progress;
+        kvl_disk_loads_verify(disk);
         if (!progress)
             poll(NULL, 0, 1);
     }

@@ -177,15 +177,33 @@ static kvl_err check_header(struct kvl_disk_load *load) {
     return kvl_record_header_match(&load->header, &io->record, io->layout);
 }
 
+/* A device may end all that it has at once: the next reads start before these are looked at. */
 static void read_done(struct kvl_disk_op *op) {
     struct kvl_disk_load *load = op->owner;
+    struct kvl_disk *disk = load->disk;
+    disk->reads_active--;
+    disk->reads_bytes -= load->record_bytes;
     load->status = op->status;
-    if (load->status == KVL_OK)
-        load->status = check_header(load);
-    if (load->status == KVL_OK)
-        start_decoding(load);
-    else
-        finish(load);
+    load->next = NULL;
+    *disk->loads_read_tail = load;
+    disk->loads_read_tail = &load->next;
+    if (!atomic_load(&disk->stopping))
+        kvl_disk_loads_advance(disk);
+}
+
+void kvl_disk_loads_verify(struct kvl_disk *disk) {
+    struct kvl_disk_load *load = disk->loads_read, *next;
+    disk->loads_read = NULL;
+    disk->loads_read_tail = &disk->loads_read;
+    for (; load != NULL; load = next) {
+        next = load->next;
+        if (load->status == KVL_OK)
+            load->status = check_header(load);
+        if (load->status == KVL_OK)
+            start_decoding(load);
+        else
+            finish(load);
+    }
 }
 
 /* One read fills both: the disk sees one request, not a small one before each large one. */
@@ -203,6 +221,8 @@ static void start_read(struct kvl_disk_load *load) {
         .done = read_done,
         .owner = load,
     };
+    load->disk->reads_active++;
+    load->disk->reads_bytes += load->record_bytes;
     load->disk->backend->ops->submit(load->disk->backend, &load->op);
 }
 
@@ -263,10 +283,16 @@ static struct kvl_disk_request_list *next_list(struct kvl_disk *disk) {
     return NULL;
 }
 
+static bool may_read(const struct kvl_disk *disk) {
+    return disk->free_loads != NULL &&
+           (disk->reads_active < KVL_DISK_READS_MIN ||
+               (disk->reads_active < KVL_DISK_READS && disk->reads_bytes < KVL_DISK_READS_BYTES));
+}
+
 bool kvl_disk_loads_advance(struct kvl_disk *disk) {
     bool progress = false;
     struct kvl_disk_request_list *list;
-    while (disk->free_loads != NULL && (list = next_list(disk)) != NULL) {
+    while (may_read(disk) && (list = next_list(disk)) != NULL) {
         struct kvl_disk_request *request = kvl_disk_list_pop(list);
         if (!start(disk, request)) {
             kvl_disk_list_push_front(list, request);
