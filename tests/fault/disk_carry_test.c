@@ -8,6 +8,9 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <errno.h>
+#include <stdatomic.h>
+#include <unistd.h>
 
 #include "clock.h"
 #include "disk/disk_dir.h"
@@ -58,6 +61,17 @@ static void carrying_without_gain_ends(void **state) {
     fixture_remove(&fixture);
 }
 
+static atomic_bool reads_fail;
+
+ssize_t __real_pread(int fd, void *buffer, size_t bytes, off_t offset);
+ssize_t __wrap_pread(int fd, void *buffer, size_t bytes, off_t offset);
+ssize_t __wrap_pread(int fd, void *buffer, size_t bytes, off_t offset) {
+    if (!atomic_load(&reads_fail))
+        return __real_pread(fd, buffer, bytes, offset);
+    errno = EIO;
+    return -1;
+}
+
 static void open_with(uint64_t capacity_bytes) {
     fixture.options.capacity_bytes = capacity_bytes;
     assert_int_equal(fixture_open(&fixture), KVL_OK);
@@ -88,6 +102,38 @@ static bool loads_same(uint64_t number) {
     bool same = block_load_same(&block, NULL);
     block_free(&block);
     return same;
+}
+
+static uint64_t kept_remainder;
+
+static bool keep_some_everywhere(void *arg, const struct kvl_key *key) {
+    (void)arg;
+    return block_number_of(key) % 4 == kept_remainder;
+}
+
+/* Carrying that fails has taken the room that is kept for it: stores do not get what is left. */
+static void carrying_that_fails_leaves_room_for_the_next(void **state) {
+    (void)state;
+    uint64_t number = 0;
+    fixture_init(&fixture, 64 * MIB, NULL);
+    fixture.options.codec = KVL_DISK_CODEC_RAW;
+    fixture.options.io = KVL_DISK_IO_POSIX;
+    open_with(64 * MIB);
+    fixture.tier->events.keep = keep_some_everywhere;
+    while (number < 100)
+        assert_int_equal(store_mib(number++), KVL_OK);
+    for (kept_remainder = 0; kept_remainder < 4; kept_remainder++) {
+        kvl_err err;
+        atomic_store(&reads_fail, true);
+        while ((err = store_mib(number++)) == KVL_OK)
+            ;
+        assert_int_equal(err, KVL_ERR_NOSPC);
+        atomic_store(&reads_fail, false);
+        for (uint32_t i = 0; i < 21; i++)
+            assert_int_equal(store_mib(number++), KVL_OK);
+    }
+    fixture_close(&fixture, true);
+    fixture_remove(&fixture);
 }
 
 /* Fills segments of the larger capacity, five blocks of eight to be kept, and goes on with the
@@ -193,6 +239,7 @@ static void ahead_of_need_few_are_asked_about(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(carrying_without_gain_ends),
+        cmocka_unit_test(carrying_that_fails_leaves_room_for_the_next),
         cmocka_unit_test(the_oldest_blocks_go_first),
         cmocka_unit_test(ahead_of_need_few_are_asked_about),
         cmocka_unit_test(larger_segments_are_carried_over_too),

@@ -249,6 +249,26 @@ static void a_segment_that_cannot_be_opened_is_not_given_up(void **state) {
     end_folder();
 }
 
+/* A group goes to an index of this size in steps of 32. The first is committed, the second meets
+ * the damage: nobody has heard of the first yet, and the new index has it. */
+static void what_was_committed_before_the_damage_was_met_is_there(void **state) {
+    (void)state;
+    static struct disk_block blocks[64];
+    fill_folder();
+    damage_row(5, SIZE_MAX);
+    for (uint64_t i = 0; i < 64; i++) {
+        make(&blocks[i], i < 32 ? 256 + 200 + i : 256 + 5 + i - 32); /* by their lowest bytes */
+        block_begin(&blocks[i], KVL_IO_STORE);
+    }
+    for (uint64_t i = 0; i < 64; i++) {
+        assert_int_equal(block_end(&blocks[i]), KVL_OK);
+        block_free(&blocks[i]);
+    }
+    assert_healed();
+    assert_holds(45 + 64, "new");
+    end_folder();
+}
+
 static void a_damaged_page_is_mended_by_the_store_that_meets_it(void **state) {
     (void)state;
     fill_folder();
@@ -537,6 +557,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(a_damaged_value_is_mended_by_the_discard_that_meets_it),
         cmocka_unit_test(what_was_cleared_stays_cleared_after_the_healing),
         cmocka_unit_test(a_segment_that_cannot_be_opened_is_not_given_up),
+        cmocka_unit_test(what_was_committed_before_the_damage_was_met_is_there),
         cmocka_unit_test(a_damaged_page_is_mended_by_the_store_that_meets_it),
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),

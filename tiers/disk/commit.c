@@ -208,10 +208,10 @@ static void publish_batch(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
         kvl_disk_batch_release(batch);
 }
 
-/* What a failed transaction was to remove, and what it was to publish, is removed by the next. */
+/* What failed to be removed, and what failed to be published, is removed by the next. */
 static void remove_later(struct kvl_disk *disk) {
     struct kvl_disk_commit *commit = &disk->commit;
-    for (uint64_t i = 0; i < commit->ops.count; i++) {
+    for (uint64_t i = commit->done_ops; i < commit->ops.count; i++) {
         struct kvl_index_op *op = &commit->ops.items[i];
         if (op->kind == KVL_INDEX_PUT || op->kind == KVL_INDEX_MOVE)
             turn_into_delete(op, op->segment.generation);
@@ -222,16 +222,22 @@ static void remove_later(struct kvl_disk *disk) {
     }
 }
 
-/* Ends the transaction, whatever its status: stores complete, batches are free again. */
+static void fail_uncommitted(
+    const struct kvl_disk_commit *commit, struct kvl_disk_batch *batch, kvl_err status) {
+    for (uint32_t i = 0; i < batch->staged_count; i++) {
+        if (batch->staged[i].status == KVL_OK && batch->staged[i].op_index >= commit->done_ops)
+            batch->staged[i].status = status;
+    }
+}
+
+/* Ends the changes, whatever their status: stores complete, batches are free again. */
 static void publish(struct kvl_disk *disk) {
     struct kvl_disk_commit *commit = &disk->commit;
     struct kvl_disk_batch *batch = commit->batches;
     while (batch != NULL) {
         struct kvl_disk_batch *next = batch->next;
-        for (uint32_t i = 0; commit->status != KVL_OK && i < batch->staged_count; i++) {
-            if (batch->staged[i].status == KVL_OK)
-                batch->staged[i].status = commit->status;
-        }
+        if (commit->status != KVL_OK)
+            fail_uncommitted(commit, batch, commit->status);
         publish_batch(disk, batch);
         batch = next;
     }
@@ -243,7 +249,7 @@ static void publish(struct kvl_disk *disk) {
     }
     commit->batches = NULL;
     commit->attempts = 0;
-    commit->chunk_ops = 0;
+    commit->done_ops = 0;
     kvl_disk_ops_clear(disk, &commit->ops);
 }
 
@@ -254,19 +260,13 @@ static void send(struct kvl_disk *disk) {
     kvl_mailbox_post(&disk->index_inbox, &disk->commit.node);
 }
 
-/* The map is full and nothing can be evicted: without its new blocks a transaction may fit, in
- * several if need be. */
+/* The map is full and nothing can be evicted: without the other new blocks the rest may fit. */
 void kvl_disk_commit_strip(struct kvl_disk *disk) {
     struct kvl_disk_commit *commit = &disk->commit;
-    uint64_t kept = 0;
-    for (struct kvl_disk_batch *batch = commit->batches; batch != NULL; batch = batch->next) {
-        for (uint32_t i = 0; i < batch->staged_count; i++) {
-            batch->staged[i].op_index = UINT64_MAX;
-            if (batch->staged[i].status == KVL_OK)
-                batch->staged[i].status = KVL_ERR_NOSPC;
-        }
-    }
-    for (uint64_t i = 0; i < commit->ops.count; i++) {
+    uint64_t kept = commit->done_ops;
+    for (struct kvl_disk_batch *batch = commit->batches; batch != NULL; batch = batch->next)
+        fail_uncommitted(commit, batch, KVL_ERR_NOSPC);
+    for (uint64_t i = commit->done_ops; i < commit->ops.count; i++) {
         struct kvl_index_op *op = &commit->ops.items[i];
         if (op->kind == KVL_INDEX_PUT || op->kind == KVL_INDEX_MOVE)
             turn_into_delete(op, op->segment.generation);
@@ -275,8 +275,7 @@ void kvl_disk_commit_strip(struct kvl_disk *disk) {
     }
     commit->ops.count = kept;
     commit->attempts = UINT32_MAX - 1;
-    commit->chunk_ops = UINT64_MAX;
-    if (kept > 0) {
+    if (kept > commit->done_ops) {
         send(disk);
         return;
     }
@@ -341,14 +340,15 @@ bool kvl_disk_commit_advance(struct kvl_disk *disk) {
         send(disk);
         return true;
     }
-    if (!disk->loaded || !due(disk) || !reserve_ops(&disk->pending, ready_records(disk)))
+    if (!disk->loaded || !due(disk) ||
+        !reserve_ops(&disk->pending, ready_records(disk) + TOUCHES_PER_COMMIT))
         return false;
     struct kvl_disk_ops unused = commit->ops;
     commit->ops = disk->pending;
     disk->pending = unused;
     disk->pending.first_sequence = UINT64_MAX;
-    take_ready_batches(disk);
     add_touches(disk);
+    take_ready_batches(disk);
     commit->status = KVL_OK;
     if (commit->ops.count > 0)
         send(disk);

@@ -62,7 +62,6 @@
 #define KVL_DISK_FOUND_MAX 32u
 #define KVL_DISK_SEEK_KEYS_MAX 65536u /* being sought at a time */
 #define KVL_DISK_TOUCH_S 60u          /* coarseness of the last use */
-#define KVL_DISK_OPS_PER_COMMIT 512u  /* deletes of a reclaim, per transaction */
 
 enum kvl_disk_node {
     /* inbox of the disk thread */
@@ -235,12 +234,12 @@ struct kvl_disk_ops {
     uint64_t since_ns;
 };
 
-/* One index transaction. */
+/* Changes of the index, in one transaction; in several where they are too many for the map. */
 struct kvl_disk_commit {
     struct kvl_node node;
     struct kvl_disk_ops ops;
     struct kvl_disk_batch *batches; /* whose blocks it publishes, oldest first */
-    uint64_t chunk_ops;             /* of a transaction at most; 0: there is one, whole or not */
+    uint64_t done_ops; /* committed, by an attempt that then found the map full or failed */
     bool busy;
     uint32_t attempts;
     uint32_t usage_permille;
@@ -579,6 +578,8 @@ void kvl_disk_delete_block(
 /* space.c */
 void kvl_disk_account(struct kvl_disk *disk);
 bool kvl_disk_at_cap(const struct kvl_disk *disk);
+/* Whether as much is free as carrying a victim's blocks over may need. */
+bool kvl_disk_has_reserve(const struct kvl_disk *disk);
 /* Whether a free segment may be taken: not by a store when that would leave too few for carrying.
  */
 bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying);

@@ -6,6 +6,8 @@
 #include "disk.h"
 #include "thread.h"
 
+#define OPS_PER_STEP 1024u
+
 struct walk_state {
     struct kvl_disk *disk;
     kvl_err status;
@@ -104,27 +106,26 @@ static void load(struct kvl_disk *disk, struct kvl_disk_loading *loading) {
     loading->status = err != KVL_OK ? err : state.status;
 }
 
-/* Deletes copy pages, too: what does not fit the rest of the map goes in smaller steps. */
-static kvl_err commit_chunks(struct kvl_disk *disk, const struct kvl_disk_commit *commit) {
-    uint64_t step = commit->chunk_ops;
-    kvl_err err = KVL_OK;
-    for (uint64_t at = 0; at < commit->ops.count && err == KVL_OK;) {
-        uint64_t left = commit->ops.count - at, count = left < step ? left : step;
-        err = kvl_disk_index_commit(disk, commit->ops.items + at, count);
-        if (err == KVL_OK) {
-            at += count;
-        } else if (err == KVL_ERR_NOSPC && count > 1) {
+/* In the order that they came in; in steps, for LMDB copies every page that it changes: an eighth
+ * of the map's pages, and less where that does not fit. */
+static kvl_err commit_steps(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
+    uint64_t pages = disk->plan.map_bytes / KVL_PAGE_BYTES;
+    uint64_t step = pages / 8 < OPS_PER_STEP ? pages / 8 : OPS_PER_STEP;
+    while (commit->done_ops < commit->ops.count) {
+        uint64_t left = commit->ops.count - commit->done_ops, count = left < step ? left : step;
+        kvl_err err = kvl_disk_index_commit(disk, commit->ops.items + commit->done_ops, count);
+        if (err == KVL_OK)
+            commit->done_ops += count;
+        else if (err == KVL_ERR_NOSPC && count > 1)
             step = count / 2;
-            err = KVL_OK;
-        }
+        else
+            return err;
     }
-    return err;
+    return KVL_OK;
 }
 
 static void commit(struct kvl_disk *disk, struct kvl_disk_commit *commit) {
-    commit->status = commit->chunk_ops != 0
-                         ? commit_chunks(disk, commit)
-                         : kvl_disk_index_commit(disk, commit->ops.items, commit->ops.count);
+    commit->status = commit_steps(disk, commit);
     commit->usage_permille = kvl_index_usage_permille(disk->index);
     atomic_store(&disk->journal_bytes, disk->journal.bytes);
     kvl_disk_index_served(disk);

@@ -81,7 +81,7 @@ static void start_deleting(struct kvl_disk *disk) {
     bool all = true;
     reclaim->state = KVL_RECLAIM_DELETING;
     reclaim->commit.node.kind = KVL_NODE_COMMIT;
-    reclaim->commit.chunk_ops = KVL_DISK_OPS_PER_COMMIT;
+    reclaim->commit.done_ops = 0;
     reclaim->commit.status = KVL_OK;
     kvl_disk_ops_clear(disk, &reclaim->commit.ops);
     /* Dead ones too: their own deletions may not be committed yet. */

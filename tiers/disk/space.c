@@ -21,14 +21,17 @@ void kvl_disk_account(struct kvl_disk *disk) {
     atomic_store(&disk->used_bytes, used_bytes(disk));
 }
 
-/* How many segments may still be made. */
-static uint64_t unmade_count(const struct kvl_disk *disk) {
+/* How many more segments the capacity has room for. */
+static uint64_t more_count(const struct kvl_disk *disk) {
     uint64_t capacity_bytes = disk->plan.capacity_bytes;
     uint64_t bytes =
         KVL_PLANTED("cap-without-index") ? disk->segments.total_bytes : used_bytes(disk);
-    if (bytes > capacity_bytes || kvl_clock_ns() < disk->prepare_after_ns)
-        return 0;
-    return (capacity_bytes - bytes) / disk->plan.segment_bytes;
+    return bytes > capacity_bytes ? 0 : (capacity_bytes - bytes) / disk->plan.segment_bytes;
+}
+
+/* How many of them may be made now. */
+static uint64_t unmade_count(const struct kvl_disk *disk) {
+    return kvl_clock_ns() < disk->prepare_after_ns ? 0 : more_count(disk);
 }
 
 bool kvl_disk_at_cap(const struct kvl_disk *disk) {
@@ -48,6 +51,15 @@ static uint64_t reserve_count(const struct kvl_disk *disk) {
             largest_bytes = segment->bytes;
     }
     return (kvl_disk_kept_bytes_max(largest_bytes) + segment_bytes - 1) / segment_bytes;
+}
+
+/* A victim whose blocks are being deleted is as good as free. */
+bool kvl_disk_has_reserve(const struct kvl_disk *disk) {
+    enum kvl_reclaim_state state = disk->reclaim.state;
+    bool coming = state == KVL_RECLAIM_DELETING || state == KVL_RECLAIM_TELLING ||
+                  state == KVL_RECLAIM_RELEASING;
+    uint64_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
+    return disk->segments.count < 2 || unused + more_count(disk) + coming >= reserve_count(disk);
 }
 
 bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying) {

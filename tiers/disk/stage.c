@@ -295,13 +295,23 @@ static bool place_ready(struct kvl_disk *disk) {
 static bool stage_stores(struct kvl_disk *disk) {
     bool progress = false;
     bool crowded = disk->index_permille > KVL_INDEX_PRESSURE_PERMILLE || disk->commit_parked;
-    while (disk->stores_waiting.head != NULL && !crowded) {
+    if (disk->stores_waiting.head == NULL || crowded)
+        return false;
+    /* Carrying took it, and came to nothing: what is left of the active segment is for the next
+     * attempt. */
+    if (!kvl_disk_has_reserve(disk)) {
+        disk->want_segment = true;
+        return false;
+    }
+    while (disk->stores_waiting.head != NULL) {
         struct kvl_disk_request *request = kvl_disk_list_pop(&disk->stores_waiting);
         if (atomic_load(&request->canceled)) {
             kvl_disk_complete(request, KVL_ERR_CANCELED);
         } else if (!stage_store(disk, request)) {
             kvl_disk_list_push_front(&disk->stores_waiting, request);
             break;
+        } else {
+            disk->want_segment = false;
         }
         progress = true;
     }
