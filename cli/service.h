@@ -1,7 +1,8 @@
 /* service.h - tiers, store and server wired into one running service.
  *
- * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, behind
- * a socket that has no name any more once the engine is there. Everything is created on the thread that serves, as the store demands.
+ * kvloftd runs it on its main thread; --embedded runs it on a thread of its own, behind a socket
+ * that has no name any more once the engine is there. Everything is created on the thread that
+ * serves, as the store demands.
  *
  *   options -> memory tiers (device, host), disk tier + catalog -> store -> server
  *
@@ -47,8 +48,8 @@ KVL_MUST_CHECK kvl_err kvl_service_check(
     const struct kvl_service_options *options, struct kvl_errmsg *msg);
 
 /* A service that can be interrupted, and nothing of it else: the disk's folder and the sockets are
- * opened by run. log is borrowed, and what the options point to, until the end. Errors: TOOBIG (address),
- * LIMIT (descriptors), NOMEM. */
+ * opened by run. log is borrowed, and what the options point to, until the end. Errors: TOOBIG
+ * (address), LIMIT (descriptors), NOMEM; where no folder for a socket can be made, mkdtemp's. */
 KVL_MUST_CHECK kvl_err kvl_service_create(const struct kvl_service_options *options,
     struct kvl_log *log, struct kvl_service **out, struct kvl_errmsg *msg);
 /* Serves on the calling thread until kvl_service_interrupt, also one that came before; then drains.

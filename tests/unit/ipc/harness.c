@@ -100,8 +100,7 @@ static struct kvl_client *open_client(const struct kvl_client_options *options) 
 }
 
 struct kvl_client *connect_to(const struct test_daemon *daemon, const char *name) {
-    return open_client(&(struct kvl_client_options){
-        .address = daemon->address, .name = name, .tenant = "", .secret_file = ""});
+    return open_client(&(struct kvl_client_options){.address = daemon->address, .name = name});
 }
 
 struct kvl_client *connect_own(const char *name) {
