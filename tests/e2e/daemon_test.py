@@ -110,8 +110,11 @@ class Embedded(Case):
 
     def is_connected(self, process):
         """Both ends of both connections, and what two of them listen at."""
-        folder = pathlib.Path(f"/proc/{process.pid}/fd")
-        return sum(os.readlink(name).startswith("socket:") for name in folder.iterdir()) >= 6
+        try:
+            names = [os.readlink(name) for name in pathlib.Path(f"/proc/{process.pid}/fd").iterdir()]
+        except OSError:  # one was closed meanwhile
+            return False
+        return sum(name.startswith("socket:") for name in names) >= 6
 
     def test_what_one_process_stored_the_next_restores(self):
         first, second = decode(*self.words()), decode(*self.words())
@@ -125,13 +128,14 @@ class Embedded(Case):
             self.assertEqual(len(done["output_tokens"]), 4)
 
     def test_many_at_once_and_one_that_is_killed_leave_no_socket(self):
-        killed = self.start("killed", tokens=2000)
+        killed = self.start("killed", tokens=2900)
         self.wait_until(lambda: self.is_connected(killed) and not os.listdir(self.temporary))
+        killed.send_signal(signal.SIGSTOP)
+        self.assertIsNone(killed.poll())
         engines = [self.start(f"disk{i}") for i in range(6)]
         self.assertEqual(len({finish(engine)["logits_sha256"] for engine in engines}), 1)
-        self.assertIsNone(killed.poll())
         killed.kill()
-        killed.wait()
+        self.assertEqual(killed.wait(), -signal.SIGKILL)
         self.assertEqual(os.listdir(self.temporary), [])
 
 
