@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -62,12 +63,19 @@ static void carrying_without_gain_ends(void **state) {
 }
 
 static atomic_bool reads_fail;
+static atomic_uint_fast64_t unreadable; /* number of a block; 0: none */
 
 ssize_t __real_pread(int fd, void *buffer, size_t bytes, off_t offset);
 ssize_t __wrap_pread(int fd, void *buffer, size_t bytes, off_t offset);
 ssize_t __wrap_pread(int fd, void *buffer, size_t bytes, off_t offset) {
-    if (!atomic_load(&reads_fail))
-        return __real_pread(fd, buffer, bytes, offset);
+    uint64_t number = atomic_load(&unreadable);
+    ssize_t got = __real_pread(fd, buffer, bytes, offset);
+    struct kvl_key key = {{0}};
+    memcpy(key.bytes, &number, sizeof number);
+    key.bytes[31] = 0x5a;
+    bool fails = number != 0 && got >= 4096 && memmem(buffer, 4096, key.bytes, sizeof key.bytes);
+    if (!atomic_load(&reads_fail) && !fails)
+        return got;
     errno = EIO;
     return -1;
 }
@@ -132,6 +140,32 @@ static void carrying_that_fails_leaves_room_for_the_next(void **state) {
         for (uint32_t i = 0; i < 21; i++)
             assert_int_equal(store_mib(number++), KVL_OK);
     }
+    fixture_close(&fixture, true);
+    fixture_remove(&fixture);
+}
+
+static bool keep_the_unreadable(void *arg, const struct kvl_key *key) {
+    (void)arg;
+    return block_number_of(key) == atomic_load(&unreadable);
+}
+
+/* The segment that it lies in is passed over. */
+static void a_kept_block_that_cannot_be_read_is_in_nobodys_way(void **state) {
+    (void)state;
+    uint64_t number = 0;
+    fixture_init(&fixture, 64 * MIB, NULL);
+    fixture.options.codec = KVL_DISK_CODEC_RAW;
+    fixture.options.io = KVL_DISK_IO_POSIX;
+    open_with(64 * MIB);
+    fixture.tier->events.keep = keep_the_unreadable;
+    while (number < 50)
+        assert_int_equal(store_mib(number++), KVL_OK);
+    atomic_store(&unreadable, 30);
+    while (number < 250)
+        assert_int_equal(store_mib(number++), KVL_OK);
+    fixture.tier->events.keep = NULL;
+    atomic_store(&unreadable, 0);
+    assert_true(loads_same(30));
     fixture_close(&fixture, true);
     fixture_remove(&fixture);
 }
@@ -237,12 +271,34 @@ static void ahead_of_need_few_are_asked_about(void **state) {
     fixture_remove(&fixture);
 }
 
+/* The segment that is active then is larger than today's, and its copies would need more room than
+ * there will ever be: it is filled up first. */
+static void a_much_smaller_capacity_stores_on(void **state) {
+    (void)state;
+    static const uint64_t capacities[][2] = {{64 * MIB, 16 * MIB}, {256 * MIB, 20 * MIB}};
+    for (uint32_t i = 0; i < sizeof capacities / sizeof *capacities; i++) {
+        fixture_init(&fixture, capacities[i][0], NULL);
+        fixture.options.codec = KVL_DISK_CODEC_RAW;
+        open_with(capacities[i][0]);
+        for (uint64_t number = 0; number < 12; number++)
+            assert_int_equal(store_mib(number), KVL_OK);
+        fixture_close(&fixture, true);
+        open_with(capacities[i][1]);
+        for (uint64_t number = 100; number < 160; number++)
+            assert_int_equal(store_mib(number), KVL_OK);
+        fixture_close(&fixture, true);
+        fixture_remove(&fixture);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(carrying_without_gain_ends),
         cmocka_unit_test(carrying_that_fails_leaves_room_for_the_next),
+        cmocka_unit_test(a_kept_block_that_cannot_be_read_is_in_nobodys_way),
         cmocka_unit_test(the_oldest_blocks_go_first),
         cmocka_unit_test(ahead_of_need_few_are_asked_about),
         cmocka_unit_test(larger_segments_are_carried_over_too),
-        cmocka_unit_test(a_smaller_capacity_leaves_room_for_carrying)};
+        cmocka_unit_test(a_smaller_capacity_leaves_room_for_carrying),
+        cmocka_unit_test(a_much_smaller_capacity_stores_on)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -9,7 +9,9 @@
 #include <stdint.h>
 /* cmocka needs the four above first */
 #include <cmocka.h>
+#include <errno.h>
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,6 +113,28 @@ static void assert_all_load(void) {
 
 /* ---- damage ------------------------------------------------------------------------------- */
 
+static struct kvl_key key_of(uint64_t number) {
+    struct kvl_key key = {{0}};
+    memcpy(key.bytes, &number, sizeof(number));
+    key.bytes[31] = 0x5a;
+    return key;
+}
+
+static struct kvl_key hidden;
+static atomic_bool is_hidden;
+
+ssize_t __real_pread(int fd, void *buffer, size_t bytes, off_t offset);
+ssize_t __wrap_pread(int fd, void *buffer, size_t bytes, off_t offset);
+/* The header of the hidden block cannot be read. */
+ssize_t __wrap_pread(int fd, void *buffer, size_t bytes, off_t offset) {
+    ssize_t got = __real_pread(fd, buffer, bytes, offset);
+    if (got != 4096 || !atomic_load(&is_hidden) ||
+        memmem(buffer, (size_t)got, hidden.bytes, sizeof(hidden.bytes)) == NULL)
+        return got;
+    errno = EIO;
+    return -1;
+}
+
 static uint8_t *read_index(uint64_t *bytes, int *fd) {
     struct stat file;
     *fd = open(fixture_path(&fixture, "index/data.mdb"), O_RDWR | O_CLOEXEC);
@@ -125,12 +149,10 @@ static uint8_t *read_index(uint64_t *bytes, int *fd) {
  * bytes), or, with at SIZE_MAX, its page is zeroed. */
 static void damage_row(uint64_t number, size_t at) {
     static const uint8_t zero[4096];
-    struct kvl_key key = {{0}};
+    const struct kvl_key key = key_of(number);
     uint64_t bytes;
     int fd, places = 0;
     uint8_t *all = read_index(&bytes, &fd);
-    memcpy(key.bytes, &number, sizeof(number));
-    key.bytes[31] = 0x5a;
     for (uint64_t i = 0; i + 128 <= bytes; i++) {
         if (memcmp(all + i, key.bytes, sizeof(key.bytes)) != 0)
             continue;
@@ -249,11 +271,12 @@ static void a_segment_that_cannot_be_opened_is_not_given_up(void **state) {
     end_folder();
 }
 
-/* A group goes to an index of this size in steps of 32. The first is committed, the second meets
- * the damage: nobody has heard of the first yet, and the new index has it. */
-static void what_was_committed_before_the_damage_was_met_is_there(void **state) {
-    (void)state;
+/* A group goes to an index of this size in steps of 32: the first is committed, the second, near
+ * the damaged page, meets the damage. Returns how many of the 64 are stored; the first one's
+ * status. */
+static uint32_t store_two_steps(kvl_err *first) {
     static struct disk_block blocks[64];
+    uint32_t stored = 0;
     fill_folder();
     damage_row(5, SIZE_MAX);
     for (uint64_t i = 0; i < 64; i++) {
@@ -261,11 +284,35 @@ static void what_was_committed_before_the_damage_was_met_is_there(void **state) 
         block_begin(&blocks[i], KVL_IO_STORE);
     }
     for (uint64_t i = 0; i < 64; i++) {
-        assert_int_equal(block_end(&blocks[i]), KVL_OK);
+        kvl_err err = block_end(&blocks[i]);
+        *first = i == 0 ? err : *first;
+        stored += err == KVL_OK;
         block_free(&blocks[i]);
     }
+    return stored;
+}
+
+/* Nobody has heard of the first step yet, and the new index has it. */
+static void what_was_committed_before_the_damage_was_met_is_there(void **state) {
+    (void)state;
+    kvl_err first;
+    assert_int_equal(store_two_steps(&first), 64);
     assert_healed();
     assert_holds(45 + 64, "new");
+    end_folder();
+}
+
+/* And what of it cannot be read is told: it is not committed again. */
+static void what_a_healing_loses_of_the_steps_before_it_is_not_told_stored(void **state) {
+    (void)state;
+    kvl_err first;
+    hidden = key_of(256 + 200);
+    atomic_store(&is_hidden, true);
+    assert_int_equal(store_two_steps(&first), 63);
+    atomic_store(&is_hidden, false);
+    assert_int_equal(first, KVL_ERR_CORRUPT);
+    assert_non_null(strstr(lines, "unreadable=1"));
+    assert_holds(45 + 63, "new");
     end_folder();
 }
 
@@ -558,6 +605,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(what_was_cleared_stays_cleared_after_the_healing),
         cmocka_unit_test(a_segment_that_cannot_be_opened_is_not_given_up),
         cmocka_unit_test(what_was_committed_before_the_damage_was_met_is_there),
+        cmocka_unit_test(what_a_healing_loses_of_the_steps_before_it_is_not_told_stored),
         cmocka_unit_test(a_damaged_page_is_mended_by_the_store_that_meets_it),
         cmocka_unit_test(damage_under_a_reclaim_loses_nothing_that_is_kept),
         cmocka_unit_test(with_the_journal_damaged_too_the_blocks_are_all_there),

@@ -138,9 +138,11 @@ static void add_batch(struct kvl_disk *disk, struct kvl_disk_batch *batch) {
         disk->commit.ops.first_sequence = batch->first_sequence;
 }
 
-/* Last uses ride along with a commit that happens anyway. */
+/* Last uses ride along with a commit that happens anyway: few, where the map is small, or they
+ * would be steps of their own before it. */
 static void add_touches(struct kvl_disk *disk) {
-    uint32_t left = TOUCHES_PER_COMMIT;
+    uint64_t share = disk->plan.map_bytes / KVL_PAGE_BYTES / 16;
+    uint32_t left = share < TOUCHES_PER_COMMIT ? (uint32_t)share : TOUCHES_PER_COMMIT;
     for (uint32_t id = 0; id < disk->segments.slots && left > 0; id++) {
         struct kvl_segment *segment = disk->segments.items[id];
         if (segment == NULL || !segment->touched)

@@ -366,6 +366,7 @@ struct kvl_disk_reclaim {
     uint64_t next_entry;               /* to be carried */
     uint32_t carrying;                 /* staged, not yet committed */
     bool carry_failed;
+    bool unreadable;          /* for an old record cannot be read: another victim may do */
     bool carried;             /* at least one copy was begun */
     bool made_room;           /* since the parked commit was last tried */
     bool futile;              /* nothing to be had until something changes */

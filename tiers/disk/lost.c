@@ -40,13 +40,25 @@ static bool forget(struct kvl_disk *disk, uint64_t location) {
     return true;
 }
 
-/* A place without an entry is that of a store which has not ended yet: its transaction, which is
- * done again after the healing, decides about it. */
+/* A place without an entry is that of a store, or a copy, which has not ended yet: it was committed
+ * in a step before the one that met the damage, and is not committed again. */
+static void fail_staged(struct kvl_disk *disk, uint64_t location) {
+    for (struct kvl_disk_batch *batch = disk->commit.batches; batch != NULL; batch = batch->next) {
+        for (uint32_t i = 0; i < batch->staged_count; i++) {
+            struct kvl_disk_staged *staged = &batch->staged[i];
+            if (staged->op_index != UINT64_MAX && staged->block.location == location)
+                staged->status = KVL_ERR_CORRUPT;
+        }
+    }
+}
+
 void kvl_disk_lost_taken(struct kvl_disk *disk, struct kvl_disk_lost *lost) {
     uint64_t kept = 0;
     for (uint64_t i = 0; i < lost->count; i++) {
         if (forget(disk, lost->locations[i]))
             lost->locations[kept++] = lost->locations[i];
+        else
+            fail_staged(disk, lost->locations[i]);
     }
     lost->count = kept;
     disk->reclaim.futile = false;

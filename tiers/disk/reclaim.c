@@ -141,7 +141,7 @@ static void start_carrying(struct kvl_disk *disk, struct kvl_segment *victim) {
     disk->reclaim.state = KVL_RECLAIM_CARRYING;
     disk->reclaim.next_entry = 0;
     disk->reclaim.carrying = 0;
-    disk->reclaim.carry_failed = false;
+    disk->reclaim.carry_failed = disk->reclaim.unreadable = false;
     disk->reclaim.carried = false;
     victim->state = KVL_SEGMENT_RECLAIMING;
 }
@@ -291,7 +291,10 @@ static void carry_over(struct kvl_disk *disk) {
         return;
     }
     victim->state = KVL_SEGMENT_FULL;
-    give_up(disk);
+    if (reclaim->unreadable)
+        pick(disk);
+    else
+        give_up(disk);
 }
 
 void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, bool moved) {
@@ -306,6 +309,7 @@ void kvl_disk_carried(struct kvl_disk *disk, struct kvl_disk_staged *staged, boo
         entry->keep = false; /* replaced meanwhile, or bad on disk: there is nothing to carry */
     else
         disk->reclaim.carry_failed = true;
+    disk->reclaim.unreadable = disk->reclaim.unreadable || staged->op.status != KVL_OK;
 }
 
 static void tell_lost(struct kvl_disk *disk) {
@@ -332,6 +336,21 @@ static void tell_lost(struct kvl_disk *disk) {
     kvl_mailbox_post(&disk->outbox, &notices->node);
 }
 
+/* The first steps were committed, and one failed: those blocks are gone. */
+static void tell_deleted(struct kvl_disk *disk) {
+    const struct kvl_disk_commit *commit = &disk->reclaim.commit;
+    struct kvl_segment *victim = disk->reclaim.victim;
+    for (uint64_t i = 0; i < commit->done_ops; i++) {
+        const struct kvl_index_op *op = &commit->ops.items[i];
+        struct kvl_segment_entry *entry =
+            kvl_segment_at(victim, kvl_location_page(op->old_location));
+        if (entry == NULL || !entry->live || kvl_segment_moved_to(victim, entry) != 0)
+            continue;
+        kvl_disk_notify(disk, &op->block.record.key, op->old_location, false);
+        kvl_segment_kill(victim, entry);
+    }
+}
+
 void kvl_disk_reclaim_committed(struct kvl_disk *disk) {
     struct kvl_disk_commit *commit = &disk->reclaim.commit;
     if (commit->status == KVL_OK) {
@@ -339,6 +358,7 @@ void kvl_disk_reclaim_committed(struct kvl_disk *disk) {
         tell_lost(disk);
         return;
     }
+    tell_deleted(disk);
     KVL_ERROR(disk->log, "disk cannot evict: index status=%s", kvl_err_name(commit->status));
     disk->reclaim.victim->state = KVL_SEGMENT_FULL;
     give_up(disk);

@@ -53,13 +53,16 @@ static uint64_t reserve_count(const struct kvl_disk *disk) {
     return (kvl_disk_kept_bytes_max(largest_bytes) + segment_bytes - 1) / segment_bytes;
 }
 
-/* A victim whose blocks are being deleted is as good as free. */
+/* A victim whose blocks are gone is as good as free. An active segment of another capacity's size
+ * is filled up whatever there is: only then does it become a victim itself, and the reserve
+ * smaller. */
 bool kvl_disk_has_reserve(const struct kvl_disk *disk) {
     enum kvl_reclaim_state state = disk->reclaim.state;
-    bool coming = state == KVL_RECLAIM_DELETING || state == KVL_RECLAIM_TELLING ||
-                  state == KVL_RECLAIM_RELEASING;
+    bool coming = state == KVL_RECLAIM_TELLING || state == KVL_RECLAIM_RELEASING;
+    bool odd = disk->active != NULL && disk->active->bytes != disk->plan.segment_bytes;
     uint64_t unused = kvl_segments_count_state(&disk->segments, KVL_SEGMENT_FREE);
-    return disk->segments.count < 2 || unused + more_count(disk) + coming >= reserve_count(disk);
+    return odd || disk->segments.count < 2 ||
+           unused + more_count(disk) + coming >= reserve_count(disk);
 }
 
 bool kvl_disk_may_take_segment(const struct kvl_disk *disk, bool carrying) {
