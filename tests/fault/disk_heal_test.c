@@ -279,10 +279,13 @@ static uint32_t store_two_steps(kvl_err *first) {
     uint32_t stored = 0;
     fill_folder();
     damage_row(5, SIZE_MAX);
+    kvl_disk_tier_set_persist_ms(
+        fixture.tier, 600000); /* they wait for each other, and the flush */
     for (uint64_t i = 0; i < 64; i++) {
         make(&blocks[i], i < 32 ? 256 + 200 + i : 256 + 5 + i - 32); /* by their lowest bytes */
         block_begin(&blocks[i], KVL_IO_STORE);
     }
+    assert_int_equal(fixture_flush(&fixture), KVL_OK);
     for (uint64_t i = 0; i < 64; i++) {
         kvl_err err = block_end(&blocks[i]);
         *first = i == 0 ? err : *first;
