@@ -285,7 +285,7 @@ void kvl_service_destroy(struct kvl_service *service) {
     if (service->interrupt_fd >= 0)
         close(service->interrupt_fd);
     if (service->folder[0] != '\0')
-        rmdir(service->folder); /* empty, or gone */
+        rmdir(service->folder);
     pthread_cond_destroy(&service->changed);
     pthread_mutex_destroy(&service->lock);
     free(service);
@@ -343,6 +343,7 @@ void kvl_service_hide(struct kvl_service *service) {
     unlink(address.attach_path);
     unlink(address.lock_path);
     rmdir(service->folder);
+    service->folder[0] = '\0'; /* the name may become somebody else's */
 }
 
 const char *kvl_service_address(const struct kvl_service *service) {

@@ -6,7 +6,7 @@
 #include "disk.h"
 #include "thread.h"
 
-#define OPS_PER_STEP 1024u
+#define OPS_PER_STEP 1024u /* 4 MiB of copied pages, which LMDB holds in memory */
 
 struct walk_state {
     struct kvl_disk *disk;
