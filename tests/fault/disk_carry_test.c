@@ -112,6 +112,15 @@ static bool loads_same(uint64_t number) {
     return same;
 }
 
+/* The wrapped call is the posix backend's. */
+static void open_on_reads_that_fail(bool (*keep)(void *arg, const struct kvl_key *key)) {
+    fixture_init(&fixture, 64 * MIB, NULL);
+    fixture.options.codec = KVL_DISK_CODEC_RAW;
+    fixture.options.io = KVL_DISK_IO_POSIX;
+    open_with(64 * MIB);
+    fixture.tier->events.keep = keep;
+}
+
 static uint64_t kept_remainder;
 
 static bool keep_some_everywhere(void *arg, const struct kvl_key *key) {
@@ -123,11 +132,7 @@ static bool keep_some_everywhere(void *arg, const struct kvl_key *key) {
 static void carrying_that_fails_leaves_room_for_the_next(void **state) {
     (void)state;
     uint64_t number = 0;
-    fixture_init(&fixture, 64 * MIB, NULL);
-    fixture.options.codec = KVL_DISK_CODEC_RAW;
-    fixture.options.io = KVL_DISK_IO_POSIX;
-    open_with(64 * MIB);
-    fixture.tier->events.keep = keep_some_everywhere;
+    open_on_reads_that_fail(keep_some_everywhere);
     while (number < 100)
         assert_int_equal(store_mib(number++), KVL_OK);
     for (kept_remainder = 0; kept_remainder < 4; kept_remainder++) {
@@ -153,11 +158,7 @@ static bool keep_the_unreadable(void *arg, const struct kvl_key *key) {
 static void a_kept_block_that_cannot_be_read_is_in_nobodys_way(void **state) {
     (void)state;
     uint64_t number = 0;
-    fixture_init(&fixture, 64 * MIB, NULL);
-    fixture.options.codec = KVL_DISK_CODEC_RAW;
-    fixture.options.io = KVL_DISK_IO_POSIX;
-    open_with(64 * MIB);
-    fixture.tier->events.keep = keep_the_unreadable;
+    open_on_reads_that_fail(keep_the_unreadable);
     while (number < 50)
         assert_int_equal(store_mib(number++), KVL_OK);
     atomic_store(&unreadable, 30);
